@@ -1,0 +1,8 @@
+//! FirnDB's storage engine.
+pub mod error;
+pub mod iterator;
+pub mod key;
+pub mod names;
+pub mod options;
+
+pub use crate::error::{Error, Result};

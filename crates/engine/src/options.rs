@@ -1,0 +1,125 @@
+//! Every option of the engine, its default, and the reason for it. Two numbers are meant to be
+//! tuned: [`Options::memory_bytes`] and the size of the disk; the rest has defaults that tests and
+//! benchmarks vary.
+
+use std::time::Duration;
+
+/// Longest key, in bytes.
+pub const MAX_KEY_BYTES: usize = 64 << 10;
+/// Longest value, in bytes.
+pub const MAX_VALUE_BYTES: usize = 256 << 20;
+/// Largest batch, encoded, in bytes. It is one log record and must fit into memory.
+pub const MAX_BATCH_BYTES: usize = 512 << 20;
+/// Longest name of a namespace, in bytes.
+pub const MAX_NAMESPACE_BYTES: usize = 255;
+/// The number of levels of a tree.
+pub const LEVELS: usize = 7;
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Durability {
+    /// When it survives the death of the process. Power loss may take the writes of the last
+    /// [`Options::background_sync`].
+    Buffered,
+    /// When it survives power loss: the log was synced.
+    #[default]
+    Sync,
+}
+
+/// How blocks and blobs are compressed. **Stored on disk: never change these values.**
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Compression {
+    /// As they are.
+    None = 0,
+    /// LZ4 block format: fast, about half the size.
+    Lz4 = 1,
+    /// Zstandard: slower, smaller. Only in builds with the `zstd` feature.
+    Zstd = 2,
+}
+
+/// How a database is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Make the database if it is not there. Default: true.
+    pub create_if_missing: bool,
+    /// Memory for memtables, caches, indexes and filters together, in bytes. Default: 512 MiB.
+    pub memory_bytes: usize,
+    /// Bytes of one memtable before it is flushed. Default (`None`): an eighth of the memory,
+    /// at least 1 MiB, at most 64 MiB: larger ones make recovery longer than they make writes
+    /// faster.
+    pub memtable_bytes: Option<usize>,
+    /// Bytes of the block cache. Default (`None`): what the memtables leave, less a reserve for
+    /// work in flight.
+    pub cache_bytes: Option<usize>,
+    /// Background threads. Default: 2, one of which flushes and prepares logs.
+    pub background_threads: usize,
+    /// Uncompressed bytes of a data block. Default: 4 KiB, one page of the disk.
+    pub block_bytes: usize,
+    /// Entries between restart points in a block. Default: 16.
+    pub restart_interval: usize,
+    /// Filter bits per key; 0 turns filters off. Default: 10, about 1 % false positives.
+    pub filter_bits_per_key: u32,
+    /// Compression of data blocks and blobs. Default: LZ4.
+    pub compression: Compression,
+    /// Compression of the bottom level, where most data is. Default (`None`): as the others.
+    pub bottom_compression: Option<Compression>,
+    /// Values of at least this many bytes go to blob files. Default: 4 KiB.
+    pub min_blob_bytes: usize,
+    /// Share of a blob file that must be garbage before its live values are moved. Default: 0.5.
+    pub blob_garbage_ratio: f64,
+    /// Target size of an SSTable. Default (`None`): a memtable's size, at least 2 MiB.
+    pub sstable_bytes: Option<u64>,
+    /// Number of L0 runs that starts a compaction. Default: 4.
+    pub l0_compaction_trigger: usize,
+    /// Size ratio between levels. Default: 10.
+    pub level_ratio: u64,
+    /// Bytes of one log segment. Default (`None`): as a memtable.
+    pub log_segment_bytes: Option<u64>,
+    /// Bytes of log kept before the trees that hold it back are flushed. Default (`None`): four
+    /// memtables.
+    pub log_bytes: Option<u64>,
+    /// Write the log through a shared mapping: a buffered write costs no system call. Turn off on
+    /// copy-on-write file systems, where a store to a mapping can run out of space. Default: true.
+    pub log_mapped: bool,
+    /// How long a buffered write may stay unsynced. Default: 1 s. `None`: until the next sync
+    /// write, segment change or close.
+    pub background_sync: Option<Duration>,
+    /// Disk space held in reserve, so that a full disk leaves room for deletes and compaction.
+    /// Default: 64 MiB, less on small disks. 0 turns it off.
+    pub ballast_bytes: u64,
+    /// The longest a write is delayed by backpressure before it is refused as overloaded.
+    /// Default: `None`, as long as it takes.
+    pub max_write_delay: Option<Duration>,
+    /// Open for reading only: no lock, no recovery writes, no background work. Default: false.
+    pub read_only: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            create_if_missing: true,
+            memory_bytes: 512 << 20,
+            memtable_bytes: None,
+            cache_bytes: None,
+            background_threads: 2,
+            block_bytes: 4 << 10,
+            restart_interval: 16,
+            filter_bits_per_key: 10,
+            compression: Compression::Lz4,
+            bottom_compression: None,
+            min_blob_bytes: 4 << 10,
+            blob_garbage_ratio: 0.5,
+            sstable_bytes: None,
+            l0_compaction_trigger: 4,
+            level_ratio: 10,
+            log_segment_bytes: None,
+            log_bytes: None,
+            log_mapped: true,
+            background_sync: Some(Duration::from_secs(1)),
+            ballast_bytes: 64 << 20,
+            max_write_delay: None,
+            read_only: false,
+        }
+    }
+}
