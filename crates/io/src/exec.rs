@@ -1,3 +1,7 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "this file is the door to threads"
+)]
 //! Background work: a pool of threads in production, one step at a time in tests.
 //!
 //! The engine never starts a thread. It submits jobs here; a job runs to its end and may submit
@@ -7,8 +11,17 @@
 //!
 //! Code that waits for background work must make progress under both: see [`Executor::run_one`].
 
-use std::fmt::Debug;
-use std::time::Duration;
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt::{self, Debug};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::Clock;
+use crate::rng::Rng;
 
 /// How urgent a job is. Where threads are short, a more urgent job goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,4 +51,373 @@ pub trait Executor: Send + Sync + Debug {
     fn run_one(&self) -> bool;
     /// How many jobs can run at the same time (1 for a stepped executor).
     fn threads(&self) -> usize;
+}
+
+/// A job that waits for its time. Ordered so that the earliest is the greatest (the top of a
+/// [`BinaryHeap`]); equal times in order of submission.
+struct Timer {
+    due: Instant,
+    order: u64,
+    priority: Priority,
+    job: Job,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.due, self.order) == (other.due, other.order)
+    }
+}
+
+impl Eq for Timer {}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.due, other.order).cmp(&(self.due, self.order))
+    }
+}
+
+#[derive(Default)]
+struct PoolState {
+    high: VecDeque<Job>,
+    low: VecDeque<Job>,
+    timers: BinaryHeap<Timer>,
+    timers_made: u64,
+    threads: usize,
+    running_low: usize,
+    idle: usize,
+    panics: u64,
+    closed: bool,
+}
+
+impl PoolState {
+    fn queue(&mut self, priority: Priority, job: Job) {
+        match priority {
+            Priority::High => self.high.push_back(job),
+            Priority::Low => self.low.push_back(job),
+        }
+    }
+
+    /// Moves timers that are due into the queues.
+    fn fire(&mut self) {
+        if self.timers.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while self.timers.peek().is_some_and(|timer| timer.due <= now) {
+            if let Some(timer) = self.timers.pop() {
+                self.queue(timer.priority, timer.job);
+            }
+        }
+    }
+
+    fn may_start_low(&self) -> bool {
+        // One thread stays free for high jobs, if there is more than one.
+        self.running_low + 1 < self.threads || self.threads <= 1
+    }
+
+    fn next(&mut self) -> Option<(Priority, Job)> {
+        if let Some(job) = self.high.pop_front() {
+            return Some((Priority::High, job));
+        }
+        if self.may_start_low()
+            && let Some(job) = self.low.pop_front()
+        {
+            self.running_low += 1;
+            return Some((Priority::Low, job));
+        }
+        None
+    }
+}
+
+#[derive(Default)]
+struct PoolShared {
+    state: Mutex<PoolState>,
+    /// Signalled when there may be something to do for one more thread.
+    wake: Condvar,
+}
+
+impl PoolShared {
+    /// What each thread does until the pool closes.
+    fn work(&self) {
+        let mut state = self.state.lock();
+        while !state.closed {
+            state.fire();
+            let Some((priority, job)) = state.next() else {
+                self.wait(&mut state);
+                continue;
+            };
+            // This thread will be busy: somebody else must look after what is left, in particular
+            // wait for the next timer in its place.
+            let more = !state.high.is_empty() || !state.low.is_empty() || !state.timers.is_empty();
+            if more && state.idle > 0 {
+                self.wake.notify_one();
+            }
+            drop(state);
+            let panicked = catch_unwind(AssertUnwindSafe(job)).is_err();
+            state = self.state.lock();
+            state.panics += u64::from(panicked);
+            if priority == Priority::Low {
+                state.running_low -= 1;
+            }
+        }
+    }
+
+    fn wait(&self, state: &mut parking_lot::MutexGuard<'_, PoolState>) {
+        state.idle += 1;
+        match state.timers.peek().map(|timer| timer.due) {
+            Some(due) => {
+                let _ = self.wake.wait_until(state, due);
+            }
+            None => self.wake.wait(state),
+        }
+        state.idle -= 1;
+    }
+}
+
+/// Threads that run jobs: high ones first, each kind in order of submission.
+///
+/// * With at least two threads, one is never given a low job, so that a high one never waits for
+///   a compaction to end.
+/// * A job that panics is over; its panic is counted ([`ThreadPool::panics`]) and the thread goes
+///   on. Whoever waits for the job must learn of it by other means (a guard inside of the job).
+/// * Dropping the pool lets running jobs end, joins the threads, then drops the jobs that did not
+///   start. When the last handle is dropped by a job, that is, on a thread of the pool, this one
+///   thread is not joined; it ends after the job.
+pub struct ThreadPool {
+    shared: Arc<PoolShared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ThreadPool {
+    /// A pool of `threads` threads (at least one).
+    ///
+    /// If the system refuses some of the threads, the pool has fewer; if it refuses all, this
+    /// panics, as `std::thread::spawn` does: nothing could run.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(PoolShared::default());
+        let mut handles = Vec::new();
+        let mut refused = None;
+        for i in 0..threads.max(1) {
+            let worker = Arc::clone(&shared);
+            let builder = thread::Builder::new().name(format!("firn-bg-{i}"));
+            match builder.spawn(move || worker.work()) {
+                Ok(handle) => handles.push(handle),
+                Err(error) => refused = Some(error),
+            }
+        }
+        assert!(
+            !handles.is_empty(),
+            "cannot start any background thread: {refused:?}"
+        );
+        shared.state.lock().threads = handles.len();
+        Self {
+            shared,
+            threads: handles,
+        }
+    }
+
+    /// How many jobs ended by a panic.
+    pub fn panics(&self) -> u64 {
+        self.shared.state.lock().panics
+    }
+}
+
+impl Executor for ThreadPool {
+    fn submit(&self, priority: Priority, job: Job) {
+        let mut state = self.shared.state.lock();
+        state.queue(priority, job);
+        if state.idle > 0 {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    fn submit_after(&self, delay: Duration, priority: Priority, job: Job) {
+        let Some(due) = Instant::now().checked_add(delay) else {
+            return; // Beyond the end of time: it never fires.
+        };
+        let mut state = self.shared.state.lock();
+        let order = state.timers_made;
+        state.timers_made += 1;
+        state.timers.push(Timer {
+            due,
+            order,
+            priority,
+            job,
+        });
+        // The thread that waits for the earliest timer may have to wait for this one instead.
+        self.shared.wake.notify_one();
+    }
+
+    fn run_one(&self) -> bool {
+        false
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.len()
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.shared.state.lock().closed = true;
+        self.shared.wake.notify_all();
+        let this_thread = thread::current().id();
+        for handle in self.threads.drain(..) {
+            if handle.thread().id() != this_thread {
+                // A worker catches the panics of its jobs, so there is nothing to learn here.
+                let _ = handle.join();
+            }
+        }
+        // The jobs that did not start are dropped outside of the lock: what they own may be big.
+        let (high, low, timers) = {
+            let mut state = self.shared.state.lock();
+            let state = &mut *state;
+            (
+                std::mem::take(&mut state.high),
+                std::mem::take(&mut state.low),
+                std::mem::take(&mut state.timers),
+            )
+        };
+        drop((high, low, timers));
+    }
+}
+
+impl Debug for ThreadPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.lock();
+        f.debug_struct("ThreadPool")
+            .field("threads", &self.threads.len())
+            .field("queued_high", &state.high.len())
+            .field("queued_low", &state.low.len())
+            .field("timers", &state.timers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+struct Step {
+    /// By the stepper's clock.
+    due: Duration,
+    priority: Priority,
+    job: Job,
+}
+
+struct StepperState {
+    rng: Rng,
+    queue: Vec<Step>,
+}
+
+/// An executor without threads: jobs wait until somebody calls [`Executor::run_one`], which picks
+/// one of those that are due by the seed. The same seed and the same calls give the same order.
+///
+/// A panic of a job passes through `run_one`: in a test it must not go unseen.
+pub struct Stepper {
+    clock: Arc<dyn Clock>,
+    high_first: bool,
+    state: Mutex<StepperState>,
+}
+
+impl Stepper {
+    /// A stepper that picks among all due jobs, whatever their priority: a priority is a hint, and
+    /// a program must be right under every order.
+    pub fn new(seed: u64, clock: Arc<dyn Clock>) -> Self {
+        let state = StepperState {
+            rng: Rng::new(seed),
+            queue: Vec::new(),
+        };
+        Self {
+            clock,
+            high_first: false,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// A stepper that runs a low job only when no high one is due, as [`ThreadPool`] does.
+    pub fn high_first(seed: u64, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            high_first: true,
+            ..Self::new(seed, clock)
+        }
+    }
+
+    /// How many jobs wait, due or not.
+    pub fn pending(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
+    /// When the earliest waiting job is due, by the clock's monotonic time. A simulator whose
+    /// `run_one` answers `false` advances its clock to here.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.state.lock().queue.iter().map(|step| step.due).min()
+    }
+
+    /// Runs jobs until none is due, including those that jobs submit; returns how many ran.
+    pub fn run_all(&self) -> usize {
+        let mut ran = 0;
+        while self.run_one() {
+            ran += 1;
+        }
+        ran
+    }
+
+    fn pick(&self) -> Option<Job> {
+        let now = self.clock.monotonic();
+        let mut state = self.state.lock();
+        let StepperState { rng, queue } = &mut *state;
+        let is_due = |step: &Step| step.due <= now;
+        let is_high = |step: &Step| step.priority == Priority::High;
+        let only_high = self.high_first && queue.iter().any(|step| is_due(step) && is_high(step));
+        let candidate = |step: &Step| is_due(step) && (!only_high || is_high(step));
+        let count = queue.iter().filter(|step| candidate(step)).count();
+        if count == 0 {
+            return None;
+        }
+        let chosen = rng.index(count);
+        let (at, _) = queue
+            .iter()
+            .enumerate()
+            .filter(|(_, step)| candidate(step))
+            .nth(chosen)?;
+        Some(queue.remove(at).job)
+    }
+}
+
+impl Executor for Stepper {
+    fn submit(&self, priority: Priority, job: Job) {
+        self.submit_after(Duration::ZERO, priority, job);
+    }
+
+    fn submit_after(&self, delay: Duration, priority: Priority, job: Job) {
+        let due = self.clock.monotonic().saturating_add(delay);
+        self.state.lock().queue.push(Step { due, priority, job });
+    }
+
+    fn run_one(&self) -> bool {
+        // The lock is free while the job runs: it may submit, and it may wait by stepping.
+        match self.pick() {
+            Some(job) => {
+                job();
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+}
+
+impl Debug for Stepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stepper")
+            .field("pending", &self.pending())
+            .field("high_first", &self.high_first)
+            .finish_non_exhaustive()
+    }
 }

@@ -1,0 +1,1 @@
+//! Records every call.
