@@ -531,9 +531,11 @@ impl State {
 
     fn create_dir_all(&mut self, path: &Path) -> io::Result<()> {
         let mut dir = ROOT;
-        for name in components(path)? {
+        let mut names = components(path)?.into_iter().peekable();
+        while let Some(name) = names.next() {
             dir = match self.child(dir, name)? {
                 Some(id) if self.is_dir(id) => id,
+                Some(_) if names.peek().is_some() => return err(ErrorKind::NotADirectory),
                 Some(_) => return err(ErrorKind::AlreadyExists),
                 None => {
                     let names = Arc::<Names>::default();
@@ -581,10 +583,10 @@ impl State {
 
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let (from_dir, from_name) = self.resolve_parent(from)?;
+        let (to_dir, to_name) = self.resolve_parent(to)?;
         let moved = self
             .child(from_dir, from_name)?
             .ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
-        let (to_dir, to_name) = self.resolve_parent(to)?;
         let replaced = self.child(to_dir, to_name)?;
         if replaced == Some(moved) {
             return Ok(()); // Two names of one file: POSIX says that both stay.
@@ -1086,3 +1088,6 @@ impl Drop for MemLock {
         self.handle.fs.state.lock().locked.remove(&self.handle.id);
     }
 }
+
+#[cfg(test)]
+mod tests;

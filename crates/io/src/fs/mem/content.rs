@@ -178,7 +178,8 @@ impl Content {
             return false;
         }
         let (index, start) = split(offset);
-        let Ok(page) = self.page_mut(index, &mut u64::MAX.clone()) else {
+        let mut unlimited = u64::MAX;
+        let Ok(page) = self.page_mut(index, &mut unlimited) else {
             return false;
         };
         page[start] ^= 1 << (bit % 8);
@@ -236,6 +237,7 @@ impl Content {
             (Some(old), Some(new)) if Arc::ptr_eq(old, new) => return,
             (old, new) => (old.unwrap_or(&ZERO_PAGE), new.unwrap_or(&ZERO_PAGE)),
         };
+        let mut unlimited = u64::MAX;
         for start in (0..PAGE_BYTES).step_by(SECTOR_BYTES) {
             let sector = start..start + SECTOR_BYTES;
             if old[sector.clone()] == new[sector] {
@@ -249,7 +251,7 @@ impl Content {
                 0
             };
             if count > 0
-                && let Ok(page) = self.page_mut(index, &mut u64::MAX.clone())
+                && let Ok(page) = self.page_mut(index, &mut unlimited)
             {
                 page[start..start + count].copy_from_slice(&new[start..start + count]);
             }
