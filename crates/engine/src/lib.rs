@@ -1,7 +1,9 @@
 //! FirnDB's storage engine.
+pub mod compaction;
 pub mod error;
 pub mod iterator;
 pub mod key;
+pub mod merge;
 pub mod names;
 pub mod options;
 pub mod range_del;
