@@ -165,13 +165,23 @@ impl<'a, B: FnMut(&[u8]) -> bool> DropFilter<'a, B> {
         let kind = match trailer.kind() {
             Some(kind) if kind != Kind::RangeDelete => kind,
             _ => {
-                return Err(damaged(key, trailer, &format!("kind {} in a tree", trailer.0 & 0xff)));
+                return Err(damaged(
+                    key,
+                    trailer,
+                    &format!("kind {} in a tree", trailer.0 & 0xff),
+                ));
             }
         };
         let expires_at_ms = match kind.is_expiring() {
             true => match expiry(value) {
                 Some(expires_at_ms) => expires_at_ms,
-                None => return Err(damaged(key, trailer, &format!("{kind:?} without an expiry"))),
+                None => {
+                    return Err(damaged(
+                        key,
+                        trailer,
+                        &format!("{kind:?} without an expiry"),
+                    ));
+                }
             },
             false => u64::MAX,
         };
@@ -193,16 +203,26 @@ impl<'a, B: FnMut(&[u8]) -> bool> DropFilter<'a, B> {
                 }));
             }
         }
-        Ok(if is_expired { Decision::KeepAsDelete } else { Decision::Keep })
+        Ok(if is_expired {
+            Decision::KeepAsDelete
+        } else {
+            Decision::Keep
+        })
     }
 
     /// Moves on to the fragment of a new key: keys ascend, so mostly it is the same one.
     #[inline]
     fn find_fragment(&mut self) {
         let fragments = self.tombstones.fragments();
-        if fragments.get(self.fragment).is_some_and(|f| f.end <= self.key) {
+        if fragments
+            .get(self.fragment)
+            .is_some_and(|f| f.end <= self.key)
+        {
             self.fragment += 1;
-            if fragments.get(self.fragment).is_some_and(|f| f.end <= self.key) {
+            if fragments
+                .get(self.fragment)
+                .is_some_and(|f| f.end <= self.key)
+            {
                 self.fragment = self.tombstones.first_ending_after(&self.key);
             }
         }
@@ -210,11 +230,15 @@ impl<'a, B: FnMut(&[u8]) -> bool> DropFilter<'a, B> {
 
     #[inline]
     fn is_range_deleted(&self, key: &[u8], seqno: SeqNo, stripe: usize) -> bool {
-        let Some(fragment) = self.tombstones.fragments().get(self.fragment) else { return false };
+        let Some(fragment) = self.tombstones.fragments().get(self.fragment) else {
+            return false;
+        };
         // The newest tombstone that is not after the stripe; if it is newer than the entry then it
         // lies in the stripe of the entry.
         fragment.start.as_slice() <= key
-            && fragment.newest_at(self.snapshots.end(stripe)).is_some_and(|newest| newest > seqno)
+            && fragment
+                .newest_at(self.snapshots.end(stripe))
+                .is_some_and(|newest| newest > seqno)
     }
 }
 
@@ -234,10 +258,282 @@ pub fn surviving_range_tombstones(
             is_newest_of_stripe
         });
         // Descending: stripe 0 can only be that of the last.
-        if seqnos.last().is_some_and(|&last| snapshots.stripe(last) == Some(0))
+        if seqnos
+            .last()
+            .is_some_and(|&last| snapshots.stripe(last) == Some(0))
             && is_base_for(start, end)
         {
             seqnos.pop();
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merge::testing::{Entry, History, entry, history, key, sort};
+    use crate::range_del::{RangeTombstone, RangeTombstoneRef};
+    use proptest::prelude::*;
+
+    fn inside(history: &History, from: u64, to: u64) -> History {
+        let mut part = history.clone();
+        part.entries
+            .retain(|e| (from..to).contains(&e.trailer.seqno().0));
+        part.tombstones.retain(|t| (from..to).contains(&t.seqno.0));
+        part
+    }
+
+    /// What a job writes.
+    fn output(
+        input: &History,
+        snapshots: &Snapshots,
+        now_ms: u64,
+        is_base_for: impl Fn(&[u8]) -> bool,
+        is_base_for_range: impl Fn(&[u8], &[u8]) -> bool,
+    ) -> History {
+        let tombstones = RangeTombstones::from_unfragmented(input.tombstones.clone());
+        let mut filter = DropFilter::new(snapshots, &tombstones, now_ms, is_base_for);
+        let mut entries = input.entries.clone();
+        sort(&mut entries);
+        entries.retain_mut(
+            |e| match filter.decide(&e.key, e.trailer, &e.value).unwrap() {
+                Decision::Keep => true,
+                Decision::KeepAsDelete => {
+                    e.trailer = Trailer::new(e.trailer.seqno(), Kind::Delete);
+                    e.value.clear();
+                    true
+                }
+                Decision::Drop(_) => false,
+            },
+        );
+        let tombstones = surviving_range_tombstones(&tombstones, snapshots, |start, end| {
+            is_base_for_range(start, end)
+        });
+        let tombstones = tombstones
+            .iter_raw()
+            .map(RangeTombstoneRef::to_owned)
+            .collect();
+        History {
+            entries,
+            tombstones,
+            last: input.last,
+        }
+    }
+
+    fn together(parts: &[&History]) -> History {
+        History {
+            entries: parts.iter().flat_map(|p| p.entries.clone()).collect(),
+            tombstones: parts.iter().flat_map(|p| p.tombstones.clone()).collect(),
+            last: parts.iter().map(|p| p.last).max().unwrap_or(0),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        /// The history is cut into what lies below the output, the inputs, and what lies above.
+        #[test]
+        fn no_reader_sees_a_difference(
+            history in history(60, 15),
+            (low, high) in (0u64..62, 0u64..62),
+            held in proptest::collection::vec(0u64..62, 0..5),
+            published in 0u64..62,
+            now_ms in 0u64..11,
+            below_keys in proptest::collection::vec(key(), 0..5),
+        ) {
+            let (low, high) = (low.min(high), low.max(high));
+            let published = published.min(history.last);
+            let mut below = inside(&history, 0, low);
+            below.entries.retain(|e| below_keys.contains(&e.key));
+            let input = inside(&history, low, high);
+            let above = inside(&history, high, u64::MAX);
+
+            let held: Vec<_> = held.into_iter().filter(|&s| s <= published).map(SeqNo).collect();
+            let snapshots = Snapshots::new(held.clone(), SeqNo(published));
+            let after = output(
+                &input,
+                &snapshots,
+                now_ms,
+                |key| !below.entries.iter().any(|e| e.key == key),
+                |start, end| {
+                    !below.entries.iter().any(|e| start <= &e.key[..] && &e.key[..] < end)
+                },
+            );
+
+            let old = together(&[&below, &input, &above]);
+            let new = together(&[&below, &after, &above]);
+            let later = (published..=history.last).map(SeqNo);
+            for snapshot in held.into_iter().chain(later) {
+                for reader_now_ms in now_ms..12 {
+                    prop_assert_eq!(
+                        old.all(snapshot, reader_now_ms),
+                        new.all(snapshot, reader_now_ms),
+                        "at {} and {} ms", snapshot, reader_now_ms
+                    );
+                }
+            }
+
+            // And it does its work: with no snapshot and nothing below, one live value per key.
+            if published == history.last && low == 0 && high > history.last {
+                let only = Snapshots::new(vec![], SeqNo(published));
+                let least = output(&history, &only, now_ms, |_| true, |_, _| true);
+                prop_assert!(least.tombstones.is_empty());
+                prop_assert_eq!(
+                    least.entries.len(),
+                    history.all(SeqNo::MAX, now_ms).len()
+                );
+            }
+        }
+    }
+
+    fn decisions(
+        snapshots: &Snapshots,
+        tombstones: Vec<RangeTombstone>,
+        base: bool,
+        entries: &[Entry],
+    ) -> Vec<Decision> {
+        let tombstones = RangeTombstones::from_unfragmented(tombstones);
+        let mut filter = DropFilter::new(snapshots, &tombstones, 100, |_| base);
+        entries
+            .iter()
+            .map(|e| filter.decide(&e.key, e.trailer, &e.value).unwrap())
+            .collect()
+    }
+
+    fn with_kind(seqno: u64, kind: Kind, value: &[u8]) -> Entry {
+        let trailer = Trailer::new(SeqNo(seqno), kind);
+        Entry {
+            key: b"k".to_vec(),
+            trailer,
+            value: value.to_vec(),
+        }
+    }
+
+    use Decision::{Drop, Keep, KeepAsDelete};
+    use DropReason::{Expired, RangeDeleted, Shadowed, Tombstone};
+
+    #[test]
+    fn the_newest_of_each_stripe_is_kept() {
+        let snapshots = Snapshots::new(vec![SeqNo(5)], SeqNo(11));
+        let list: Vec<_> = [13, 12, 11, 8, 6, 5, 4]
+            .iter()
+            .map(|&s| entry(b"k", s, b""))
+            .collect();
+        assert_eq!(
+            decisions(&snapshots, vec![], true, &list),
+            [
+                Keep,
+                Keep,
+                Keep,
+                Drop(Shadowed),
+                Drop(Shadowed),
+                Keep,
+                Drop(Shadowed)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tombstone_goes_at_base_level_with_all_that_it_hides() {
+        let list = [
+            with_kind(4, Kind::Delete, b""),
+            entry(b"k", 3, b""),
+            entry(b"l", 2, b""),
+        ];
+        let none_held = Snapshots::new(vec![], SeqNo(9));
+        assert_eq!(
+            decisions(&none_held, vec![], true, &list),
+            [Drop(Tombstone), Drop(Shadowed), Keep]
+        );
+        assert_eq!(
+            decisions(&none_held, vec![], false, &list),
+            [Keep, Drop(Shadowed), Keep]
+        );
+        let held = Snapshots::new(vec![SeqNo(3)], SeqNo(9));
+        assert_eq!(decisions(&held, vec![], true, &list), [Keep, Keep, Keep]);
+        let unpublished = Snapshots::new(vec![], SeqNo(3));
+        assert_eq!(
+            decisions(&unpublished, vec![], true, &list),
+            [Keep, Keep, Keep]
+        );
+    }
+
+    #[test]
+    fn an_expired_entry_is_a_tombstone() {
+        let expired = with_kind(4, Kind::PutExpiring, &100u64.to_le_bytes());
+        let list = [expired, entry(b"k", 3, b"")];
+        let none_held = Snapshots::new(vec![], SeqNo(9));
+        assert_eq!(
+            decisions(&none_held, vec![], true, &list),
+            [Drop(Expired), Drop(Shadowed)]
+        );
+        assert_eq!(
+            decisions(&none_held, vec![], false, &list),
+            [KeepAsDelete, Drop(Shadowed)]
+        );
+        let held = Snapshots::new(vec![SeqNo(3)], SeqNo(9));
+        assert_eq!(decisions(&held, vec![], true, &list), [KeepAsDelete, Keep]);
+        let alive = with_kind(4, Kind::BlobPutExpiring, &101u64.to_le_bytes());
+        assert_eq!(decisions(&none_held, vec![], true, &[alive]), [Keep]);
+    }
+
+    #[test]
+    fn a_range_tombstone_deletes_in_its_stripe() {
+        let range = RangeTombstone {
+            start: b"a".to_vec(),
+            end: b"l".to_vec(),
+            seqno: SeqNo(7),
+        };
+        let list = [
+            entry(b"k", 8, b""),
+            entry(b"k", 6, b""),
+            entry(b"k", 3, b""),
+        ];
+        let held = Snapshots::new(vec![SeqNo(4), SeqNo(7)], SeqNo(9));
+        assert_eq!(
+            decisions(&held, vec![range.clone()], false, &list),
+            [Keep, Drop(RangeDeleted), Keep]
+        );
+        let other = [entry(b"l", 6, b"")];
+        assert_eq!(decisions(&held, vec![range.clone()], false, &other), [Keep]);
+
+        let set = RangeTombstones::from_unfragmented(vec![
+            range,
+            RangeTombstone {
+                start: b"a".to_vec(),
+                end: b"l".to_vec(),
+                seqno: SeqNo(5),
+            },
+            RangeTombstone {
+                start: b"a".to_vec(),
+                end: b"l".to_vec(),
+                seqno: SeqNo(2),
+            },
+        ]);
+        let kept = |base| {
+            let kept = surviving_range_tombstones(&set, &held, |_, _| base);
+            kept.iter_raw().map(|t| t.seqno.0).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(false), [7, 2]);
+        assert_eq!(kept(true), [7]);
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let snapshots = Snapshots::new(vec![], SeqNo(9));
+        let tombstones = RangeTombstones::default();
+        let mut filter = DropFilter::new(&snapshots, &tombstones, 0, |_| true);
+        for (trailer, value) in [
+            (Trailer::new(SeqNo(1), Kind::PutExpiring), &b"1234567"[..]),
+            (Trailer::new(SeqNo(1), Kind::RangeDelete), b""),
+            (Trailer(1 << 8 | 77), b""),
+        ] {
+            assert!(
+                filter
+                    .decide(b"k", trailer, value)
+                    .unwrap_err()
+                    .is_corruption()
+            );
+        }
+    }
 }

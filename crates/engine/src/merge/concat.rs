@@ -43,7 +43,11 @@ pub struct ConcatIter<S: RunSource> {
 impl<S: RunSource> ConcatIter<S> {
     /// An iterator that is not positioned and has nothing open.
     pub fn new(source: S) -> Self {
-        Self { source, table: None, index: 0 }
+        Self {
+            source,
+            table: None,
+            index: 0,
+        }
     }
 
     /// The source.
@@ -120,7 +124,11 @@ impl<S: RunSource> InternalIterator for ConcatIter<S> {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         let i = partition_point(self.source.len(), |i| {
             let (largest, exclusive) = self.source.largest(i);
-            if exclusive { largest <= key } else { largest < key }
+            if exclusive {
+                largest <= key
+            } else {
+                largest < key
+            }
         });
         if i == self.source.len() {
             self.table = None;
@@ -128,7 +136,11 @@ impl<S: RunSource> InternalIterator for ConcatIter<S> {
         }
         let table = self.open(i)?;
         table.seek(key)?;
-        if table.valid() { Ok(()) } else { self.first_from(i + 1) }
+        if table.valid() {
+            Ok(())
+        } else {
+            self.first_from(i + 1)
+        }
     }
 
     fn seek_before(&mut self, key: &[u8]) -> Result<()> {
@@ -139,21 +151,37 @@ impl<S: RunSource> InternalIterator for ConcatIter<S> {
         };
         let table = self.open(i)?;
         table.seek_before(key)?;
-        if table.valid() { Ok(()) } else { self.last_before(i) }
+        if table.valid() {
+            Ok(())
+        } else {
+            self.last_before(i)
+        }
     }
 
     #[inline]
     fn next(&mut self) -> Result<()> {
-        let Some(table) = &mut self.table else { return Ok(()) };
+        let Some(table) = &mut self.table else {
+            return Ok(());
+        };
         table.next()?;
-        if table.valid() { Ok(()) } else { self.first_from(self.index + 1) }
+        if table.valid() {
+            Ok(())
+        } else {
+            self.first_from(self.index + 1)
+        }
     }
 
     #[inline]
     fn prev(&mut self) -> Result<()> {
-        let Some(table) = &mut self.table else { return Ok(()) };
+        let Some(table) = &mut self.table else {
+            return Ok(());
+        };
         table.prev()?;
-        if table.valid() { Ok(()) } else { self.last_before(self.index) }
+        if table.valid() {
+            Ok(())
+        } else {
+            self.last_before(self.index)
+        }
     }
 
     #[inline]
@@ -173,9 +201,15 @@ impl<S: RunSource> InternalIterator for ConcatIter<S> {
 
     #[inline]
     fn next_key(&mut self) -> Result<()> {
-        let Some(table) = &mut self.table else { return Ok(()) };
+        let Some(table) = &mut self.table else {
+            return Ok(());
+        };
         table.next_key()?;
-        if table.valid() { Ok(()) } else { self.first_from(self.index + 1) }
+        if table.valid() {
+            Ok(())
+        } else {
+            self.first_from(self.index + 1)
+        }
     }
 }
 
@@ -216,14 +250,23 @@ mod tests {
 
     /// Cuts behind the keys in `cuts`; a table may have no entries.
     fn cut(entries: &[Entry], cuts: &[Vec<u8>], exclusive: bool) -> Cut {
-        let mut run = Cut { tables: vec![], bounds: vec![], opened: 0, broken: None };
+        let mut run = Cut {
+            tables: vec![],
+            bounds: vec![],
+            opened: 0,
+            broken: None,
+        };
         let mut low = vec![];
         for high in cuts.iter().cloned().chain([vec![0xff; 4]]) {
-            let inside: Vec<_> =
-                entries.iter().filter(|e| low <= e.key && e.key < high).cloned().collect();
+            let inside: Vec<_> = entries
+                .iter()
+                .filter(|e| low <= e.key && e.key < high)
+                .cloned()
+                .collect();
             match inside.last() {
                 Some(last) if !exclusive => {
-                    run.bounds.push((inside[0].key.clone(), last.key.clone(), false));
+                    run.bounds
+                        .push((inside[0].key.clone(), last.key.clone(), false));
                 }
                 _ => run.bounds.push((low.clone(), high.clone(), true)),
             }
@@ -273,7 +316,12 @@ mod tests {
 
     #[test]
     fn no_tables() {
-        let run = Cut { tables: vec![], bounds: vec![], opened: 0, broken: None };
+        let run = Cut {
+            tables: vec![],
+            bounds: vec![],
+            opened: 0,
+            broken: None,
+        };
         assert!(run.is_empty());
         let mut iter = ConcatIter::new(run);
         iter.seek_to_first().unwrap();

@@ -127,22 +127,37 @@ impl<I: InternalIterator> MergingIter<I> {
     #[inline]
     fn slot(&self, child: usize) -> Slot {
         let prefix = prefix_of(self.children[child].key());
-        Slot { prefix: if self.reverse { !prefix } else { prefix }, child: child as u32 }
+        Slot {
+            prefix: if self.reverse { !prefix } else { prefix },
+            child: child as u32,
+        }
     }
 
     #[inline]
     fn comes_before(&self, a: Slot, b: Slot) -> bool {
-        if a.prefix == b.prefix { self.comes_before_in_full(a, b) } else { a.prefix < b.prefix }
+        if a.prefix == b.prefix {
+            self.comes_before_in_full(a, b)
+        } else {
+            a.prefix < b.prefix
+        }
     }
 
     fn comes_before_in_full(&self, a: Slot, b: Slot) -> bool {
-        let (x, y) = (&self.children[a.child as usize], &self.children[b.child as usize]);
+        let (x, y) = (
+            &self.children[a.child as usize],
+            &self.children[b.child as usize],
+        );
         let order = x
             .key()
             .cmp(y.key())
             .then_with(|| y.trailer().cmp(&x.trailer()))
             .then_with(|| a.child.cmp(&b.child));
-        order == if self.reverse { Ordering::Greater } else { Ordering::Less }
+        order
+            == if self.reverse {
+                Ordering::Greater
+            } else {
+                Ordering::Less
+            }
     }
 
     /// Puts the child at `place`, which has moved, where it belongs among those behind it.
@@ -217,20 +232,22 @@ impl<I: InternalIterator> MergingIter<I> {
                 continue;
             }
             // To the first entry behind the first child's, in internal order...
+            let comes_first =
+                |child: &I| child.key() == self.pivot && (child.trailer(), self.top) > (trailer, i);
             child.seek(&self.pivot)?;
-            while child.valid()
-                && (child.trailer() > trailer || (child.trailer() == trailer && i < self.top))
-                && child.key() == self.pivot
-            {
+            while child.valid() && comes_first(child) {
                 child.next()?;
             }
-            // ...and in reverse to the one before that, which is the last one before the first
-            // child's. If there is none behind, then none of this key either.
+            // ...and in reverse from there to the last one before the first child's. A memtable may
+            // have got new entries since the seek: they are stepped back over.
             if reverse {
                 if child.valid() {
-                    child.prev()?;
+                    child.prev()?
                 } else {
-                    child.seek_before(&self.pivot)?;
+                    child.seek_to_last()?
+                }
+                while child.valid() && child.key() >= &self.pivot[..] && !comes_first(child) {
+                    child.prev()?;
                 }
             }
         }
@@ -271,16 +288,23 @@ impl<I: InternalIterator> MergingIter<I> {
     }
 
     fn verdict(&mut self, child: usize) -> Verdict {
-        let (key, seqno) = (self.children[child].key(), self.children[child].trailer().seqno());
+        let (key, seqno) = (
+            self.children[child].key(),
+            self.children[child].trailer().seqno(),
+        );
         let hints = &mut self.hints[child * self.sets.len()..][..self.sets.len()];
         for (i, (RankedTombstones { rank, set }, hint)) in self.sets.iter().zip(hints).enumerate() {
             if *rank > child {
                 break; // older sources delete nothing of newer ones
             }
             *hint = first_ending_after(set, key, *hint);
-            let Some(fragment) = set.fragments().get(*hint) else { continue };
+            let Some(fragment) = set.fragments().get(*hint) else {
+                continue;
+            };
             if fragment.start.as_slice() > key
-                || fragment.newest_at(self.snapshot).is_none_or(|newest| newest <= seqno)
+                || fragment
+                    .newest_at(self.snapshot)
+                    .is_none_or(|newest| newest <= seqno)
             {
                 continue;
             }
@@ -292,7 +316,11 @@ impl<I: InternalIterator> MergingIter<I> {
             } else {
                 (*hint, run_end(set.fragments(), *hint, self.snapshot))
             };
-            return Verdict::RangeDeleted { set: i, first, last };
+            return Verdict::RangeDeleted {
+                set: i,
+                first,
+                last,
+            };
         }
         Verdict::Live
     }
@@ -305,7 +333,7 @@ fn first_ending_after(set: &RangeTombstones, key: &[u8], hint: usize) -> usize {
     let is_it = |i: usize| is_behind(i) && (i == 0 || !is_behind(i - 1));
     if is_it(hint) {
         hint
-    } else if is_it(hint + 1) && hint < fragments.len() {
+    } else if is_it(hint + 1) {
         hint + 1
     } else {
         set.first_ending_after(key)
@@ -359,7 +387,11 @@ fn leave_backward(child: &mut impl InternalIterator, start: &[u8]) -> Result<()>
 impl<I: InternalIterator> InternalIterator for MergingIter<I> {
     #[inline]
     fn valid(&self) -> bool {
-        if self.single { self.children[0].valid() } else { !self.order.is_empty() }
+        if self.single {
+            self.children[0].valid()
+        } else {
+            !self.order.is_empty()
+        }
     }
 
     fn seek_to_first(&mut self) -> Result<()> {
@@ -390,9 +422,11 @@ impl<I: InternalIterator> InternalIterator for MergingIter<I> {
         for (i, child) in self.children.iter_mut().enumerate() {
             while let Some(RankedTombstones { set, .. }) = sets.next_if(|s| s.rank < i) {
                 let at = set.first_ending_after(&target);
-                if set.fragments().get(at).is_some_and(|f| {
-                    f.start <= target && f.newest_at(self.snapshot).is_some()
-                }) {
+                if set
+                    .fragments()
+                    .get(at)
+                    .is_some_and(|f| f.start <= target && f.newest_at(self.snapshot).is_some())
+                {
                     let last = run_end(set.fragments(), at, self.snapshot);
                     target.clone_from(&set.fragments()[last].end);
                 }
@@ -478,5 +512,209 @@ impl<I: InternalIterator> InternalIterator for MergingIter<I> {
             self.requeue(place);
         }
         self.skip_deleted()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merge::testing::{
+        Entry, History, Moves, VecIter, entry, history, sort, split, walk_like_model,
+    };
+    use crate::range_del::RangeTombstone;
+    use proptest::prelude::*;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    fn merging(parts: &[(Vec<Entry>, RangeTombstones)], snapshot: SeqNo) -> MergingIter<VecIter> {
+        MergingIter::with_tombstones(
+            parts
+                .iter()
+                .map(|(e, t)| (VecIter::new(e.clone()), Arc::new(t.clone()))),
+            snapshot,
+        )
+    }
+
+    /// All entries that no tombstone which the snapshot sees deletes.
+    fn live(history: &History, snapshot: SeqNo) -> Vec<Entry> {
+        let mut entries = history.entries.clone();
+        entries.retain(|e| {
+            !history.tombstones.iter().any(|t| {
+                t.seqno <= snapshot
+                    && t.seqno > e.trailer.seqno()
+                    && (t.start.as_slice()..t.end.as_slice()).contains(&e.key.as_slice())
+            })
+        });
+        sort(&mut entries);
+        entries
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn walks_like_one_list(
+            history in history(40, 0),
+            cuts in proptest::collection::vec(0u64..42, 0..12),
+            moves in Moves::strategy(80),
+        ) {
+            let parts = split(&history, &cuts);
+            let mut iter =
+                MergingIter::new(parts.iter().map(|(e, _)| VecIter::new(e.clone())).collect());
+            walk_like_model(&mut iter, &live(&history, SeqNo::ZERO), &moves)?;
+        }
+
+        #[test]
+        fn walks_like_the_list_of_live_entries(
+            history in history(50, 30),
+            cuts in proptest::collection::vec(0u64..52, 0..8),
+            snapshot in 0u64..52,
+            moves in Moves::strategy(80),
+        ) {
+            let mut iter = merging(&split(&history, &cuts), SeqNo(snapshot));
+            walk_like_model(&mut iter, &live(&history, SeqNo(snapshot)), &moves)?;
+        }
+
+        #[test]
+        fn after_an_error_it_is_not_valid_until_a_seek(
+            history in history(40, 20),
+            cuts in proptest::collection::vec(0u64..42, 0..5),
+            moves in Moves::strategy(40),
+            broken: proptest::sample::Index,
+            after in 0usize..20,
+        ) {
+            let mut iter = merging(&split(&history, &cuts), SeqNo::MAX);
+            let child = broken.index(iter.children.len());
+            iter.children[child].fail_after = Some(after);
+            for step in &moves {
+                let moved = match step {
+                    Moves::First => iter.seek_to_first(),
+                    Moves::Last => iter.seek_to_last(),
+                    Moves::Seek(key) => iter.seek(key),
+                    Moves::SeekBefore(key) => iter.seek_before(key),
+                    _ if !iter.valid() => continue,
+                    Moves::Next => iter.next(),
+                    Moves::Prev => iter.prev(),
+                    Moves::NextKey => iter.next_key(),
+                };
+                if moved.is_err() {
+                    prop_assert!(!iter.valid());
+                    iter.children[child].fail_after = None;
+                    walk_like_model(&mut iter, &live(&history, SeqNo::MAX), &moves)?;
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_children() {
+        let mut iter = MergingIter::<VecIter>::new(vec![]);
+        for _ in 0..2 {
+            assert!(!iter.valid());
+            iter.seek_to_first().unwrap();
+            iter.seek_to_last().unwrap();
+            iter.seek(b"k").unwrap();
+            iter.seek_before(b"k").unwrap();
+        }
+        assert!(iter.children().is_empty());
+    }
+
+    #[test]
+    fn equal_entries_of_two_sources_both_come_newer_source_first() {
+        let mut iter = MergingIter::new(vec![
+            VecIter::new(vec![entry(b"k", 5, b"new")]),
+            VecIter::new(vec![entry(b"k", 5, b"old")]),
+        ]);
+        iter.seek_to_first().unwrap();
+        assert_eq!(iter.value(), b"new");
+        iter.next().unwrap();
+        assert_eq!(iter.value(), b"old");
+        iter.prev().unwrap();
+        assert_eq!(iter.value(), b"new");
+        iter.prev().unwrap();
+        assert!(!iter.valid());
+    }
+
+    /// A range delete over many keys, split into adjacent fragments, costs a few calls per source.
+    #[test]
+    fn a_deleted_range_is_jumped_over() {
+        const KEYS: u32 = 100_000;
+        let key = |i: u32| i.to_string().into_bytes();
+        let mut old: Vec<_> = (0..KEYS)
+            .map(|i| entry(&key(i), u64::from(i) + 1, b"v"))
+            .collect();
+        sort(&mut old);
+        let mut older = old.clone();
+        older.retain(|e| e.key.len() > 2);
+        let last = old.last().unwrap().key.clone();
+        let tombstone = |start: &[u8], end: &[u8], seqno| RangeTombstone {
+            start: start.to_vec(),
+            end: end.to_vec(),
+            seqno: SeqNo(seqno),
+        };
+        // From the second key to the last but one, in two parts that overlap.
+        let set = RangeTombstones::from_unfragmented(vec![
+            tombstone(b"1", b"5", 1_000_001),
+            tombstone(b"4", &last, 1_000_002),
+        ]);
+        let mut iter = merging(
+            &[
+                (vec![], set),
+                (old, RangeTombstones::default()),
+                (older, RangeTombstones::default()),
+            ],
+            SeqNo::MAX,
+        );
+        let calls = |iter: &MergingIter<VecIter>| -> usize {
+            iter.children
+                .iter()
+                .map(|c| c.steps.load(Relaxed) + c.seeks.load(Relaxed))
+                .sum()
+        };
+        iter.seek_to_first().unwrap();
+        assert_eq!(iter.key(), b"0");
+        iter.next().unwrap();
+        assert_eq!(iter.key(), last);
+        iter.next().unwrap();
+        assert_eq!(iter.key(), last, "of the other source");
+        iter.next().unwrap();
+        assert!(!iter.valid());
+        assert!(calls(&iter) < 30, "{} calls forward", calls(&iter));
+
+        let before = calls(&iter);
+        iter.seek_to_last().unwrap();
+        let mut count = 0;
+        while iter.valid() {
+            iter.prev().unwrap();
+            count += 1;
+        }
+        assert_eq!(count, 3);
+        assert!(
+            calls(&iter) - before < 40,
+            "{} calls backward",
+            calls(&iter) - before
+        );
+
+        let before = calls(&iter);
+        iter.seek(b"3").unwrap();
+        assert_eq!(iter.key(), last);
+        assert!(
+            calls(&iter) - before < 4,
+            "{} calls for a seek",
+            calls(&iter) - before
+        );
+    }
+
+    #[test]
+    fn staying_on_one_source_moves_only_that() {
+        let left: Vec<_> = (0..100u8).map(|i| entry(&[i], 1, b"")).collect();
+        let right = vec![entry(&[200], 2, b"")];
+        let mut iter = MergingIter::new(vec![VecIter::new(right), VecIter::new(left)]);
+        iter.seek_to_first().unwrap();
+        for _ in 0..100 {
+            iter.next().unwrap();
+        }
+        assert_eq!(iter.key(), [200]);
+        assert_eq!(iter.children()[0].steps.load(Relaxed), 0);
     }
 }

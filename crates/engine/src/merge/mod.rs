@@ -25,7 +25,10 @@ pub mod visible;
 /// with zeros. Keys with different prefixes are ordered as the prefixes; equal prefixes decide
 /// nothing.
 #[inline(always)]
-#[allow(clippy::big_endian_bytes, reason = "the order of bytes is that of big-endian numbers")]
+#[allow(
+    clippy::big_endian_bytes,
+    reason = "the order of bytes is that of big-endian numbers"
+)]
 fn prefix_of(key: &[u8]) -> u64 {
     if let Some(first) = key.first_chunk::<8>() {
         return u64::from_be_bytes(*first);

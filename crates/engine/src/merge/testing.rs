@@ -9,6 +9,7 @@ use proptest::test_runner::TestCaseError;
 use crate::error::{Error, Result};
 use crate::iterator::InternalIterator;
 use crate::key::{Kind, SeqNo, Trailer};
+use crate::range_del::{RangeTombstone, RangeTombstones};
 
 /// An entry with everything owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +47,20 @@ pub(crate) struct VecIter {
 impl VecIter {
     pub(crate) fn new(entries: Vec<Entry>) -> Self {
         let at = entries.len();
-        Self { entries, at, steps: Arc::default(), seeks: Arc::default(), fail_after: None }
+        Self {
+            entries,
+            at,
+            steps: Arc::default(),
+            seeks: Arc::default(),
+            fail_after: None,
+        }
     }
 
     fn go(&mut self, counter: &Arc<AtomicUsize>, to: Option<usize>) -> Result<()> {
         counter.fetch_add(1, Ordering::Relaxed);
-        self.at = to.filter(|&to| to < self.entries.len()).unwrap_or(self.entries.len());
+        self.at = to
+            .filter(|&to| to < self.entries.len())
+            .unwrap_or(self.entries.len());
         if let Some(left) = &mut self.fail_after {
             if *left == 0 {
                 self.at = self.entries.len();
@@ -144,7 +153,11 @@ pub(crate) fn entries(most: usize) -> impl Strategy<Value = Vec<Entry>> {
             .map(|(i, (key, delete))| {
                 let kind = if delete { Kind::Delete } else { Kind::Put };
                 let value = if delete { vec![] } else { vec![i as u8] };
-                Entry { key, trailer: Trailer::new(SeqNo(i as u64 + 1), kind), value }
+                Entry {
+                    key,
+                    trailer: Trailer::new(SeqNo(i as u64 + 1), kind),
+                    value,
+                }
             })
             .collect();
         sort(&mut entries);
@@ -180,4 +193,126 @@ pub(crate) fn walk_like_model(
         }
     }
     Ok(())
+}
+
+/// Everything ever written, in the order of writing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) tombstones: Vec<RangeTombstone>,
+    /// The number of the last write.
+    pub(crate) last: u64,
+}
+
+impl History {
+    /// What a reader sees of `key`: value, version, expiry. By brute force.
+    pub(crate) fn get(&self, key: &[u8], snapshot: SeqNo, now_ms: u64) -> Option<Seen> {
+        let newest = self
+            .entries
+            .iter()
+            .filter(|e| e.key == key && e.trailer.seqno() <= snapshot)
+            .max_by_key(|e| e.trailer)?;
+        let version = newest.trailer.seqno();
+        let is_deleted = self.tombstones.iter().any(|t| {
+            t.seqno <= snapshot
+                && t.seqno > version
+                && t.start.as_slice() <= key
+                && key < t.end.as_slice()
+        });
+        let (expires_at_ms, value) = match newest.trailer.kind()? {
+            Kind::Delete => return None,
+            kind if kind.is_expiring() => {
+                let (expiry, value) = newest.value.split_first_chunk()?;
+                (Some(u64::from_le_bytes(*expiry)), value.to_vec())
+            }
+            _ => (None, newest.value.clone()),
+        };
+        let is_expired = expires_at_ms.is_some_and(|at| at <= now_ms);
+        (!is_deleted && !is_expired).then(|| Seen {
+            key: key.to_vec(),
+            value,
+            version,
+            expires_at_ms,
+        })
+    }
+
+    /// What a reader sees of all keys, in order.
+    pub(crate) fn all(&self, snapshot: SeqNo, now_ms: u64) -> Vec<Seen> {
+        let keys: std::collections::BTreeSet<_> = self.entries.iter().map(|e| &e.key).collect();
+        keys.into_iter()
+            .filter_map(|key| self.get(key, snapshot, now_ms))
+            .collect()
+    }
+}
+
+/// What a reader sees of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) version: SeqNo,
+    pub(crate) expires_at_ms: Option<u64>,
+}
+
+/// At most so many writes, so many in a hundred of which are range deletes. Expiries lie in 0..10.
+pub(crate) fn history(most: usize, range_deletes: u32) -> impl Strategy<Value = History> {
+    let kind = prop_oneof![
+        3 => Just(Kind::Put),
+        1 => Just(Kind::BlobPut),
+        2 => Just(Kind::Delete),
+        1 => Just(Kind::PutExpiring),
+        1 => Just(Kind::BlobPutExpiring),
+    ];
+    let write = (0u32..100, key(), key(), kind, 0u64..10);
+    proptest::collection::vec(write, 0..most).prop_map(move |writes| {
+        let mut history = History {
+            last: writes.len() as u64,
+            ..History::default()
+        };
+        for (i, (percent, key, other, kind, expiry)) in writes.into_iter().enumerate() {
+            let seqno = SeqNo(i as u64 + 1);
+            if percent < range_deletes {
+                let (start, end) = if key < other {
+                    (key, other)
+                } else {
+                    (other, key)
+                };
+                history
+                    .tombstones
+                    .push(RangeTombstone { start, end, seqno });
+                continue;
+            }
+            let mut value = if kind.is_expiring() {
+                expiry.to_le_bytes().to_vec()
+            } else {
+                vec![]
+            };
+            if kind != Kind::Delete {
+                value.extend_from_slice(&[i as u8; 3][..i % 4]);
+            }
+            history.entries.push(Entry {
+                key,
+                trailer: Trailer::new(seqno, kind),
+                value,
+            });
+        }
+        history
+    })
+}
+
+/// Cuts a history before these numbers into sources, newest first: at least one.
+pub(crate) fn split(history: &History, cuts: &[u64]) -> Vec<(Vec<Entry>, RangeTombstones)> {
+    let mut cuts = cuts.to_vec();
+    cuts.extend([0, u64::MAX]);
+    cuts.sort_unstable();
+    let parts = cuts.windows(2).rev().map(|w| {
+        let inside = |seqno: SeqNo| w[0] <= seqno.0 && seqno.0 < w[1];
+        let mut entries = history.entries.clone();
+        entries.retain(|e| inside(e.trailer.seqno()));
+        sort(&mut entries);
+        let mut tombstones = history.tombstones.clone();
+        tombstones.retain(|t| inside(t.seqno));
+        (entries, RangeTombstones::from_unfragmented(tombstones))
+    });
+    parts.collect()
 }

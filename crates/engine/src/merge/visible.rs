@@ -119,7 +119,11 @@ impl<I: InternalIterator> VisibleIter<I> {
     #[inline]
     #[allow(clippy::should_implement_trait, reason = "it lends: `Iterator` cannot")]
     pub fn next(&mut self) -> Result<bool> {
-        let found = if self.view.reverse { self.next_reverse() } else { self.next_forward() };
+        let found = if self.view.reverse {
+            self.next_reverse()
+        } else {
+            self.next_forward()
+        };
         if !matches!(found, Ok(true)) {
             self.state = State::Ended;
         }
@@ -162,7 +166,11 @@ impl<I: InternalIterator> VisibleIter<I> {
     /// The user key. REQUIRES (as all below): the last move returned `true`.
     #[inline]
     pub fn key(&self) -> &[u8] {
-        if self.view.reverse { &self.key } else { self.iter.key() }
+        if self.view.reverse {
+            &self.key
+        } else {
+            self.iter.key()
+        }
     }
 
     /// Sequence number and kind.
@@ -181,7 +189,11 @@ impl<I: InternalIterator> VisibleIter<I> {
     /// [is a blob](Kind::is_blob).
     #[inline]
     pub fn raw_value(&self) -> &[u8] {
-        let value = if self.view.reverse { &self.value } else { self.iter.value() };
+        let value = if self.view.reverse {
+            &self.value
+        } else {
+            self.iter.value()
+        };
         value.get(self.skip..).unwrap_or_default() // the length was checked before
     }
 
@@ -210,7 +222,10 @@ impl<I: InternalIterator> VisibleIter<I> {
                 continue;
             }
             self.trailer = trailer;
-            if self.is_value(trailer, self.iter.value(), self.iter.key())?.keep(self) {
+            if self
+                .is_value(trailer, self.iter.value(), self.iter.key())?
+                .keep(self)
+            {
                 self.state = State::Returned;
                 return Ok(true);
             }
@@ -294,16 +309,22 @@ impl<I: InternalIterator> VisibleIter<I> {
             Some(Kind::Delete) => Ok(Decoded::Nothing),
             Some(kind @ (Kind::PutExpiring | Kind::BlobPutExpiring)) => {
                 let Some(expires_at_ms) = expiry(value) else {
-                    return Err(damaged(key, trailer, &format!("{kind:?} without an expiry")));
+                    return Err(damaged(
+                        key,
+                        trailer,
+                        &format!("{kind:?} without an expiry"),
+                    ));
                 };
                 if expires_at_ms <= self.view.now_ms {
                     return Ok(Decoded::Nothing);
                 }
                 Ok(Decoded::Expiring(expires_at_ms))
             }
-            Some(Kind::RangeDelete) | None => {
-                Err(damaged(key, trailer, &format!("kind {} in a tree", trailer.0 & 0xff)))
-            }
+            Some(Kind::RangeDelete) | None => Err(damaged(
+                key,
+                trailer,
+                &format!("kind {} in a tree", trailer.0 & 0xff),
+            )),
         }
     }
 }
@@ -335,14 +356,20 @@ impl Decoded {
 /// value is too short to have one: damage.
 #[inline]
 pub fn expiry(value: &[u8]) -> Option<u64> {
-    value.first_chunk::<EXPIRY_BYTES>().map(|bytes| u64::from_le_bytes(*bytes))
+    value
+        .first_chunk::<EXPIRY_BYTES>()
+        .map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 /// The file is not known here; its blocks had good checksums, so it was written so.
 #[cold]
 pub(crate) fn damaged(key: &[u8], trailer: Trailer, what: &str) -> Error {
     let key = key.escape_ascii();
-    Error::corruption("a table", 0, format!("entry {} of key \"{key}\": {what}", trailer.seqno()))
+    Error::corruption(
+        "a table",
+        0,
+        format!("entry {} of key \"{key}\": {what}", trailer.seqno()),
+    )
 }
 
 /// To the last entry of the last key at or before `key`.
@@ -356,4 +383,170 @@ fn seek_at_or_before(
     buffer.extend_from_slice(key);
     buffer.push(0);
     iter.seek_before(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merge::merging::MergingIter;
+    use crate::merge::testing::{Entry, History, Seen, VecIter, entry, history, key, split};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    fn current<I: InternalIterator>(iter: &VisibleIter<I>) -> Seen {
+        assert_eq!(iter.kind().is_expiring(), iter.expires_at_ms().is_some());
+        Seen {
+            key: iter.key().to_vec(),
+            value: iter.raw_value().to_vec(),
+            version: iter.trailer().seqno(),
+            expires_at_ms: iter.expires_at_ms(),
+        }
+    }
+
+    fn rest<I: InternalIterator>(iter: &mut VisibleIter<I>) -> Vec<Seen> {
+        let mut seen = vec![];
+        while iter.next().unwrap() {
+            seen.push(current(iter));
+        }
+        assert!(!iter.next().unwrap());
+        seen
+    }
+
+    fn bound() -> impl Strategy<Value = Bound<Vec<u8>>> {
+        prop_oneof![
+            2 => Just(Bound::Unbounded),
+            1 => key().prop_map(Bound::Included),
+            1 => key().prop_map(Bound::Excluded),
+        ]
+    }
+
+    fn expected(history: &History, view: &View) -> Vec<Seen> {
+        let mut seen = history.all(view.snapshot, view.now_ms);
+        seen.retain(|s| {
+            (match &view.start {
+                Bound::Unbounded => true,
+                Bound::Included(start) => s.key >= *start,
+                Bound::Excluded(start) => s.key > *start,
+            }) && (match &view.end {
+                Bound::Unbounded => true,
+                Bound::Included(end) => s.key <= *end,
+                Bound::Excluded(end) => s.key < *end,
+            })
+        });
+        if view.reverse {
+            seen.reverse();
+        }
+        seen
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn sees_what_the_model_sees(
+            history in history(60, 15),
+            cuts in proptest::collection::vec(0u64..62, 0..6),
+            snapshot in prop_oneof![(0u64..62).prop_map(SeqNo), Just(SeqNo::MAX)],
+            now_ms in 0u64..11,
+            (start, end) in (bound(), bound()),
+            reverse: bool,
+            seeks in proptest::collection::vec((key(), 0usize..4), 0..5),
+        ) {
+            let view = View { snapshot, now_ms, start, end, reverse };
+            let sources = split(&history, &cuts);
+            let mut iter = VisibleIter::new(
+                MergingIter::with_tombstones(
+                    sources.into_iter().map(|(e, t)| (VecIter::new(e), Arc::new(t))),
+                    snapshot,
+                ),
+                view.clone(),
+            );
+            let all = expected(&history, &view);
+            prop_assert_eq!(&rest(&mut iter), &all);
+            for (key, moves) in seeks {
+                iter.seek(&key).unwrap();
+                let mut ahead = all.iter().filter(|s| {
+                    if reverse { s.key <= key } else { s.key >= key }
+                });
+                for _ in 0..moves {
+                    match ahead.next() {
+                        Some(next) => {
+                            prop_assert!(iter.next().unwrap());
+                            prop_assert_eq!(&current(&iter), next);
+                        }
+                        None => prop_assert!(!iter.next().unwrap()),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_expired_entry_hides_older_versions() {
+        let expiring = |at: u64| Entry {
+            key: b"k".to_vec(),
+            trailer: Trailer::new(SeqNo(7), Kind::PutExpiring),
+            value: [&at.to_le_bytes()[..], b"short-lived"].concat(),
+        };
+        for reverse in [false, true] {
+            for (now_ms, visible) in [(99, true), (100, false), (101, false)] {
+                let list = vec![expiring(100), entry(b"k", 3, b"old")];
+                let view = View {
+                    reverse,
+                    ..View::all(SeqNo::MAX, now_ms)
+                };
+                let mut iter = VisibleIter::new(VecIter::new(list), view);
+                assert_eq!(iter.next().unwrap(), visible);
+                if visible {
+                    assert_eq!(iter.raw_value(), b"short-lived");
+                    assert_eq!(iter.expires_at_ms(), Some(100));
+                    assert_eq!(iter.kind(), Kind::PutExpiring);
+                }
+                assert!(!iter.next().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_reported_and_a_seek_goes_on() {
+        let bad = |trailer: Trailer, value: &[u8]| Entry {
+            key: b"bad".to_vec(),
+            trailer,
+            value: value.to_vec(),
+        };
+        for bad in [
+            bad(Trailer::new(SeqNo(1), Kind::PutExpiring), b"1234567"),
+            bad(Trailer::new(SeqNo(1), Kind::BlobPutExpiring), b""),
+            bad(Trailer::new(SeqNo(1), Kind::RangeDelete), b"z"),
+            bad(Trailer(1 << 8 | 200), b""),
+        ] {
+            for reverse in [false, true] {
+                let list = vec![entry(b"a", 2, b""), bad.clone(), entry(b"c", 3, b"")];
+                let view = View {
+                    reverse,
+                    ..View::all(SeqNo::MAX, 0)
+                };
+                let mut iter = VisibleIter::new(VecIter::new(list), view);
+                assert!(iter.next().unwrap());
+                let error = iter.next().unwrap_err();
+                assert!(error.is_corruption(), "{error}");
+                assert!(error.to_string().contains("\"bad\""), "{error}");
+                assert!(!iter.next().unwrap());
+                let behind = if reverse { b"a" } else { b"c" };
+                iter.seek(behind).unwrap();
+                assert!(iter.next().unwrap());
+                assert_eq!(iter.key(), behind);
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_below_ends_it() {
+        let mut list = VecIter::new(vec![entry(b"a", 1, b""), entry(b"b", 2, b"")]);
+        list.fail_after = Some(1);
+        let mut iter = VisibleIter::new(list, View::all(SeqNo::MAX, 0));
+        assert!(iter.next().unwrap());
+        assert!(iter.next().is_err());
+        assert!(!iter.next().unwrap());
+    }
 }
