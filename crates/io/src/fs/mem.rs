@@ -17,11 +17,13 @@
 //! crash after every single operation. All is decided by the seed. Paths start at the root whether
 //! they say so or not; the root is there from the start and durable.
 //!
-//! It is stricter than real disks in three ways, all of which POSIX permits: syncing a new file
-//! does not make its name durable, a new directory must be synced in its parent, and a length can
-//! be lost or kept independently of the bytes. It does not model a sync that lies, nor a sector
-//! that holds a state older than the last but one write to it and newer than the last sync, unless
-//! it is a part of the newest.
+//! It is stricter than real disks in four ways, all of which POSIX permits: syncing a new file does
+//! not make its name durable, a new directory must be synced in its parent, a length can be lost or
+//! kept independently of the bytes, and a range that is to be mapped must be allocated (elsewhere a
+//! store there may end the process). It does not model a sync that lies, nor a disk that refuses
+//! directory operations for want of space. Of a sector that was written several times since the
+//! last sync it knows the synced and the newest bytes (and the newest up to some byte, which covers
+//! every earlier state of a sector that was only appended to), not the versions between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
@@ -250,6 +252,8 @@ impl State {
                 Some(node) => names.insert(Arc::clone(&change.name), node),
                 None => names.remove(&change.name),
             };
+            // A rename adds the new name before it takes the old one away, so a moved file always
+            // has one, and its pages stay counted.
             if let Some(id) = change.node {
                 self.count_link(id, 1);
             }
@@ -266,10 +270,6 @@ impl State {
             file.links = file.links.saturating_add_signed(change);
             if file.links == 0 && file.opens == 0 {
                 self.used_pages -= file.visible.pages();
-            } else if change > 0 && file.links == 1 && file.opens == 0 {
-                // A rename adds the new name before it takes the old one away, so a file without
-                // names and handles comes back only by being made.
-                self.used_pages += file.visible.pages();
             }
         }
     }
