@@ -139,6 +139,16 @@ fn full(_: Full) -> io::Error {
     io::Error::from(ErrorKind::StorageFull)
 }
 
+/// The longest file, in bytes: a wrong offset should be an error, not a table that fills the memory.
+const MAX_FILE_BYTES: u64 = 1 << 40;
+
+fn check_len(len: Option<u64>) -> io::Result<()> {
+    match len {
+        Some(len) if len <= MAX_FILE_BYTES => Ok(()),
+        _ => err(ErrorKind::FileTooLarge),
+    }
+}
+
 /// The components of a path below the root.
 fn components(path: &Path) -> io::Result<Vec<&str>> {
     let mut names = Vec::new();
@@ -999,6 +1009,7 @@ impl File for MemFile {
 
     fn allocate(&self, len: u64) -> Result<()> {
         self.change("allocate", |state, id| {
+            check_len(Some(len))?;
             state
                 .modify(id, |content, budget| content.allocate(len, budget))?
                 .map_err(full)
