@@ -1003,6 +1003,7 @@ impl File for MemFile {
 
     fn set_len(&self, len: u64) -> Result<()> {
         self.change("set length", |state, id| {
+            check_len(Some(len))?;
             state.modify(id, |content, _| content.set_len(len))
         })
     }
