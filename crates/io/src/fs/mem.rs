@@ -982,12 +982,7 @@ impl File for MemFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let result = self.change("write", |state, id| {
-            if offset
-                .checked_add(buf.len() as u64)
-                .is_none_or(|end| end > i64::MAX as u64)
-            {
-                return err(ErrorKind::FileTooLarge);
-            }
+            check_len(offset.checked_add(buf.len() as u64))?;
             state
                 .modify(id, |content, budget| content.write(offset, buf, budget))?
                 .map_err(full)
