@@ -4,5 +4,6 @@ pub mod iterator;
 pub mod key;
 pub mod names;
 pub mod options;
+pub mod range_del;
 
 pub use crate::error::{Error, Result};
