@@ -1,9 +1,11 @@
 //! FirnDB's storage engine.
+pub mod cache;
 pub mod error;
 pub mod iterator;
 pub mod key;
 pub mod names;
 pub mod options;
 pub mod range_del;
+pub mod sstable;
 
 pub use crate::error::{Error, Result};
