@@ -421,3 +421,253 @@ impl Debug for Stepper {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    /// Long enough that only a broken pool reaches it.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A job that says that it has started and goes on when told.
+    fn gate(started: Sender<()>) -> (Job, Sender<()>) {
+        let (open, wait): (Sender<()>, Receiver<()>) = channel();
+        let job = Box::new(move || {
+            started.send(()).unwrap();
+            let _ = wait.recv();
+        });
+        (job, open)
+    }
+
+    #[test]
+    fn low_jobs_leave_a_thread_to_high_ones() {
+        let pool = ThreadPool::new(3);
+        let (started, starts) = channel();
+        let mut gates = Vec::new();
+        for _ in 0..5 {
+            let (job, open) = gate(started.clone());
+            pool.submit(Priority::Low, job);
+            gates.push(open);
+        }
+        starts.recv_timeout(LIMIT).unwrap();
+        starts.recv_timeout(LIMIT).unwrap();
+        // All the low jobs that may run are running, and a high one comes through.
+        let (done, dones) = channel();
+        pool.submit(Priority::High, Box::new(move || done.send(()).unwrap()));
+        dones.recv_timeout(LIMIT).unwrap();
+        assert!(starts.try_recv().is_err());
+        assert_eq!(pool.shared.state.lock().running_low, 2);
+        drop(gates);
+        for _ in 0..3 {
+            starts.recv_timeout(LIMIT).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_thread_runs_both_kinds_high_ones_first() {
+        let pool = ThreadPool::new(1);
+        let (started, starts) = channel();
+        let (job, open) = gate(started);
+        pool.submit(Priority::Low, job);
+        starts.recv_timeout(LIMIT).unwrap();
+        let (done, dones) = channel();
+        let order = [
+            (Priority::Low, "low 1"),
+            (Priority::High, "high 1"),
+            (Priority::Low, "low 2"),
+            (Priority::High, "high 2"),
+        ];
+        for (priority, name) in order {
+            let done = done.clone();
+            pool.submit(priority, Box::new(move || done.send(name).unwrap()));
+        }
+        open.send(()).unwrap();
+        let ran: Vec<_> = (0..4).map(|_| dones.recv_timeout(LIMIT).unwrap()).collect();
+        assert_eq!(ran, ["high 1", "high 2", "low 1", "low 2"]);
+    }
+
+    #[test]
+    fn a_panic_ends_the_job_and_not_the_pool() {
+        let pool = ThreadPool::new(2);
+        for _ in 0..10 {
+            pool.submit(Priority::Low, Box::new(|| panic!("on purpose")));
+        }
+        let (done, dones) = channel();
+        pool.submit(Priority::Low, Box::new(move || done.send(()).unwrap()));
+        // Low jobs run one at a time here, in order.
+        dones.recv_timeout(LIMIT).unwrap();
+        assert_eq!(pool.panics(), 10);
+    }
+
+    #[test]
+    fn timers_fire_and_far_ones_never_do() {
+        let pool = ThreadPool::new(1);
+        let (done, dones) = channel();
+        for ms in [30, 10, 20, 0] {
+            let done = done.clone();
+            let job = Box::new(move || done.send(ms).unwrap());
+            pool.submit_after(Duration::from_millis(ms), Priority::High, job);
+        }
+        let never = Box::new(|| panic!("fired"));
+        pool.submit_after(Duration::MAX, Priority::High, never);
+        let ran: BTreeSet<u64> = (0..4).map(|_| dones.recv_timeout(LIMIT).unwrap()).collect();
+        assert_eq!(ran.len(), 4);
+    }
+
+    #[test]
+    fn a_timer_fires_though_the_thread_that_waited_for_it_is_busy() {
+        let pool = ThreadPool::new(2);
+        let (started, starts) = channel();
+        let (fired, fires) = channel();
+        let job = Box::new(move || fired.send(()).unwrap());
+        pool.submit_after(Duration::from_millis(20), Priority::High, job);
+        let (job, open) = gate(started);
+        pool.submit(Priority::High, job);
+        starts.recv_timeout(LIMIT).unwrap();
+        fires.recv_timeout(LIMIT).unwrap();
+        drop(open);
+    }
+
+    /// Counts how often it is dropped.
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn drop_waits_for_running_jobs_and_drops_the_others() {
+        let pool = ThreadPool::new(1);
+        let (started, starts) = channel();
+        let (job, open) = gate(started);
+        pool.submit(Priority::Low, job);
+        starts.recv_timeout(LIMIT).unwrap();
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let ran = Arc::new(AtomicUsize::new(0));
+        for i in 0..10 {
+            let (guard, ran) = (Counted(Arc::clone(&dropped)), Arc::clone(&ran));
+            let job = Box::new(move || {
+                let _guard = guard;
+                ran.fetch_add(1, Ordering::SeqCst);
+            });
+            match i % 3 {
+                0 => pool.submit(Priority::High, job),
+                1 => pool.submit(Priority::Low, job),
+                _ => pool.submit_after(Duration::from_secs(3600), Priority::Low, job),
+            }
+        }
+        let shared = Arc::clone(&pool.shared);
+        let dropper = thread::spawn(move || drop(pool));
+        // The pool is closing before the running job may end, so nothing else starts.
+        while !shared.state.lock().closed {
+            thread::yield_now();
+        }
+        assert_eq!(dropped.load(Ordering::SeqCst), 0);
+        open.send(()).unwrap();
+        dropper.join().unwrap();
+        assert_eq!(
+            (ran.load(Ordering::SeqCst), dropped.load(Ordering::SeqCst)),
+            (0, 10)
+        );
+    }
+
+    #[test]
+    fn a_job_may_drop_the_pool_that_runs_it() {
+        for threads in [1, 3] {
+            let pool: Arc<dyn Executor> = Arc::new(ThreadPool::new(threads));
+            let (go, wait) = channel::<()>();
+            let (done, dones) = channel();
+            let mine = Arc::clone(&pool);
+            pool.submit(
+                Priority::High,
+                Box::new(move || {
+                    wait.recv().unwrap();
+                    drop(mine);
+                    done.send(()).unwrap();
+                }),
+            );
+            drop(pool);
+            go.send(()).unwrap();
+            dones.recv_timeout(LIMIT).unwrap();
+        }
+    }
+
+    /// The order in which jobs ran that submit others and set timers.
+    fn stepped(seed: u64, high_first: bool) -> Vec<u32> {
+        let clock = Arc::new(ManualClock::new(0));
+        let stepper = Arc::new(if high_first {
+            Stepper::high_first(seed, clock.clone())
+        } else {
+            Stepper::new(seed, clock.clone())
+        });
+        let ran = Arc::new(Mutex::new(Vec::new()));
+        for i in 0..10 {
+            let (ran, again) = (Arc::clone(&ran), Arc::downgrade(&stepper));
+            let priority = if i < 5 { Priority::Low } else { Priority::High };
+            let job = Box::new(move || {
+                ran.lock().push(i);
+                let Some(again) = again.upgrade() else { return };
+                again.submit(Priority::Low, Box::new(move || ran.lock().push(100 + i)));
+            });
+            stepper.submit(priority, job);
+        }
+        let late = Arc::clone(&ran);
+        let job = Box::new(move || late.lock().push(999));
+        stepper.submit_after(Duration::from_secs(5), Priority::High, job);
+        assert_eq!(stepper.pending(), 11);
+        assert_eq!(stepper.run_all(), 20);
+        assert_eq!((stepper.pending(), stepper.run_one()), (1, false));
+        assert_eq!(stepper.next_due(), Some(Duration::from_secs(5)));
+        clock.advance(Duration::from_secs(5));
+        assert!(stepper.run_one() && !stepper.run_one());
+        assert_eq!(stepper.next_due(), None);
+        ran.lock().clone()
+    }
+
+    #[test]
+    fn a_stepper_runs_in_the_order_of_its_seed() {
+        assert_eq!(stepped(1, false), stepped(1, false));
+        assert_ne!(stepped(1, false), stepped(2, false));
+        let mut sorted = stepped(1, false);
+        assert_eq!(sorted.last(), Some(&999));
+        sorted.sort_unstable();
+        let expected: Vec<u32> = (0..10).chain(100..110).chain([999]).collect();
+        assert_eq!(sorted, expected);
+        // A low job may come before a high one, unless it is asked for otherwise.
+        assert!((0..20).any(|seed| stepped(seed, false)[..5].iter().any(|&i| i < 5)));
+        assert!((0..20).all(|seed| {
+            stepped(seed, true)[..5]
+                .iter()
+                .all(|&i| (5..10).contains(&i))
+        }));
+    }
+
+    #[test]
+    fn a_job_may_wait_by_stepping() {
+        let stepper = Arc::new(Stepper::new(0, Arc::new(ManualClock::new(0))));
+        let (done, dones) = channel();
+        let mine = Arc::downgrade(&stepper);
+        stepper.submit(
+            Priority::High,
+            Box::new(move || {
+                let mine = mine.upgrade().unwrap();
+                let inner = done.clone();
+                mine.submit(
+                    Priority::Low,
+                    Box::new(move || inner.send("inner").unwrap()),
+                );
+                assert!(mine.run_one());
+                done.send("outer").unwrap();
+            }),
+        );
+        assert!(stepper.run_one() && !stepper.run_one());
+        assert_eq!(dones.try_iter().collect::<Vec<_>>(), ["inner", "outer"]);
+    }
+}

@@ -449,3 +449,130 @@ mod sys {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_writes_and_lengths() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = OsFs::new();
+        let path = dir.path().join("a");
+        let file = fs.open(&path, OpenMode::CreateNew).unwrap();
+        file.write_at(b"hello", 10).unwrap();
+        assert_eq!(file.len().unwrap(), 15);
+        let mut buf = [9; 8];
+        assert_eq!(file.read_at(&mut buf, 10).unwrap(), 5);
+        assert_eq!(&buf, b"hello\x09\x09\x09");
+        file.read_exact_at(&mut buf, 4).unwrap();
+        assert_eq!(&buf, b"\0\0\0\0\0\0he");
+        file.allocate(0).unwrap();
+        file.allocate(100_000).unwrap();
+        assert_eq!(file.len().unwrap(), 100_000);
+        file.allocate(10).unwrap();
+        assert_eq!(file.len().unwrap(), 100_000);
+        file.start_writeback(0, 0);
+        for advice in [
+            Advice::WillNeed,
+            Advice::Sequential,
+            Advice::Random,
+            Advice::DontNeed,
+        ] {
+            file.advise(0, 0, advice);
+            file.advise(u64::MAX, 1, advice);
+        }
+        file.sync_data().unwrap();
+        fs.sync_dir(dir.path()).unwrap();
+        assert_eq!(fs.open(&path, OpenMode::Create).unwrap().len().unwrap(), 0);
+        let space = fs.space(dir.path()).unwrap();
+        assert!(space.available <= space.total && space.total > 0);
+    }
+
+    #[test]
+    fn zeros_are_written_where_nothing_reserves() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let file = OsFile {
+            file: fs::File::create_new(&path).unwrap(),
+            path,
+        };
+        file.write_at(b"abc", 0).unwrap();
+        file.write_zeros(3, 150_000).unwrap();
+        assert_eq!(file.len().unwrap(), 150_000);
+    }
+
+    #[test]
+    fn errors_name_operation_path_and_offset() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let error = OsFs.open(&path, OpenMode::Read).unwrap_err();
+        assert!(error.is_not_found());
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("open {}: ", path.display()))
+        );
+        fs::write(&path, b"x").unwrap();
+        let file = OsFs.open(&path, OpenMode::Read).unwrap();
+        let error = file.write_at(b"y", 7).unwrap_err();
+        assert_eq!((error.op, error.offset), ("write", Some(7)));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_mapping_is_seen_through_the_file_and_outlives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let file = OsFs.open(&path, OpenMode::CreateNew).unwrap();
+        assert!(file.map(4096).is_err(), "beyond the end");
+        file.allocate(10_000).unwrap();
+        assert!(file.map(0).unwrap().is_none());
+        let map = file.map(10_000).unwrap().unwrap();
+        map.write(9_995, b"world");
+        let mut buf = [0; 5];
+        file.read_exact_at(&mut buf, 9_995).unwrap();
+        assert_eq!(&buf, b"world");
+        file.sync_data().unwrap();
+        drop(file);
+        map.write(0, b"hello");
+        drop(map);
+        assert_eq!(fs::read(&path).unwrap()[..5], *b"hello");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    #[should_panic(expected = "to a mapping of 4096")]
+    fn a_store_outside_of_the_mapping_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = OsFs
+            .open(&dir.path().join("a"), OpenMode::CreateNew)
+            .unwrap();
+        file.allocate(4096).unwrap();
+        file.map(4096).unwrap().unwrap().write(4095, b"ab");
+    }
+
+    #[test]
+    fn a_lock_has_one_holder_until_it_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("LOCK");
+        let lock = OsFs.lock(&path).unwrap();
+        let refused = OsFs.lock(&path).unwrap_err();
+        assert_eq!(refused.source.kind(), ErrorKind::WouldBlock);
+        // The same file by another name is the same lock.
+        let link = dir.path().join("LINK");
+        fs::hard_link(&path, &link).unwrap();
+        assert!(OsFs.lock(&link).is_err());
+        // Another file is not.
+        drop(OsFs.lock(&dir.path().join("OTHER")).unwrap());
+        // Another open of the file finds the kernel's lock, as another process would.
+        let file = fs::File::open(&path).unwrap();
+        assert!(matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
+        drop(lock);
+        file.try_lock().unwrap();
+        let refused = OsFs.lock(&path).unwrap_err();
+        assert_eq!(refused.source.kind(), ErrorKind::WouldBlock);
+        drop(file);
+        drop(OsFs.lock(&path).unwrap());
+    }
+}
