@@ -180,9 +180,16 @@ impl Index {
         self.offsets.last().copied().unwrap_or(0)
     }
 
-    /// The first block that starts at or after `offset`, or the one after the last.
-    pub(crate) fn first_starting_at(&self, offset: u64) -> usize {
-        self.offsets.partition_point(|&o| o < offset)
+    /// The first start of a block, or end of the data, at or after `offset`.
+    pub(crate) fn first_boundary(&self, offset: u64) -> u64 {
+        let i = self.offsets.partition_point(|&o| o < offset);
+        self.offsets.get(i).copied().unwrap_or(self.data_end())
+    }
+
+    /// The last start of a block, or end of the data, at or before `offset`.
+    pub(crate) fn last_boundary(&self, offset: u64) -> u64 {
+        let i = self.offsets.partition_point(|&o| o <= offset);
+        i.checked_sub(1).map_or(0, |i| self.offsets[i])
     }
 
     #[inline]

@@ -166,15 +166,9 @@ impl TableIter {
         let (mut from, mut to) = (offset, end);
         if window > len {
             if self.forward {
-                // The last block that starts inside of the window is left out if it is cut.
-                let last = index.first_starting_at(offset + window as u64 + 1);
-                to = to.max(index.block(last - 1).0);
-                if offset + window as u64 >= index.data_end() {
-                    to = index.data_end();
-                }
+                to = to.max(index.last_boundary(offset + window as u64));
             } else {
-                let first = index.first_starting_at(end.saturating_sub(window as u64));
-                from = from.min(index.block(first).0);
+                from = from.min(index.first_boundary(end.saturating_sub(window as u64)));
             }
         }
         self.ahead.resize((to - from) as usize, 0);
