@@ -1,4 +1,5 @@
 //! FirnDB's storage engine.
+pub mod blob;
 pub mod cache;
 pub mod error;
 pub mod iterator;

@@ -44,7 +44,7 @@ pub(crate) mod stored;
 pub(crate) mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use crate::sstable::filter::key_hash;
 pub use crate::sstable::iter::{ReadOptions, TableIter};
