@@ -21,9 +21,10 @@ use firn_engine::merge::merging::MergingIter;
 use firn_engine::merge::visible::{View, VisibleIter};
 use firn_engine::range_del::{RangeTombstone, RangeTombstones};
 
-const ENTRIES: u64 = 400_000;
-const VALUE_BYTES: usize = 100;
-const ROUNDS: usize = 5;
+/// So few and small that they fit into a cache.
+const ENTRIES: u64 = 40_000;
+const VALUE_BYTES: usize = 16;
+const ROUNDS: usize = 30;
 
 /// A sorted array: keys of one length, then values.
 struct Source {
@@ -118,7 +119,7 @@ fn mix(mut x: u64) -> u64 {
 fn sources(count: u64, level: bool, same: bool) -> Vec<Source> {
     let mut lists = vec![vec![]; count as usize];
     for i in 1..=ENTRIES {
-        let source = if level && mix(i + (1 << 40)) % 10 != 0 {
+        let source = if level && mix(i + (1 << 40)) % 10 < 9 {
             count - 1
         } else {
             mix(i + (1 << 41)) % count

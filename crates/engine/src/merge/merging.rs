@@ -4,7 +4,12 @@
 //!    comes next. The first is where the merge stands.
 //! 2. A move moves the first child, then lets it sink to its place. As long as it stays first that
 //!    is one comparison, which is the common case: most entries lie in the oldest level. The array
-//!    holds the first eight bytes of each key as a number, so that most comparisons touch no key.
+//!    holds eight bytes of each key as a number, so that most comparisons touch no key: the first
+//!    eight, or where the keys of all children begin alike, the eight around their first difference.
+//!    The array was measured against a loser tree on such numbers: with 2 to 12 sources that take
+//!    turns evenly it costs 8 to 13 ns a step, the tree 6 to 19 (5 to 9 without branches, which
+//!    leaves no room for a comparison of whole keys); with nine of ten entries in one source 2.4 to
+//!    4.1 ns against 2.4 to 5.7 (5.0 to 8.5).
 //! 3. A change of direction repositions all children but the first around its entry.
 //! 4. *Range tombstones.* An entry is deleted for the reader if a tombstone that its snapshot sees
 //!    covers the key with a greater number. The merge steps over such entries. If the tombstone
@@ -31,10 +36,18 @@ use crate::range_del::{Fragment, RangeTombstones};
 /// many steps: short ranges are common too.
 const STEPS_BEFORE_SEEK: usize = 4;
 
+/// After so many comparisons of whole keys it is looked what all keys have in common.
+const FULL_COMPARISONS: u32 = if cfg!(test) { 2 } else { 64 };
+
+/// So many bytes less than they have in common are left out of the comparison, so that they need not
+/// be looked at again each time that the last of these bytes change.
+const SLACK_BYTES: usize = 3;
+
 /// Where a child stands.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    /// [`prefix_of`] the key; complemented in reverse, so that the smaller always comes first.
+    /// [`prefix_of`] the key behind what is common to all; complemented in reverse, so that the
+    /// smaller always comes first.
     prefix: u64,
     child: u32,
 }
@@ -68,6 +81,10 @@ pub struct MergingIter<I> {
     order: Vec<Slot>,
     /// The child of `order[0]`.
     top: usize,
+    /// The keys of all children in `order` begin so.
+    common: Vec<u8>,
+    /// How many times keys were compared in full since `common` was looked for.
+    full_comparisons: u32,
     /// One child, no tombstones.
     single: bool,
     /// The direction of `order`.
@@ -77,7 +94,10 @@ pub struct MergingIter<I> {
     sets: Vec<RankedTombstones>,
     /// For each child and each set, the fragment near which the child stood last.
     hints: Vec<usize>,
-    /// The key around which a change of direction turns.
+    /// For each child: as long as it moves in the present direction, no fragment comes before this
+    /// [`prefix_of`] the key, complemented in reverse.
+    clear: Vec<u64>,
+    /// The key around which a change of direction turns; a buffer in seeks.
     pivot: Vec<u8>,
 }
 
@@ -109,10 +129,13 @@ impl<I: InternalIterator> MergingIter<I> {
         Self {
             order: Vec::with_capacity(children.len()),
             top: 0,
+            common: Vec::new(),
+            full_comparisons: 0,
             single: children.len() == 1 && sets.is_empty(),
             reverse: false,
             snapshot,
             hints: vec![0; children.len() * sets.len()],
+            clear: vec![0; children.len()],
             sets,
             pivot: Vec::new(),
             children,
@@ -126,7 +149,8 @@ impl<I: InternalIterator> MergingIter<I> {
 
     #[inline]
     fn slot(&self, child: usize) -> Slot {
-        let prefix = prefix_of(self.children[child].key());
+        let key = self.children[child].key();
+        let prefix = prefix_of(key.get(self.common.len()..).unwrap_or_default());
         Slot {
             prefix: if self.reverse { !prefix } else { prefix },
             child: child as u32,
@@ -134,12 +158,12 @@ impl<I: InternalIterator> MergingIter<I> {
     }
 
     #[inline]
-    fn comes_before(&self, a: Slot, b: Slot) -> bool {
-        if a.prefix == b.prefix {
-            self.comes_before_in_full(a, b)
-        } else {
-            a.prefix < b.prefix
+    fn comes_before(&mut self, a: Slot, b: Slot) -> bool {
+        if a.prefix != b.prefix {
+            return a.prefix < b.prefix;
         }
+        self.full_comparisons += 1;
+        self.comes_before_in_full(a, b)
     }
 
     fn comes_before_in_full(&self, a: Slot, b: Slot) -> bool {
@@ -167,6 +191,11 @@ impl<I: InternalIterator> MergingIter<I> {
         if !self.children[child].valid() {
             self.order.remove(place);
         } else {
+            // The first test matters: comparing zero bytes of an empty vector, whose pointer leads
+            // nowhere, takes the processor's slow path in a memcmp made of masked loads.
+            if !self.common.is_empty() && !self.children[child].key().starts_with(&self.common) {
+                self.find_common();
+            }
             let moved = self.slot(child);
             let mut free = place;
             while let Some(&next) = self.order.get(free + 1)
@@ -176,14 +205,47 @@ impl<I: InternalIterator> MergingIter<I> {
                 free += 1;
             }
             self.order[free] = moved;
+            if self.full_comparisons >= FULL_COMPARISONS {
+                self.find_common();
+            }
         }
         self.top = self.order.first().map_or(0, |s| s.child as usize);
+    }
+
+    /// Finds what the keys of all children have in common, and fills the slots anew. Their order
+    /// stays as it is.
+    #[cold]
+    fn find_common(&mut self) {
+        self.full_comparisons = 0;
+        self.common.clear();
+        let mut keys = self
+            .order
+            .iter()
+            .map(|slot| self.children[slot.child as usize].key());
+        if let Some(first) = keys.next() {
+            let shared = |len, key: &[u8]| {
+                first
+                    .iter()
+                    .zip(key)
+                    .take(len)
+                    .take_while(|(a, b)| a == b)
+                    .count()
+            };
+            let len = keys.fold(first.len(), shared).saturating_sub(SLACK_BYTES);
+            self.common
+                .extend_from_slice(first.get(..len).unwrap_or_default());
+        }
+        for i in 0..self.order.len() {
+            self.order[i] = self.slot(self.order[i].child as usize);
+        }
     }
 
     /// Fills the order after all children were positioned for this direction.
     fn rebuild(&mut self, reverse: bool) {
         self.reverse = reverse;
         self.order.clear();
+        self.common.clear();
+        self.clear.fill(0);
         for child in (0..self.children.len()).rev() {
             if self.children[child].valid() {
                 let slot = self.slot(child);
@@ -287,34 +349,54 @@ impl<I: InternalIterator> MergingIter<I> {
         Ok(())
     }
 
+    #[inline]
     fn verdict(&mut self, child: usize) -> Verdict {
+        let prefix = prefix_of(self.children[child].key());
+        let prefix = if self.reverse { !prefix } else { prefix };
+        if prefix < self.clear[child] {
+            Verdict::Live
+        } else {
+            self.look_up_verdict(child)
+        }
+    }
+
+    fn look_up_verdict(&mut self, child: usize) -> Verdict {
         let (key, seqno) = (
             self.children[child].key(),
             self.children[child].trailer().seqno(),
         );
         let hints = &mut self.hints[child * self.sets.len()..][..self.sets.len()];
+        let mut clear = u64::MAX;
         for (i, (RankedTombstones { rank, set }, hint)) in self.sets.iter().zip(hints).enumerate() {
             if *rank > child {
                 break; // older sources delete nothing of newer ones
             }
             *hint = first_ending_after(set, key, *hint);
-            let Some(fragment) = set.fragments().get(*hint) else {
+            let fragments = set.fragments();
+            let Some(fragment) = fragments.get(*hint).filter(|f| f.start.as_slice() <= key) else {
+                // Between two fragments.
+                let ahead = if self.reverse {
+                    hint.checked_sub(1).map(|i| !prefix_of(&fragments[i].end))
+                } else {
+                    fragments.get(*hint).map(|f| prefix_of(&f.start))
+                };
+                clear = clear.min(ahead.unwrap_or(u64::MAX));
                 continue;
             };
-            if fragment.start.as_slice() > key
-                || fragment
-                    .newest_at(self.snapshot)
-                    .is_none_or(|newest| newest <= seqno)
+            if fragment
+                .newest_at(self.snapshot)
+                .is_none_or(|newest| newest <= seqno)
             {
+                clear = 0;
                 continue;
             }
             if *rank == child {
                 return Verdict::Deleted;
             }
             let (first, last) = if self.reverse {
-                (run_start(set.fragments(), *hint, self.snapshot), *hint)
+                (run_start(fragments, *hint, self.snapshot), *hint)
             } else {
-                (*hint, run_end(set.fragments(), *hint, self.snapshot))
+                (*hint, run_end(fragments, *hint, self.snapshot))
             };
             return Verdict::RangeDeleted {
                 set: i,
@@ -322,6 +404,7 @@ impl<I: InternalIterator> MergingIter<I> {
                 last,
             };
         }
+        self.clear[child] = clear;
         Verdict::Live
     }
 }
@@ -416,7 +499,9 @@ impl<I: InternalIterator> InternalIterator for MergingIter<I> {
             return self.position(false, |child| child.seek(key));
         }
         // What newer sources delete around the key need not be read from the older ones.
-        let mut target = key.to_vec();
+        let mut target = std::mem::take(&mut self.pivot);
+        target.clear();
+        target.extend_from_slice(key);
         let mut sets = self.sets.iter().peekable();
         let mut moved = Ok(());
         for (i, child) in self.children.iter_mut().enumerate() {
@@ -433,6 +518,7 @@ impl<I: InternalIterator> InternalIterator for MergingIter<I> {
             }
             moved = moved.and_then(|()| child.seek(&target));
         }
+        self.pivot = target;
         self.check(moved)?;
         self.rebuild(false);
         self.skip_deleted()
@@ -604,6 +690,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The keys have much in common, first this, then that, and then only one source is left.
+    #[test]
+    fn keys_that_begin_alike() {
+        let mut entries = vec![];
+        for i in 0..3000u64 {
+            let path = ["shared/by/all/of/a/kind/", "shared/by/all/of/another/", "x"];
+            let key = format!("{}{:05}", path[i as usize / 1000], i * 7919 % 1000);
+            entries.push(entry(key.as_bytes(), i + 1, b"v"));
+        }
+        let mut parts = vec![vec![]; 4];
+        for (i, e) in entries.iter().enumerate() {
+            parts[if i > 2500 { 3 } else { i * i % 4 }].push(e.clone());
+        }
+        parts.iter_mut().for_each(|p| sort(p));
+        sort(&mut entries);
+        let mut iter = MergingIter::new(parts.into_iter().map(VecIter::new).collect());
+        iter.seek_to_first().unwrap();
+        for e in &entries {
+            assert_eq!((iter.key(), iter.trailer()), (&e.key[..], e.trailer));
+            iter.next_key().unwrap();
+        }
+        assert!(!iter.valid());
+        iter.seek_to_last().unwrap();
+        for e in entries.iter().rev() {
+            assert_eq!((iter.key(), iter.trailer()), (&e.key[..], e.trailer));
+            iter.prev().unwrap();
+        }
+        assert!(!iter.valid());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!                             [ visible ]   what a reader at a snapshot sees
 //! ```
 //!
-//! - [`concat`]: the tables of one level, which do not overlap, one after another.
+//! - [`mod@concat`]: the tables of one level, which do not overlap, one after another.
 //! - [`merging`]: sources that overlap, entry by entry, with their range tombstones.
 //! - [`visible`]: newest visible version of each key; tombstones and expired entries left out.
 //!

@@ -136,11 +136,12 @@ impl Moves {
     }
 }
 
-/// Few keys, so that they meet: some short, some that differ only behind the eighth byte.
+/// Few keys, so that they meet: some short, some that differ only behind the eighth byte or later.
 pub(crate) fn key() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         proptest::collection::vec(0u8..4, 0..3),
         (0u8..4).prop_map(|last| [&[2; 8][..], &[last]].concat()),
+        (1usize..7, 1u8..4).prop_map(|(len, last)| [&vec![2; 8 + len][..], &[last]].concat()),
     ]
 }
 
