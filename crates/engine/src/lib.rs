@@ -3,6 +3,7 @@ pub mod compaction;
 pub mod error;
 pub mod iterator;
 pub mod key;
+pub mod memtable;
 pub mod merge;
 pub mod names;
 pub mod options;
