@@ -447,6 +447,43 @@ fn power_loss_keeps_what_was_synced_and_invents_nothing() {
 }
 
 #[test]
+fn what_was_cut_off_does_not_come_back() {
+    let mut survivors = 0;
+    for seed in 0..100u64 {
+        let fs = mem();
+        let (log, _) = open(&world(fs.clone(), seed).env, small(true)).unwrap();
+        // Frames of one size: what is appended after recovery ends where an old frame begins.
+        for i in 0..14u8 {
+            log.append(1, &[&[i; 500]]).unwrap();
+        }
+        let disk = fs.crash(seed, CrashMode::Torn);
+        let (log, found) = open(&world(disk.clone(), seed + 1).env, small(true)).unwrap();
+        let segments = disk
+            .files()
+            .iter()
+            .filter(|path| path.extension().unwrap() == "wal")
+            .count();
+        assert_eq!(
+            segments as u64,
+            log.stats().segments,
+            "a segment behind the end is left"
+        );
+        let mut expected = payloads(&found);
+        survivors += 14 - found.len();
+        for _ in 0..2 {
+            log.append(1, &[&[99; 500]]).unwrap();
+            expected.push(vec![99; 500]);
+            assert_eq!(
+                payloads(&read(&disk.fork()).unwrap()),
+                expected,
+                "seed {seed}"
+            );
+        }
+    }
+    assert!(survivors > 0);
+}
+
+#[test]
 fn a_crash_at_any_operation_of_recovery_changes_nothing() {
     for seed in 0..60u64 {
         let mut rng = Rng::new(seed);
