@@ -41,7 +41,8 @@ pub trait Executor: Send + Sync + Debug {
     /// at least two threads, low jobs never occupy all of them.
     fn submit(&self, priority: Priority, job: Job);
     /// Queues `job` to run no earlier than `delay` from now (by the executor's clock). Timers that
-    /// have not fired when the executor is dropped are dropped with it.
+    /// have not fired when the executor is dropped are dropped with it. A job that owns a handle to
+    /// its executor keeps it alive until then, so long timers should own weak ones.
     fn submit_after(&self, delay: Duration, priority: Priority, job: Job);
     /// Runs one queued job on this thread, if this executor is stepped and has one that is due;
     /// returns whether it did. A pool of threads always answers `false`.
@@ -365,6 +366,12 @@ impl Stepper {
         ran
     }
 
+    /// Drops all jobs that wait, due or not, as the death of the process does; returns how many.
+    pub fn clear(&self) -> usize {
+        let dropped = std::mem::take(&mut self.state.lock().queue);
+        dropped.len()
+    }
+
     fn pick(&self) -> Option<Job> {
         let now = self.clock.monotonic();
         let mut state = self.state.lock();
@@ -647,6 +654,18 @@ mod tests {
                 .iter()
                 .all(|&i| (5..10).contains(&i))
         }));
+    }
+
+    #[test]
+    fn clearing_a_stepper_drops_what_waits() {
+        let stepper = Stepper::new(0, Arc::new(ManualClock::new(0)));
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let (now, later) = (Counted(Arc::clone(&dropped)), Counted(Arc::clone(&dropped)));
+        stepper.submit(Priority::High, Box::new(move || drop(now)));
+        stepper.submit_after(LIMIT, Priority::Low, Box::new(move || drop(later)));
+        assert_eq!(stepper.clear(), 2);
+        assert_eq!((dropped.load(Ordering::SeqCst), stepper.pending()), (2, 0));
+        assert!(!stepper.run_one());
     }
 
     #[test]

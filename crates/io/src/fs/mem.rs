@@ -17,11 +17,13 @@
 //! crash after every single operation. All is decided by the seed. Paths start at the root whether
 //! they say so or not; the root is there from the start and durable.
 //!
-//! It is stricter than real disks in three ways, all of which POSIX permits: syncing a new file
-//! does not make its name durable, a new directory must be synced in its parent, and a length can
-//! be lost or kept independently of the bytes. It does not model a sync that lies, nor a sector
-//! that holds a state older than the last but one write to it and newer than the last sync, unless
-//! it is a part of the newest.
+//! It is stricter than real disks in four ways, all of which POSIX permits: syncing a new file does
+//! not make its name durable, a new directory must be synced in its parent, a length can be lost or
+//! kept independently of the bytes, and a range that is to be mapped must be allocated (elsewhere a
+//! store there may end the process). It does not model a sync that lies, nor a disk that refuses
+//! directory operations for want of space. Of a sector that was written several times since the
+//! last sync it knows the synced and the newest bytes (and the newest up to some byte, which covers
+//! every earlier state of a sector that was only appended to), not the versions between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
@@ -137,6 +139,16 @@ fn full(_: Full) -> io::Error {
     io::Error::from(ErrorKind::StorageFull)
 }
 
+/// The longest file, in bytes: a wrong offset should be an error, not a table that fills the memory.
+const MAX_FILE_BYTES: u64 = 1 << 40;
+
+fn check_len(len: Option<u64>) -> io::Result<()> {
+    match len {
+        Some(len) if len <= MAX_FILE_BYTES => Ok(()),
+        _ => err(ErrorKind::FileTooLarge),
+    }
+}
+
 /// The components of a path below the root.
 fn components(path: &Path) -> io::Result<Vec<&str>> {
     let mut names = Vec::new();
@@ -250,6 +262,8 @@ impl State {
                 Some(node) => names.insert(Arc::clone(&change.name), node),
                 None => names.remove(&change.name),
             };
+            // A rename adds the new name before it takes the old one away, so a moved file always
+            // has one, and its pages stay counted.
             if let Some(id) = change.node {
                 self.count_link(id, 1);
             }
@@ -266,10 +280,6 @@ impl State {
             file.links = file.links.saturating_add_signed(change);
             if file.links == 0 && file.opens == 0 {
                 self.used_pages -= file.visible.pages();
-            } else if change > 0 && file.links == 1 && file.opens == 0 {
-                // A rename adds the new name before it takes the old one away, so a file without
-                // names and handles comes back only by being made.
-                self.used_pages += file.visible.pages();
             }
         }
     }
@@ -972,12 +982,7 @@ impl File for MemFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let result = self.change("write", |state, id| {
-            if offset
-                .checked_add(buf.len() as u64)
-                .is_none_or(|end| end > i64::MAX as u64)
-            {
-                return err(ErrorKind::FileTooLarge);
-            }
+            check_len(offset.checked_add(buf.len() as u64))?;
             state
                 .modify(id, |content, budget| content.write(offset, buf, budget))?
                 .map_err(full)
@@ -993,12 +998,14 @@ impl File for MemFile {
 
     fn set_len(&self, len: u64) -> Result<()> {
         self.change("set length", |state, id| {
+            check_len(Some(len))?;
             state.modify(id, |content, _| content.set_len(len))
         })
     }
 
     fn allocate(&self, len: u64) -> Result<()> {
         self.change("allocate", |state, id| {
+            check_len(Some(len))?;
             state
                 .modify(id, |content, budget| content.allocate(len, budget))?
                 .map_err(full)

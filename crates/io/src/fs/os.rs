@@ -282,6 +282,8 @@ mod sys {
     use std::path::Path;
     use std::ptr::{self, NonNull};
 
+    use parking_lot::Mutex;
+
     use crate::fs::{Advice, MappedFile, Space};
 
     fn offset(value: u64) -> io::Result<libc::off_t> {
@@ -372,50 +374,61 @@ mod sys {
         let Some(start) = NonNull::new(start.cast::<u8>()) else {
             return Ok(None);
         };
-        Ok(Some(Box::new(OsMap { start, size })))
+        Ok(Some(Box::new(OsMap {
+            region: Mutex::new(Region { start, size }),
+            len,
+        })))
     }
 
     /// `size` bytes of shared memory at `start`, owned by this value, unmapped on drop.
     #[derive(Debug)]
-    struct OsMap {
+    struct Region {
         start: NonNull<u8>,
         size: usize,
     }
 
-    // SAFETY: the mapping belongs to the process, not to a thread; nothing else holds the pointer.
-    unsafe impl Send for OsMap {}
-    // SAFETY: the only access through a shared reference is `write`, and the contract of
-    // `MappedFile::write` is that no byte is written by two threads at a time. No reference to the
-    // bytes is ever made, and nothing reads them through the mapping.
-    unsafe impl Sync for OsMap {}
+    // SAFETY: the mapping belongs to the process, not to a thread, and nothing else holds the
+    // pointer.
+    unsafe impl Send for Region {}
+
+    impl Drop for Region {
+        fn drop(&mut self) {
+            // SAFETY: exactly the range that `mmap` returned, owned by `self`, unmapped once.
+            let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+        }
+    }
+
+    #[derive(Debug)]
+    struct OsMap {
+        /// Callers write a byte from one thread at a time, but a promise in words does not make a
+        /// safe function sound. The lock is theirs alone and costs a few nanoseconds.
+        region: Mutex<Region>,
+        len: u64,
+    }
 
     impl MappedFile for OsMap {
         fn write(&self, offset: u64, bytes: &[u8]) {
             let end = offset.checked_add(bytes.len() as u64);
+            let in_range = end.is_some_and(|end| end <= self.len);
             assert!(
-                end.is_some_and(|end| end <= self.size as u64),
-                "a write of {} bytes at {offset} to a mapping of {}",
+                in_range,
+                "{} bytes at {offset} to a mapping of {}",
                 bytes.len(),
-                self.size
+                self.len
             );
-            // SAFETY: the range is inside of the mapping (checked above, so `offset` fits into a
-            // usize), the mapping is writable and lives as long as `self`, and `bytes` cannot
-            // overlap it as no reference into it exists.
+            let region = self.region.lock();
+            // SAFETY: the range is inside of the mapping (checked above: `len` is the region's
+            // size, so `offset` fits into a usize), which is writable and lives as long as
+            // `region`. The lock makes this the only access, no reference to these bytes is ever
+            // made, and so `bytes` cannot overlap them.
             unsafe {
-                let to = self.start.as_ptr().add(offset as usize);
+                let to = region.start.as_ptr().add(offset as usize);
                 ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
             }
         }
 
         fn len(&self) -> u64 {
-            self.size as u64
-        }
-    }
-
-    impl Drop for OsMap {
-        fn drop(&mut self) {
-            // SAFETY: exactly the range that `mmap` returned, owned by `self`, unmapped once.
-            let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+            self.len
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The bytes of one file in memory: shared pages under a shared table.
 //!
 //! ```text
-//! Content ── chunks ──> Arc<[slot; up to 256]> ── slot ──> None (a hole: reads as zeros)
-//!                                                     └──> Some(Arc<4 KiB page>)
+//! Content --chunks--> Arc<[slot; up to 256]> --slot--> None (a hole: reads as zeros)
+//!                                                 \--> Some(Arc<4 KiB page>)
 //! ```
 //!
 //! A copy of a `Content` shares all chunks; a write copies the one chunk and the one page that it

@@ -383,6 +383,21 @@ fn a_store_beyond_a_cut_file_is_caught() {
 }
 
 #[test]
+fn absurd_lengths_are_refused() {
+    let fs = disk();
+    let file = create(&fs, "/d/a", b"x");
+    for result in [
+        file.write_at(b"y", u64::MAX),
+        file.write_at(b"y", MAX_FILE_BYTES),
+        file.set_len(u64::MAX),
+        file.allocate(u64::MAX),
+    ] {
+        assert_eq!(result.unwrap_err().source.kind(), ErrorKind::FileTooLarge);
+    }
+    assert_eq!(file.read_at(&mut [0; 4], u64::MAX).unwrap(), 0);
+}
+
+#[test]
 fn bit_rot_is_seen_now_and_after_a_crash() {
     let fs = disk();
     fs.write_file("/d/a", &[0; 100]).unwrap();
