@@ -45,7 +45,12 @@ impl Block {
 
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({} entries, {} bytes)", self.count, self.bytes.len())
+        write!(
+            f,
+            "Block({} entries, {} bytes)",
+            self.count,
+            self.bytes.len()
+        )
     }
 }
 
@@ -62,13 +67,20 @@ impl BlockSlice {
     pub(crate) fn new(block: Arc<Block>, start: usize, end: usize) -> Self {
         debug_assert!(start <= end && end <= block.bytes.len());
         // Blocks are far smaller than 4 GiB (see `sstable::block::MAX_BLOCK_BYTES`).
-        Self { block, start: start as u32, end: end as u32 }
+        Self {
+            block,
+            start: start as u32,
+            end: end as u32,
+        }
     }
 
     /// The same bytes without the first `n` (all of them if it is shorter).
     #[must_use]
     pub fn skip(mut self, n: usize) -> Self {
-        self.start = self.end.min(self.start.saturating_add(u32::try_from(n).unwrap_or(u32::MAX)));
+        self.start = self.end.min(
+            self.start
+                .saturating_add(u32::try_from(n).unwrap_or(u32::MAX)),
+        );
         self
     }
 }
@@ -172,9 +184,17 @@ impl BlockCache {
         // The estimate of the number of entries sizes tables: blocks are about 5 KiB with their
         // index. It also bounds the number of shards.
         let blocks = (capacity_bytes / (5 << 10)).clamp(64, 1 << 24) as usize;
-        let cache =
-            Cache::with(blocks, capacity_bytes, Weighter, Mix::default(), Default::default());
-        Self { cache, counts: Default::default() }
+        let cache = Cache::with(
+            blocks,
+            capacity_bytes,
+            Weighter,
+            Mix::default(),
+            Default::default(),
+        );
+        Self {
+            cache,
+            counts: Default::default(),
+        }
     }
 
     /// The block at `offset` of `file`, if it is here.
@@ -183,7 +203,11 @@ impl BlockCache {
         let found = self.cache.get(&Key { file, offset });
         // Any spread will do: one hot block is better counted in one place than all in one.
         let counts = &self.counts[(offset >> 12) as usize % STRIPES];
-        let count = if found.is_some() { &counts.hits } else { &counts.misses };
+        let count = if found.is_some() {
+            &counts.hits
+        } else {
+            &counts.misses
+        };
         count.fetch_add(1, Ordering::Relaxed);
         found
     }
@@ -212,7 +236,10 @@ impl BlockCache {
     /// Counters and sizes.
     pub fn stats(&self) -> CacheStats {
         let sum = |pick: fn(&Counts) -> &AtomicU64| {
-            self.counts.iter().map(|c| pick(c).load(Ordering::Relaxed)).sum()
+            self.counts
+                .iter()
+                .map(|c| pick(c).load(Ordering::Relaxed))
+                .sum()
         };
         CacheStats {
             hits: sum(|c| &c.hits),
@@ -235,7 +262,10 @@ mod tests {
     use super::*;
 
     fn block(len: usize) -> Arc<Block> {
-        Arc::new(Block { bytes: vec![7; len], ..Block::default() })
+        Arc::new(Block {
+            bytes: vec![7; len],
+            ..Block::default()
+        })
     }
 
     #[test]
@@ -282,7 +312,14 @@ mod tests {
     #[test]
     fn a_slice_outlives_eviction_and_skips() {
         let cache = BlockCache::new(1 << 20);
-        cache.insert(FileId(1), 0, Arc::new(Block { bytes: b"abcdef".to_vec(), ..Block::default() }));
+        cache.insert(
+            FileId(1),
+            0,
+            Arc::new(Block {
+                bytes: b"abcdef".to_vec(),
+                ..Block::default()
+            }),
+        );
         let slice = BlockSlice::new(cache.get(FileId(1), 0).unwrap(), 1, 5);
         cache.clear();
         assert_eq!(&*slice, b"bcde");

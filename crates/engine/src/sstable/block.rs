@@ -104,7 +104,19 @@ impl BlockBuilder {
         let suffix = &key[shared..];
         let out = &mut self.bytes;
         if shared < 0x80 && suffix.len() < 0x80 && value.len() < 0x80 {
-            let mut head = [shared as u8, suffix.len() as u8, value.len() as u8, 0, 0, 0, 0, 0, 0, 0, 0];
+            let mut head = [
+                shared as u8,
+                suffix.len() as u8,
+                value.len() as u8,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ];
             head[3..].copy_from_slice(&trailer.to_le_bytes());
             out.extend_from_slice(&head);
         } else {
@@ -185,7 +197,13 @@ fn long_entry_head(bytes: &[u8], offset: usize) -> Option<Entry> {
     let suffix = offset + head + 8;
     let value = suffix + suffix_len as usize;
     let end = value + value_len as usize;
-    Some(Entry { trailer, shared: shared as usize, suffix, value, end })
+    Some(Entry {
+        trailer,
+        shared: shared as usize,
+        suffix,
+        value,
+        end,
+    })
 }
 
 /// The four bytes at `offset` as an integer in the order of bytes; those at and after `len` count
@@ -196,7 +214,11 @@ fn ordered_prefix(bytes: &[u8], offset: usize, len: usize) -> u32 {
         Some(chunk) => u32::from_le_bytes(*chunk).swap_bytes(),
         None => return ordered_prefix_of(bytes.get(offset..).unwrap_or_default()),
     };
-    if len >= 4 { word } else { word & !(u32::MAX >> (8 * len)) }
+    if len >= 4 {
+        word
+    } else {
+        word & !(u32::MAX >> (8 * len))
+    }
 }
 
 /// The first four bytes as an integer in the order of bytes, filled with zeros.
@@ -227,8 +249,12 @@ pub(crate) enum Found {
 
 impl Block {
     /// Decodes a block from its uncompressed bytes.
+    #[cfg(test)]
     pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, &'static str> {
-        let mut block = Self { bytes, ..Self::default() };
+        let mut block = Self {
+            bytes,
+            ..Self::default()
+        };
         block.build_index()?;
         Ok(block)
     }
@@ -244,7 +270,10 @@ impl Block {
 
     fn try_build_index(&mut self) -> Result<(), &'static str> {
         let bytes = &self.bytes[..];
-        let entries_end = bytes.len().checked_sub(TAIL_BYTES).ok_or("the block is too short")?;
+        let entries_end = bytes
+            .len()
+            .checked_sub(TAIL_BYTES)
+            .ok_or("the block is too short")?;
         let number = |at| get_u32(bytes, entries_end + at).ok_or("the block is too short");
         let (count, restart_interval, common) = (number(0)?, number(4)?, number(8)?);
         if count == 0 || restart_interval == 0 {
@@ -287,7 +316,9 @@ impl Block {
                 *prefix = restart_prefix;
             } else {
                 if entry.shared > max_shared || entry.shared < common {
-                    return Err("an entry shares too much or too little of its restart point's key");
+                    return Err(
+                        "an entry shares too much or too little of its restart point's key",
+                    );
                 }
                 max_shared = entry.shared;
                 let from_restart = entry.shared - common;
@@ -506,7 +537,10 @@ mod tests {
 
     fn entries() -> impl Strategy<Value = Entries> {
         let key = prop_oneof![
-            proptest::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(255), any::<u8>()], 0..7),
+            proptest::collection::vec(
+                prop_oneof![Just(0_u8), Just(1), Just(255), any::<u8>()],
+                0..7
+            ),
             "[ab]{0,12}".prop_map(String::into_bytes),
             "prefix/[a-c]{0,4}".prop_map(String::into_bytes),
         ];
@@ -565,10 +599,16 @@ mod tests {
     }
 
     fn check_decodes_safely(bytes: Vec<u8>) {
-        let Ok(block) = Block::decode(bytes) else { return };
+        let Ok(block) = Block::decode(bytes) else {
+            return;
+        };
         for i in 0..block.count as usize {
             let key = key_of(&block, i);
-            let _ = (block.value(&block.entry(i)), block.get(&key, 3), block.lower_bound(b"ab", 1));
+            let _ = (
+                block.value(&block.entry(i)),
+                block.get(&key, 3),
+                block.lower_bound(b"ab", 1),
+            );
         }
     }
 }

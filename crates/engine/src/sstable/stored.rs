@@ -78,7 +78,10 @@ impl Compressor {
                 if self.out.len() < room {
                     self.out.resize(room, 0);
                 }
-                self.zstd.as_mut()?.compress_to_buffer(bytes, &mut self.out[..]).ok()?
+                self.zstd
+                    .as_mut()?
+                    .compress_to_buffer(bytes, &mut self.out[..])
+                    .ok()?
             }
             #[cfg(not(feature = "zstd"))]
             Compression::Zstd => return None,
@@ -144,13 +147,15 @@ pub(crate) enum Bad {
 
 /// Checks a stored block that was read from `offset`; returns its payload and compression byte.
 pub(crate) fn open(stored: &[u8], offset: u64) -> std::result::Result<(&[u8], u8), Bad> {
-    let (checked, crc) =
-        stored.split_last_chunk::<4>().ok_or(Bad::Damaged("the block is too short"))?;
+    let (checked, crc) = stored
+        .split_last_chunk::<4>()
+        .ok_or(Bad::Damaged("the block is too short"))?;
     if u32::from_le_bytes(*crc) != checksum(checked, offset) {
         return Err(Bad::Damaged("the checksum does not match"));
     }
-    let (&compression, payload) =
-        checked.split_last().ok_or(Bad::Damaged("the block is too short"))?;
+    let (&compression, payload) = checked
+        .split_last()
+        .ok_or(Bad::Damaged("the block is too short"))?;
     Ok((payload, compression))
 }
 
@@ -234,8 +239,9 @@ mod tests {
     #[test]
     fn compresses_only_what_is_worth_it() {
         let zeros = vec![0; 4096];
-        let noise: Vec<u8> =
-            (0..4096_u64).map(|i| firn_io::checksum::xxh3_64(&i.to_le_bytes()) as u8).collect();
+        let noise: Vec<u8> = (0..4096_u64)
+            .map(|i| firn_io::checksum::xxh3_64(&i.to_le_bytes()) as u8)
+            .collect();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let Ok(mut compressor) = Compressor::new(compression) else {
                 assert!(!cfg!(feature = "zstd"));
