@@ -598,7 +598,10 @@ pub struct BlobRecords<'a> {
 impl BlobRecords<'_> {
     /// The next record, or `None` after the last. After damage it stays where it is: where a
     /// damaged record ends cannot be known.
-    #[allow(clippy::should_implement_trait, reason = "a record borrows from the walk's buffer")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "a record borrows from the walk's buffer"
+    )]
     pub fn next(&mut self) -> Result<Option<BlobRecord<'_>>> {
         let (blob, offset) = (self.blob, self.next);
         if offset == blob.end {
