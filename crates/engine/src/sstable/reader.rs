@@ -275,11 +275,35 @@ impl Table {
                     return Ok(Some(TableEntry { trailer, value }));
                 }
                 // All versions in this block are too new; there may be more in the next.
-                Found::PastEnd if self.index.separator_is(i, key) => i += 1,
+                Found::PastEnd if self.index.separator_is(i, key) => {
+                    i = self.skip_versions(i + 1, key, newest)?;
+                }
                 Found::PastEnd | Found::Nothing => break,
             }
         }
         Ok(None)
+    }
+
+    /// From block `low` on, which starts with a version of `key` or after all of them: a block
+    /// before which all versions are newer than `newest`, and whose next block starts with none
+    /// that is. (A key with very many versions fills many blocks.)
+    #[cold]
+    fn skip_versions(&self, mut low: usize, key: &[u8], newest: u64) -> Result<usize> {
+        // The last block that can start with a version of the key is the first whose separator is
+        // after it.
+        let after = self.index.find(&[key, &[0]].concat());
+        let mut high = after.min(self.index.len().saturating_sub(1));
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            let block = self.cached_block(middle)?;
+            let first = block.entry(0);
+            if block.suffix(&first) == key && first.trailer > newest {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(low)
     }
 
     /// An iterator over the entries.

@@ -142,6 +142,7 @@ pub(crate) fn checksum(bytes: &[u8], offset: u64) -> u32 {
 #[derive(Debug)]
 pub(crate) enum Bad {
     Damaged(&'static str),
+    #[cfg_attr(feature = "zstd", allow(dead_code, reason = "such a build supports all"))]
     Unsupported(&'static str),
 }
 
@@ -191,10 +192,11 @@ pub(crate) fn decompress(
         if len as u64 > (compressed.len() as u64).saturating_mul(MAX_LZ4_RATIO) + 64 {
             return Err(BAD);
         }
-        if out.capacity() < len || out.len() > len {
+        if out.capacity() < len {
             // A fresh vector need not be zeroed.
             *out = lz4_flex::block::decompress(compressed, len).map_err(|_| BAD)?;
         } else {
+            // What is left there from before is overwritten, or cut off below.
             out.resize(len, 0);
             let written = lz4_flex::block::decompress_into(compressed, out).map_err(|_| BAD)?;
             out.truncate(written);
