@@ -23,8 +23,8 @@ use crate::key::FileId;
 pub struct Block {
     /// The uncompressed bytes.
     pub(crate) bytes: Vec<u8>,
-    /// Prefixes of the keys, then offsets of the entries.
-    pub(crate) index: Vec<u32>,
+    /// Of each entry, a prefix of its key (upper half) and its offset.
+    pub(crate) index: Vec<u64>,
     /// How many entries.
     pub(crate) count: u32,
     /// Entries from one restart point to the next.
@@ -39,7 +39,7 @@ impl Block {
     /// Memory that it takes, in bytes.
     pub fn weight(&self) -> usize {
         // The two allocations, the block itself and its share of the cache's own table.
-        self.bytes.capacity() + 4 * self.index.capacity() + size_of::<Self>() + 64
+        self.bytes.capacity() + 8 * self.index.capacity() + size_of::<Self>() + 64
     }
 }
 

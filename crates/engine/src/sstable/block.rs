@@ -18,8 +18,9 @@
 //! # In memory
 //!
 //! Decoding a block walks its entries once, checks every length, and builds for each entry the
-//! offset of the entry and the four bytes of its key that follow the common ones, as an integer
-//! whose order is that of the bytes (a shorter key is filled with zeros). A search then is a search
+//! offset of the entry and, above it in the same 64 bits, the four bytes of its key that follow the
+//! common ones, as an integer whose order is that of the bytes (a shorter key is filled with
+//! zeros). A search then is a search
 //! for an integer among integers that lie next to each other; keys are compared only where those
 //! are equal. Everything after decoding relies on the checks done there and cannot fail.
 
@@ -284,16 +285,15 @@ impl Block {
         }
         let n = count as usize;
         self.index.clear();
-        self.index.reserve_exact(2 * n);
-        self.index.resize(2 * n, 0);
-        let (prefixes, offsets) = self.index.split_at_mut(n);
+        self.index.reserve_exact(n);
         let common = common as usize;
         let mut first_key = 0;
         let mut offset = 0;
         let mut left = 0;
         let mut max_shared = 0;
         let mut restart_prefix = 0;
-        for (prefix, slot) in prefixes.iter_mut().zip(offsets) {
+        for _ in 0..n {
+            let prefix;
             let entry = entry_head(bytes, offset).ok_or("an entry is cut off")?;
             if entry.end > entries_end {
                 return Err("an entry is longer than the block");
@@ -313,7 +313,7 @@ impl Block {
                 }
                 max_shared = suffix_len;
                 restart_prefix = ordered_prefix(bytes, entry.suffix + common, suffix_len - common);
-                *prefix = restart_prefix;
+                prefix = restart_prefix;
             } else {
                 if entry.shared > max_shared || entry.shared < common {
                     return Err(
@@ -322,7 +322,7 @@ impl Block {
                 }
                 max_shared = entry.shared;
                 let from_restart = entry.shared - common;
-                *prefix = if from_restart >= 4 {
+                prefix = if from_restart >= 4 {
                     restart_prefix
                 } else {
                     let bits = 8 * from_restart;
@@ -331,7 +331,7 @@ impl Block {
                 };
             }
             left -= 1;
-            *slot = offset as u32;
+            self.index.push(u64::from(prefix) << 32 | offset as u64);
             offset = entry.end;
         }
         if offset != entries_end {
@@ -353,7 +353,7 @@ impl Block {
 
     #[inline]
     fn offset(&self, i: usize) -> usize {
-        self.index[self.count as usize + i] as usize
+        (self.index[i] & u64::from(u32::MAX)) as usize
     }
 
     /// The entry `i`.
@@ -411,22 +411,16 @@ impl Block {
     /// The entries (from, to) whose prefix is that of `tail`.
     #[inline]
     fn same_prefix(&self, tail: &[u8]) -> (usize, usize) {
-        let prefixes = &self.index[..self.count as usize];
         let wanted = ordered_prefix_of(tail);
-        let from = prefixes.partition_point(|&p| p < wanted);
+        let from = self.index.partition_point(|&p| ((p >> 32) as u32) < wanted);
         // Usually none or one: look at a few before halving the rest.
-        let near = prefixes[from..]
-            .iter()
-            .take(8)
-            .take_while(|&&p| p == wanted)
-            .count();
+        let rest = &self.index[from..];
+        let same = |p: u64| (p >> 32) as u32 == wanted;
+        let near = rest.iter().take(8).take_while(|&&p| same(p)).count();
         if near < 8 {
             return (from, from + near);
         }
-        (
-            from,
-            from + prefixes[from..].partition_point(|&p| p == wanted),
-        )
+        (from, from + rest.partition_point(|&p| same(p)))
     }
 
     /// The first of the entries `low..high` at or after (common prefix and `tail`, `trailer`); with

@@ -142,7 +142,10 @@ pub(crate) fn checksum(bytes: &[u8], offset: u64) -> u32 {
 #[derive(Debug)]
 pub(crate) enum Bad {
     Damaged(&'static str),
-    #[cfg_attr(feature = "zstd", allow(dead_code, reason = "such a build supports all"))]
+    #[cfg_attr(
+        feature = "zstd",
+        allow(dead_code, reason = "such a build supports all")
+    )]
     Unsupported(&'static str),
 }
 

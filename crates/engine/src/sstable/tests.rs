@@ -413,26 +413,36 @@ fn versions_of_one_key_cross_blocks() {
 #[test]
 fn a_version_among_many_is_found_by_few_reads() {
     let items: Vec<Item> = (0..20_000).map(|i| put("k", 30_000 - i, "v")).collect();
-    let options = TableOptions { block_bytes: 256, ..TableOptions::default() };
+    let options = TableOptions {
+        block_bytes: 256,
+        ..TableOptions::default()
+    };
     let (bytes, _) = write(&items, &[], options);
     let table = open(&bytes, 64 << 20).unwrap();
     assert!(table.properties().block_count > 500);
     for seqno in [10_001, 10_002, 20_000, 29_999, 30_000] {
         table.cache().clear();
         let before = table.cache().stats().misses;
-        assert_eq!(get(&table, b"k", seqno).unwrap().unwrap().0.seqno(), SeqNo(seqno));
+        assert_eq!(
+            get(&table, b"k", seqno).unwrap().unwrap().0.seqno(),
+            SeqNo(seqno)
+        );
         assert!(table.cache().stats().misses - before < 20);
     }
     for seqno in 10_001..10_400 {
-        assert_eq!(get(&table, b"k", seqno).unwrap().unwrap().0.seqno(), SeqNo(seqno));
+        assert_eq!(
+            get(&table, b"k", seqno).unwrap().unwrap().0.seqno(),
+            SeqNo(seqno)
+        );
     }
     assert!(get(&table, b"k", 10_000).unwrap().is_none());
 }
 
 #[test]
 fn threads_share_a_table_and_a_small_cache() {
-    let items: Vec<Item> =
-        (0..5000).map(|i| put(format!("key{i:06}"), 5, format!("value {i}"))).collect();
+    let items: Vec<Item> = (0..5000)
+        .map(|i| put(format!("key{i:06}"), 5, format!("value {i}")))
+        .collect();
     let (bytes, _) = write(&items, &[], TableOptions::default());
     let table = open(&bytes, 100_000).unwrap();
     std::thread::scope(|scope| {
@@ -440,13 +450,19 @@ fn threads_share_a_table_and_a_small_cache() {
             let (table, items) = (&table, &items);
             scope.spawn(move || {
                 for i in 0..3000 {
-                    let n = key_hash(&[&thread.to_le_bytes()[..], &[i as u8, (i >> 8) as u8]].concat());
+                    let n =
+                        key_hash(&[&thread.to_le_bytes()[..], &[i as u8, (i >> 8) as u8]].concat());
                     let (key, trailer, value) = &items[n as usize % items.len()];
                     assert_eq!(get(table, key, 9).unwrap(), Some((*trailer, value.clone())));
                 }
             });
         }
-        scope.spawn(|| assert_eq!(dump(&mut table.iter(ReadOptions::default())).unwrap(), items));
+        scope.spawn(|| {
+            assert_eq!(
+                dump(&mut table.iter(ReadOptions::default())).unwrap(),
+                items
+            )
+        });
     });
     assert!(table.cache().stats().bytes <= 100_000);
 }
@@ -475,7 +491,10 @@ fn golden_file() {
     let (mut bytes, _) = write(&items, &[tombstone(b"key1", b"key2", 50)], options);
     // But for the writer's version, in the properties, which may change.
     let writer = concat!("firn-engine ", env!("CARGO_PKG_VERSION")).as_bytes();
-    let at = bytes.windows(writer.len()).position(|w| w == writer).unwrap();
+    let at = bytes
+        .windows(writer.len())
+        .position(|w| w == writer)
+        .unwrap();
     bytes.truncate(at - 2);
     let sum = firn_io::checksum::crc32c(&bytes);
     assert_eq!((bytes.len(), sum), (GOLDEN_LEN, GOLDEN_CRC));
