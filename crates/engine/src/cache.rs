@@ -155,6 +155,8 @@ const STRIPES: usize = 8;
 struct Counts {
     hits: AtomicU64,
     misses: AtomicU64,
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
 }
 
 /// What the cache has done and holds.
@@ -164,6 +166,10 @@ pub struct CacheStats {
     pub hits: u64,
     /// Lookups that did not.
     pub misses: u64,
+    /// Reads of data blocks from files, by this cache's users: each may bring several blocks.
+    pub reads: u64,
+    /// Bytes that these brought, as stored.
+    pub read_bytes: u64,
     /// Memory held now.
     pub bytes: u64,
     /// The most memory it may hold.
@@ -217,6 +223,13 @@ impl BlockCache {
         self.cache.insert(Key { file, offset }, block);
     }
 
+    /// Counts a read of data blocks from a file.
+    pub(crate) fn count_read(&self, offset: u64, bytes: usize) {
+        let counts = &self.counts[(offset >> 12) as usize % STRIPES];
+        counts.reads.fetch_add(1, Ordering::Relaxed);
+        counts.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Tells that `file` is gone. Its blocks will age out; nothing has to be done now.
     pub fn evict_file(&self, file: FileId) {
         // Numbers are never used again, and walking the cache would cost more than it frees.
@@ -244,6 +257,8 @@ impl BlockCache {
         CacheStats {
             hits: sum(|c| &c.hits),
             misses: sum(|c| &c.misses),
+            reads: sum(|c| &c.reads),
+            read_bytes: sum(|c| &c.read_bytes),
             bytes: self.cache.weight(),
             capacity_bytes: self.cache.capacity(),
             blocks: self.cache.len() as u64,

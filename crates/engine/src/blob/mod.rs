@@ -111,6 +111,41 @@ impl BlobPointer {
     }
 }
 
+/// A value that was read. Dereferences to its bytes.
+#[derive(Clone)]
+pub struct BlobValue {
+    /// The value, maybe after the head of its record: it is used where it was read.
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl BlobValue {
+    /// The bytes on their own, moved to the front of their buffer.
+    pub fn into_vec(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.start);
+        self.bytes
+    }
+}
+
+impl std::ops::Deref for BlobValue {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl AsRef<[u8]> for BlobValue {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for BlobValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlobValue({} bytes)", self.len())
+    }
+}
+
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlobSummary {
@@ -459,7 +494,7 @@ impl BlobFile {
     }
 
     /// The value that `pointer` points to, whose key must be `key`.
-    pub fn read(&self, pointer: &BlobPointer, key: &[u8]) -> Result<Vec<u8>> {
+    pub fn read(&self, pointer: &BlobPointer, key: &[u8]) -> Result<BlobValue> {
         let offset = pointer.offset;
         let len = pointer.record_bytes(key.len());
         let inside = offset >= HEADER_BYTES
@@ -478,11 +513,15 @@ impl BlobFile {
             return Err(self.damaged(offset, "the record is not the one pointed to"));
         }
         if record.compression == Compression::None as u8 {
-            // The value moves to the front of the buffer instead of into another.
-            bytes.drain(..RECORD_HEAD_BYTES + key.len());
-            return Ok(bytes);
+            return Ok(BlobValue {
+                bytes,
+                start: RECORD_HEAD_BYTES + key.len(),
+            });
         }
-        self.value(&record)
+        Ok(BlobValue {
+            bytes: self.value(&record)?,
+            start: 0,
+        })
     }
 
     /// The value of a record.

@@ -93,7 +93,7 @@ fn every_flipped_bit_is_found() {
             assert!(offset < 200);
             for (pointer, (key, value)) in pointers.iter().zip(&values) {
                 if let Ok(read) = blob.read(pointer, key) {
-                    assert_eq!(&read, value);
+                    assert_eq!(&*read, &value[..]);
                 }
             }
         }
@@ -141,7 +141,7 @@ fn wrong_pointers_and_keys_are_refused() {
     }
     assert!(blob.read(&p, b"b").unwrap_err().is_corruption());
     assert!(blob.read(&p, b"aa").unwrap_err().is_corruption());
-    assert_eq!(blob.read(&p, b"a").unwrap(), values[0].1);
+    assert_eq!(*blob.read(&p, b"a").unwrap(), values[0].1[..]);
     // The same bytes under another number.
     assert!(BlobFile::open(file_of(bytes), FileId(6)).is_err());
 }
@@ -159,7 +159,10 @@ fn an_unfinished_file_can_be_salvaged() {
         assert_eq!((record.key, record.stored), (&key[..], &value[..]));
     }
     assert!(records.next().unwrap_err().is_corruption());
-    assert_eq!(blob.read(&pointers[0], b"a").unwrap(), values[0].1);
+    assert_eq!(
+        blob.read(&pointers[0], b"a").unwrap().into_vec(),
+        values[0].1
+    );
     assert!(BlobFile::salvage(file_of(b"not a blob file.....".to_vec()), ID).is_err());
 }
 
@@ -182,7 +185,7 @@ fn large_values_and_relocation() {
     let mut records = blob.records();
     let mut new_pointers = Vec::new();
     for (pointer, (key, value)) in pointers.iter().zip(&values) {
-        assert!(&blob.read(pointer, key).unwrap() == value);
+        assert!(blob.read(pointer, key).unwrap().into_vec() == *value);
         let record = records.next().unwrap().unwrap();
         assert_eq!(record.pointer(ID), *pointer);
         new_pointers.push(writer.add_record(&record).unwrap());
@@ -191,7 +194,7 @@ fn large_values_and_relocation() {
     writer.finish().unwrap();
     let blob = BlobFile::open(moved, FileId(9)).unwrap();
     for (pointer, (key, value)) in new_pointers.iter().zip(&values) {
-        assert!(&blob.read(pointer, key).unwrap() == value);
+        assert!(blob.read(pointer, key).unwrap().into_vec() == *value);
     }
     assert_eq!(blob.verify(&mut |_| {}).unwrap(), 3);
     let mut writer = BlobWriter::new(file_of(Vec::new()), ID, Compression::None).unwrap();
@@ -206,7 +209,9 @@ proptest! {
         let blob = open(&bytes).unwrap();
         prop_assert_eq!(blob.summary(), summary);
         for (pointer, (key, value)) in pointers.iter().zip(&values) {
-            prop_assert_eq!(&blob.read(pointer, key).unwrap(), value);
+            let read = blob.read(pointer, key).unwrap();
+            prop_assert_eq!(&*read, &value[..]);
+            prop_assert_eq!(&read.into_vec(), value);
             let mut encoded = Vec::new();
             pointer.encode(&mut encoded);
             prop_assert!(encoded.len() <= BlobPointer::MAX_ENCODED_BYTES);

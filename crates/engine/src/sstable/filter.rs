@@ -26,7 +26,7 @@ const PROBES_PER_WORD: u32 = 7;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const MAX_PROBES: u32 = 14;
 
-/// The hash of a key for [`Filter`], computed once for all tables that are asked.
+/// The hash of a key for the filters, computed once for all tables that are asked.
 #[inline]
 pub fn key_hash(key: &[u8]) -> u64 {
     xxh3_64(key)

@@ -342,7 +342,7 @@ impl Table {
     #[inline(never)]
     fn load_block(&self, offset: u64, len: usize) -> Result<Arc<Block>> {
         let mut bytes = vec![0; len];
-        read_exact(&*self.file, &mut bytes, offset)?;
+        self.read_data(&mut bytes, offset)?;
         let mut block = Block::default();
         let (payload, compression) = self.open_stored(&bytes, offset)?;
         if compression == 0 {
@@ -378,6 +378,7 @@ impl Table {
 
     /// Reads a range of the data blocks.
     pub(crate) fn read_data(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.cache.count_read(offset, buf.len());
         read_exact(&*self.file, buf, offset)
     }
 
