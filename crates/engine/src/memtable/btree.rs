@@ -877,7 +877,7 @@ impl<const L: usize, const I: usize> Tree<L, I> {
                 }
                 return replaced;
             }
-            let middle = (len + 1) / 2;
+            let middle = len.div_ceil(2);
             let Some(up) = NonNull::new(children[middle].0) else {
                 // Not reached: only the first child has no separator, and `middle` is not 0.
                 return Vec::new();
@@ -1073,9 +1073,8 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
             return false;
         };
         loop {
-            match self.step_leaf(false) {
-                Some(found) => break found,
-                None => {}
+            if let Some(found) = self.step_leaf(false) {
+                break found;
             }
             let tree = Arc::clone(&self.tree);
             let key = tree.entry(first).key();
