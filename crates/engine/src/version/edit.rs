@@ -569,7 +569,7 @@ pub(crate) mod tests {
             let mut out = Vec::new();
             sample().encode(&mut out);
             let at = at % out.len();
-            out[at] ^= 1 << bit;
+            out[at] ^= 1u8 << bit;
             let _ = VersionEdit::decode(&out);
         }
     }
