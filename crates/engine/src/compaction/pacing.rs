@@ -102,9 +102,10 @@ struct State {
     load: Load,
     updated: Duration,
     pressure: f64,
-    /// The rate that pressure asks for, in bytes a second; kept when pressure is gone.
+    /// The rate that pressure asks for, in bytes a second.
     rate: Option<f64>,
-    incoming: Throughput,
+    /// The rate at which writes came in lately, at its highest: times of rest do not count.
+    incoming: Option<f64>,
     flushing: Throughput,
     /// When the last memtable was retired, and when the present flush began.
     retired: Duration,
@@ -202,17 +203,19 @@ impl Pacer {
     /// Counts memtables filled and flushed since the last update.
     fn measure(&self, state: &mut State, load: &Load, now: Duration) {
         let (before, after) = (state.load.waiting_memtable_bytes, load.waiting_memtable_bytes);
-        let memory = 4.0 * self.memtable_bytes;
         if after > before {
-            let seconds = now.saturating_sub(state.retired).as_secs_f64();
-            state.incoming.add((after - before) as f64, seconds, memory);
+            let (bytes, seconds) = ((after - before) as f64, now.saturating_sub(state.retired));
+            if bytes >= self.memtable_bytes / 2.0 && !seconds.is_zero() {
+                let rate = bytes / seconds.as_secs_f64();
+                state.incoming = Some((state.incoming.unwrap_or(0.0) * 0.8).max(rate));
+            }
             state.retired = now;
             if before == 0 {
                 state.flush_began = now;
             }
         } else if after < before {
             let seconds = now.saturating_sub(state.flush_began).as_secs_f64();
-            state.flushing.add((before - after) as f64, seconds, memory);
+            state.flushing.add((before - after) as f64, seconds, 4.0 * self.memtable_bytes);
             state.flush_began = now;
         }
     }
@@ -228,17 +231,20 @@ impl Pacer {
     /// The rate after a change of pressure; `None` for no limit.
     fn follow(&self, state: &mut State, pressure: f64, now: Duration) -> Option<f64> {
         let seconds = now.saturating_sub(state.updated).as_secs_f64().min(MAX_STEP);
+        if pressure == 0.0 {
+            state.rate = None;
+            return None;
+        }
         let (lowest, highest) = (self.memtable_bytes / 64.0, self.memtable_bytes * 64.0);
         let mut rate = state.rate;
         if state.pressure == 0.0 && pressure > 0.0 {
-            // Nobody is to notice that pacing begins: not slower than writes came in lately.
-            let incoming = state.incoming.rate().unwrap_or(highest);
-            rate = Some(rate.map_or(incoming, |rate| rate.max(incoming)));
+            // Nobody is to notice that pacing begins.
+            rate = Some(state.incoming.unwrap_or(highest));
         }
         let change = PROPORTIONAL * (pressure - state.pressure)
             + INTEGRAL * (pressure - SET_POINT) * seconds;
         state.rate = rate.map(|rate| (rate * (-change).exp()).clamp(lowest, highest));
-        state.rate.filter(|_| pressure > 0.0)
+        state.rate
     }
 
     /// The rate while memtables wait: a little over that of flushing, less as room gets short.
@@ -333,6 +339,16 @@ mod tests {
         let small = Pacer::new(clock, 64 << 10);
         small.update(Load { debt_bytes: 1 << 30, ..Load::default() });
         assert_eq!(small.rate(), 0);
+    }
+
+    #[test]
+    fn rest_is_not_a_slow_writer() {
+        let (clock, pacer) = pacer();
+        fill(&clock, &pacer);
+        clock.advance(Duration::from_secs(3600));
+        fill(&clock, &pacer);
+        pacer.update(l0(21));
+        assert!(pacer.rate() > MEMTABLE, "{}", pacer.rate());
     }
 
     /// A model: writers go as fast as they may, but for 400 MB/s; each 64 MiB make an L0 file; the
