@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use firn_io::Env;
@@ -115,6 +115,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     core.recount_memtables();
     if !read_only {
         listen_to_syncs(&core)?;
+        retire_replayed(&core)?;
         // Without the ballast the database works; a full disk then has less room for deletes.
         let _ = work::place_ballast(&core);
         work::schedule(&core);
@@ -169,6 +170,18 @@ fn remove_orphans(env: &Env, dir: &Path, versions: &VersionSet<TableSlot, BlobFi
         if orphan && !entry.is_dir {
             env.fs.remove_file(&dir.join(&entry.name))?;
         }
+    }
+    Ok(())
+}
+
+/// Has what was replayed flushed, if it is more than one memtable's worth: the log may hold several.
+fn retire_replayed(core: &Core) -> Result<()> {
+    if core.memtables_bytes.load(Ordering::Relaxed) < core.settings.memtable_bytes {
+        return Ok(());
+    }
+    let commit = core.lock_commit();
+    for tree in core.trees.load().iter() {
+        core.rotate(&commit, tree)?;
     }
     Ok(())
 }
