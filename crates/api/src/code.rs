@@ -129,6 +129,9 @@ codes! {
     Internal "internal" 500 "ERR" Internal 3
         "The server made a mistake",
         "Report it, with the server's log of that moment.";
+    OutcomeUnknown "outcome_unknown" 500 "ERR" Unavailable 3
+        "The server stopped before the write was acknowledged",
+        "The write may or may not have happened: read the key, or repeat it under a condition.";
     IoError "io_error" 500 "ERR" Internal 3
         "The disk refused an operation",
         "Look at the server's log and at the disk.";
