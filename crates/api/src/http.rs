@@ -338,7 +338,7 @@ pub struct VerifyProblem {
 }
 
 /// A level of the tree.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LevelBody {
     /// Its number.
     pub level: u64,
@@ -346,12 +346,10 @@ pub struct LevelBody {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// How much it wants compaction; above 1 it is due.
-    pub score: f64,
 }
 
 /// `GET /v1/admin/stats`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsReply {
     /// The server's version.
     pub server_version: String,
@@ -365,8 +363,6 @@ pub struct StatsReply {
     pub disk_bytes: u64,
     /// Bytes that compaction has yet to move.
     pub compaction_debt_bytes: u64,
-    /// The rate to which writes are slowed, in bytes a second; 0: not at all.
-    pub write_delay_rate: u64,
     /// Snapshots held.
     pub snapshots: u64,
     /// The oldest of them.
@@ -377,9 +373,9 @@ pub struct StatsReply {
     pub poisoned: Option<String>,
     /// What keeps background work from going on, if something does.
     pub background_error: Option<String>,
-    /// By part: `memtables`, `block_cache`, `tables`, `other`, and `budget`. In bytes.
+    /// By part: `memtables`, `block_cache`, `tables`, and `budget`. In bytes.
     pub memory: BTreeMap<String, u64>,
-    /// `segments`, `bytes`, `synced_lag_bytes`.
+    /// `segments`, `disk_bytes`, `unsynced_bytes`.
     pub log: BTreeMap<String, u64>,
     /// `files`, `bytes`, `garbage_bytes`.
     pub blobs: BTreeMap<String, u64>,

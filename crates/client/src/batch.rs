@@ -35,10 +35,23 @@ impl Batch {
 
     /// Writes a key with a time to live or under a condition. The durability is the batch's.
     #[must_use]
-    pub fn put_with(self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: &PutOptions) -> Self {
+    pub fn put_with(
+        self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> Self {
         let (value, value_b64) = split(value.as_ref());
-        let ttl = options.ttl.map(|ttl| Ttl::Text(firn_api::duration::print(ttl)));
-        let op = BatchOp { value, value_b64, ttl, expires_at_ms: options.expires_at_ms, ..keyed("put", key) };
+        let ttl = options
+            .ttl
+            .map(|ttl| Ttl::Text(firn_api::duration::print(ttl)));
+        let op = BatchOp {
+            value,
+            value_b64,
+            ttl,
+            expires_at_ms: options.expires_at_ms,
+            ..keyed("put", key)
+        };
         self.with(conditional(op, options.condition))
     }
 
@@ -59,14 +72,26 @@ impl Batch {
     pub fn delete_range(self, start: impl AsRef<[u8]>, end: impl AsRef<[u8]>) -> Self {
         let (start, start_b64) = split(start.as_ref());
         let (end, end_b64) = split(end.as_ref());
-        self.with(BatchOp { op: "delete_range".into(), start, start_b64, end, end_b64, ..BatchOp::default() })
+        self.with(BatchOp {
+            op: "delete_range".into(),
+            start,
+            start_b64,
+            end,
+            end_b64,
+            ..BatchOp::default()
+        })
     }
 
     /// Deletes every key with a prefix.
     #[must_use]
     pub fn delete_prefix(self, prefix: impl AsRef<[u8]>) -> Self {
         let (prefix, prefix_b64) = split(prefix.as_ref());
-        self.with(BatchOp { op: "delete_range".into(), prefix, prefix_b64, ..BatchOp::default() })
+        self.with(BatchOp {
+            op: "delete_range".into(),
+            prefix,
+            prefix_b64,
+            ..BatchOp::default()
+        })
     }
 
     /// Only checks.
@@ -96,7 +121,12 @@ impl Batch {
 
 fn keyed(op: &str, key: impl AsRef<[u8]>) -> BatchOp {
     let (key, key_b64) = split(key.as_ref());
-    BatchOp { op: op.into(), key, key_b64, ..BatchOp::default() }
+    BatchOp {
+        op: op.into(),
+        key,
+        key_b64,
+        ..BatchOp::default()
+    }
 }
 
 fn conditional(mut op: BatchOp, condition: Option<Condition>) -> BatchOp {

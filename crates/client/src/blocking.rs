@@ -57,13 +57,19 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|e| Error::new(ErrorKind::Usage, e))?;
-        Ok(Self { inner: builder.build()?, runtime: Arc::new(runtime) })
+        Ok(Self {
+            inner: builder.build()?,
+            runtime: Arc::new(runtime),
+        })
     }
 
     /// The same connections, another namespace.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Self {
-        Self { inner: self.inner.namespace(name), runtime: Arc::clone(&self.runtime) }
+        Self {
+            inner: self.inner.namespace(name),
+            runtime: Arc::clone(&self.runtime),
+        }
     }
 
     waiting! {
@@ -107,7 +113,10 @@ impl Client {
 
     /// Walks a range.
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        Scan { inner: self.inner.scan(options), runtime: Arc::clone(&self.runtime) }
+        Scan {
+            inner: self.inner.scan(options),
+            runtime: Arc::clone(&self.runtime),
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use firn_api::http::{
-    CheckpointBody, CheckpointReply, KV_EXPIRES_AT, KV_VERSION, KV_DURABILITY, KeyRef, MgetBody, MgetReply,
-    NamespaceBody, NamespacesReply, StatsReply, VerifyReply, bytes_member,
-};
 use firn_api::code::Code;
+use firn_api::http::{
+    CheckpointBody, CheckpointReply, KV_DURABILITY, KV_EXPIRES_AT, KV_VERSION, KeyRef, MgetBody,
+    MgetReply, NamespaceBody, NamespacesReply, StatsReply, VerifyReply, bytes_member,
+};
 use firn_api::{duration, text};
 use http::Method;
 use http::header::{ETAG, HeaderMap};
@@ -116,7 +116,10 @@ impl Builder {
     /// If the address is none.
     pub fn build(self) -> Result<Client> {
         let transport = Transport::new(&self.address, self.deadline, self.retries)?;
-        Ok(Client { transport, namespace: "default".into() })
+        Ok(Client {
+            transport,
+            namespace: "default".into(),
+        })
     }
 }
 
@@ -138,13 +141,20 @@ impl Client {
 
     /// A client that is not as [`Client::connect`] makes it.
     pub fn builder(address: &str) -> Builder {
-        Builder { address: address.into(), deadline: Duration::from_secs(30), retries: 4 }
+        Builder {
+            address: address.into(),
+            deadline: Duration::from_secs(30),
+            retries: 4,
+        }
     }
 
     /// The same connections, another namespace.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Self {
-        Self { namespace: name.into(), ..self.clone() }
+        Self {
+            namespace: name.into(),
+            ..self.clone()
+        }
     }
 
     /// Reads a key.
@@ -168,18 +178,31 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Entry>>> {
-        let keys = keys.iter().map(|key| KeyRef::from_bytes(key.as_ref())).collect();
+        let keys = keys
+            .iter()
+            .map(|key| KeyRef::from_bytes(key.as_ref()))
+            .collect();
         let mut call = Call::new(Method::POST, self.target("mget"));
         call.repeatable = true;
         call.body = encode(&MgetBody { keys })?;
         let reply: MgetReply = self.json(call).await?;
         let read = |body: firn_api::http::EntryBody| -> Result<Entry> {
             let value = bytes_member("value", body.value.as_deref(), body.value_b64.as_deref());
-            let value = value.map_err(|e| Error::new(ErrorKind::Protocol, e))?.unwrap_or_default();
+            let value = value
+                .map_err(|e| Error::new(ErrorKind::Protocol, e))?
+                .unwrap_or_default();
             let version = body.version.unwrap_or_default();
-            Ok(Entry { value: value.into(), version, expires_at_ms: body.expires_at_ms })
+            Ok(Entry {
+                value: value.into(),
+                version,
+                expires_at_ms: body.expires_at_ms,
+            })
         };
-        reply.entries.into_iter().map(|body| body.map(read).transpose()).collect()
+        reply
+            .entries
+            .into_iter()
+            .map(|body| body.map(read).transpose())
+            .collect()
     }
 
     /// Writes a key.
@@ -207,9 +230,14 @@ impl Client {
         };
         let mut query = Query::default();
         query.add("ttl", options.ttl.map(duration::print));
-        let expires = options.expires_at_ms.map(|ms| format!("{}.{:03}", ms / 1_000, ms % 1_000));
+        let expires = options
+            .expires_at_ms
+            .map(|ms| format!("{}.{:03}", ms / 1_000, ms % 1_000));
         query.add("expires_at", expires);
-        query.add("durability", options.durability.map(|d| d.name().to_owned()));
+        query.add(
+            "durability",
+            options.durability.map(|d| d.name().to_owned()),
+        );
         let mut call = Call::new(Method::PUT, query.after(target));
         call.headers.extend(options.condition.map(condition_header));
         call.body = value;
@@ -228,14 +256,21 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`].
-    pub async fn delete_with(&self, key: impl AsRef<[u8]>, options: &DeleteOptions) -> Result<Written> {
+    pub async fn delete_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: &DeleteOptions,
+    ) -> Result<Written> {
         let key = key.as_ref();
         let Some(target) = self.key_target(key) else {
             let batch = Batch::new().delete_with(key, options.condition);
             return self.batch_of_one(batch, options.durability).await;
         };
         let mut query = Query::default();
-        query.add("durability", options.durability.map(|d| d.name().to_owned()));
+        query.add(
+            "durability",
+            options.durability.map(|d| d.name().to_owned()),
+        );
         let mut call = Call::new(Method::DELETE, query.after(target));
         call.headers.extend(options.condition.map(condition_header));
         written(&self.transport.call(call).await?.headers)
@@ -245,8 +280,13 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`].
-    pub async fn delete_range(&self, start: impl AsRef<[u8]>, end: impl AsRef<[u8]>) -> Result<Written> {
-        self.batch_of_one(Batch::new().delete_range(start, end), None).await
+    pub async fn delete_range(
+        &self,
+        start: impl AsRef<[u8]>,
+        end: impl AsRef<[u8]>,
+    ) -> Result<Written> {
+        self.batch_of_one(Batch::new().delete_range(start, end), None)
+            .await
     }
 
     /// Deletes every key with a prefix, at once. An empty prefix means every key.
@@ -254,7 +294,8 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub async fn delete_prefix(&self, prefix: impl AsRef<[u8]>) -> Result<Written> {
-        self.batch_of_one(Batch::new().delete_prefix(prefix), None).await
+        self.batch_of_one(Batch::new().delete_prefix(prefix), None)
+            .await
     }
 
     /// Writes a batch, all or nothing.
@@ -286,8 +327,14 @@ impl Client {
         let version = reply.versions.first().copied().flatten();
         let durability = durability_of(&reply.durability);
         match (version, durability) {
-            (Some(version), Some(durability)) => Ok(Written { version, durability }),
-            _ => Err(Error::new(ErrorKind::Protocol, "a batch's reply without a version")),
+            (Some(version), Some(durability)) => Ok(Written {
+                version,
+                durability,
+            }),
+            _ => Err(Error::new(
+                ErrorKind::Protocol,
+                "a batch's reply without a version",
+            )),
         }
     }
 
@@ -320,7 +367,10 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub async fn drop_namespace(&self, name: &str) -> Result<()> {
-        self.transport.call(Call::new(Method::DELETE, namespace_target(name))).await.map(drop)
+        self.transport
+            .call(Call::new(Method::DELETE, namespace_target(name)))
+            .await
+            .map(drop)
     }
 
     /// The engine's gauges and counters.
@@ -328,7 +378,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn stats(&self) -> Result<StatsReply> {
-        self.json(Call::new(Method::GET, "/v1/admin/stats".into())).await
+        self.json(Call::new(Method::GET, "/v1/admin/stats".into()))
+            .await
     }
 
     /// Writes memtables to SSTables.
@@ -336,7 +387,10 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn flush(&self) -> Result<()> {
-        self.transport.call(Call::new(Method::POST, "/v1/admin/flush".into())).await.map(drop)
+        self.transport
+            .call(Call::new(Method::POST, "/v1/admin/flush".into()))
+            .await
+            .map(drop)
     }
 
     /// Compacts a range of this client's namespace; `None`: to its end.
@@ -358,7 +412,9 @@ impl Client {
     /// As [`Client::get`]; the name is taken.
     pub async fn checkpoint(&self, name: Option<&str>) -> Result<String> {
         let mut call = Call::new(Method::POST, "/v1/admin/checkpoint".into());
-        call.body = encode(&CheckpointBody { name: name.map(str::to_owned) })?;
+        call.body = encode(&CheckpointBody {
+            name: name.map(str::to_owned),
+        })?;
         let reply: CheckpointReply = self.json(call).await?;
         Ok(reply.path)
     }
@@ -368,7 +424,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`]. Damage is in the reply.
     pub async fn verify(&self) -> Result<VerifyReply> {
-        self.json(Call::new(Method::POST, "/v1/admin/verify".into())).await
+        self.json(Call::new(Method::POST, "/v1/admin/verify".into()))
+            .await
     }
 
     pub(crate) fn target(&self, what: &str) -> String {
@@ -384,7 +441,9 @@ impl Client {
         // What the options add is short.
         let longest = firn_api::limits::MAX_TARGET_BYTES - 1_000;
         // A dot segment would be folded by whoever normalizes paths on the way.
-        let folded = key.split(|b| *b == b'/').any(|part| part == b"." || part == b"..");
+        let folded = key
+            .split(|b| *b == b'/')
+            .any(|part| part == b"." || part == b"..");
         (target.len() <= longest && !folded).then_some(target)
     }
 
@@ -399,7 +458,9 @@ fn namespace_target(name: &str) -> String {
 }
 
 fn encode(body: &impl serde::Serialize) -> Result<Bytes> {
-    serde_json::to_vec(body).map(Bytes::from).map_err(|e| Error::new(ErrorKind::Usage, e))
+    serde_json::to_vec(body)
+        .map(Bytes::from)
+        .map_err(|e| Error::new(ErrorKind::Usage, e))
 }
 
 fn condition_header(condition: Condition) -> (&'static str, String) {
@@ -412,24 +473,43 @@ fn condition_header(condition: Condition) -> (&'static str, String) {
 
 fn entry(answer: Answer) -> Result<Entry> {
     let missing = || Error::new(ErrorKind::Protocol, "a value without a version");
-    let tag = answer.headers.get(ETAG).and_then(|v| v.to_str().ok()).ok_or_else(missing)?;
+    let tag = answer
+        .headers
+        .get(ETAG)
+        .and_then(|v| v.to_str().ok())
+        .ok_or_else(missing)?;
     let version = tag.trim_matches('"').parse().map_err(|_| missing())?;
-    let expires = answer.headers.get(KV_EXPIRES_AT).and_then(|v| v.to_str().ok());
+    let expires = answer
+        .headers
+        .get(KV_EXPIRES_AT)
+        .and_then(|v| v.to_str().ok());
     let expires = expires.and_then(|text| duration::parse(text).ok());
     let expires_at_ms = expires.and_then(|time| u64::try_from(time.as_millis()).ok());
-    Ok(Entry { value: answer.body, version, expires_at_ms })
+    Ok(Entry {
+        value: answer.body,
+        version,
+        expires_at_ms,
+    })
 }
 
 fn durability_of(name: &str) -> Option<Durability> {
-    [Durability::Sync, Durability::Buffered].into_iter().find(|d| d.name() == name)
+    [Durability::Sync, Durability::Buffered]
+        .into_iter()
+        .find(|d| d.name() == name)
 }
 
 fn written(headers: &HeaderMap) -> Result<Written> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
     let version = text(KV_VERSION).and_then(|v| v.parse().ok());
     match (version, text(KV_DURABILITY).and_then(durability_of)) {
-        (Some(version), Some(durability)) => Ok(Written { version, durability }),
-        _ => Err(Error::new(ErrorKind::Protocol, "a write's reply without version or durability")),
+        (Some(version), Some(durability)) => Ok(Written {
+            version,
+            durability,
+        }),
+        _ => Err(Error::new(
+            ErrorKind::Protocol,
+            "a write's reply without version or durability",
+        )),
     }
 }
 
@@ -445,7 +525,8 @@ impl Query {
     pub(crate) fn add_bytes(&mut self, name: &str, value: Option<&[u8]>) {
         if let Some(value) = value {
             self.0.push(if self.0.is_empty() { '?' } else { '&' });
-            self.0.push_str(&format!("{name}={}", text::percent_encode(value, true)));
+            self.0
+                .push_str(&format!("{name}={}", text::percent_encode(value, true)));
         }
     }
 

@@ -37,16 +37,23 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, detail: impl fmt::Display) -> Self {
-        Self { kind, detail: detail.to_string() }
+        Self {
+            kind,
+            detail: detail.to_string(),
+        }
     }
 
     pub(crate) fn api(problem: Problem) -> Self {
-        Self { detail: problem.detail.clone(), kind: ErrorKind::Api(Box::new(problem)) }
+        Self {
+            detail: problem.detail.clone(),
+            kind: ErrorKind::Api(Box::new(problem)),
+        }
     }
 
     /// The server's code, if the server answered and this client knows the code.
     pub fn code(&self) -> Option<Code> {
-        self.problem().and_then(|problem| Code::from_name(&problem.code))
+        self.problem()
+            .and_then(|problem| Code::from_name(&problem.code))
     }
 
     /// The server's answer, if it answered.

@@ -37,6 +37,8 @@ pub mod scan;
 mod transport;
 
 pub use crate::batch::Batch;
-pub use crate::client::{Builder, Client, Condition, DeleteOptions, Durability, Entry, PutOptions, Written};
+pub use crate::client::{
+    Builder, Client, Condition, DeleteOptions, Durability, Entry, PutOptions, Written,
+};
 pub use crate::error::{Error, ErrorKind};
 pub use crate::scan::{Scan, ScanEntry, ScanOptions};

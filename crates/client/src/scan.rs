@@ -30,24 +30,37 @@ pub struct ScanOptions {
 impl ScanOptions {
     /// Every key from `start` (inclusive) to `end` (exclusive).
     pub fn range(start: impl Into<Vec<u8>>, end: impl Into<Vec<u8>>) -> Self {
-        Self { start: Some(start.into()), end: Some(end.into()), ..Self::default() }
+        Self {
+            start: Some(start.into()),
+            end: Some(end.into()),
+            ..Self::default()
+        }
     }
 
     /// Every key with a prefix.
     pub fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
-        Self { prefix: Some(prefix.into()), ..Self::default() }
+        Self {
+            prefix: Some(prefix.into()),
+            ..Self::default()
+        }
     }
 
     /// From the end to the start.
     #[must_use]
     pub fn reverse(self) -> Self {
-        Self { reverse: true, ..self }
+        Self {
+            reverse: true,
+            ..self
+        }
     }
 
     /// At most so many entries.
     #[must_use]
     pub fn limit(self, limit: u64) -> Self {
-        Self { limit: Some(limit), ..self }
+        Self {
+            limit: Some(limit),
+            ..self
+        }
     }
 }
 
@@ -78,7 +91,14 @@ pub struct Scan {
 impl Scan {
     pub(crate) fn new(client: Client, options: ScanOptions) -> Self {
         let left = options.limit;
-        Self { client, options, page: Vec::new().into_iter(), cursor: None, left, done: left == Some(0) }
+        Self {
+            client,
+            options,
+            page: Vec::new().into_iter(),
+            cursor: None,
+            left,
+            done: left == Some(0),
+        }
     }
 
     /// The next entry; `None` at the end.

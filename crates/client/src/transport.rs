@@ -39,7 +39,13 @@ pub(crate) struct Call {
 impl Call {
     pub(crate) fn new(method: Method, target: String) -> Self {
         let repeatable = matches!(method, Method::GET | Method::HEAD);
-        Self { method, target, headers: Vec::new(), body: Bytes::new(), repeatable }
+        Self {
+            method,
+            target,
+            headers: Vec::new(),
+            body: Bytes::new(),
+            repeatable,
+        }
     }
 }
 
@@ -56,10 +62,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Transport {
     pub(crate) fn new(base: &str, deadline: Duration, retries: u32) -> Result<Self> {
-        let with_scheme = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
-        let uri: Uri = with_scheme
-            .parse()
-            .map_err(|e| Error::new(ErrorKind::Usage, format!("{base:?} is not an address: {e}")))?;
+        let with_scheme = if base.contains("://") {
+            base.to_owned()
+        } else {
+            format!("http://{base}")
+        };
+        let uri: Uri = with_scheme.parse().map_err(|e| {
+            Error::new(ErrorKind::Usage, format!("{base:?} is not an address: {e}"))
+        })?;
         let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             let detail = format!("{base:?} is not an address: write host:port or http://host:port");
             return Err(Error::new(ErrorKind::Usage, detail));
@@ -73,13 +83,21 @@ impl Transport {
             // Repetition is decided here, where it is known what is safe.
             .retry_canceled_requests(false)
             .build(connector);
-        Ok(Self { pool, base: format!("http://{authority}"), deadline, retries })
+        Ok(Self {
+            pool,
+            base: format!("http://{authority}"),
+            deadline,
+            retries,
+        })
     }
 
     pub(crate) async fn call(&self, call: Call) -> Result<Answer> {
         match tokio::time::timeout(self.deadline, self.call_repeatedly(&call)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::new(ErrorKind::Deadline, format!("{} s", self.deadline.as_secs_f64()))),
+            Err(_) => Err(Error::new(
+                ErrorKind::Deadline,
+                format!("{} s", self.deadline.as_secs_f64()),
+            )),
         }
     }
 
@@ -94,9 +112,10 @@ impl Transport {
                 ErrorKind::Unreachable => (true, pause),
                 ErrorKind::Unknown => (call.repeatable, pause),
                 // "Nothing was written": also writes may go again. A failed log does not heal.
-                ErrorKind::Api(_) if failed.error.code() != Some(Code::LogPoisoned) => {
-                    (failed.retry_after.is_some(), failed.retry_after.unwrap_or(pause))
-                }
+                ErrorKind::Api(_) if failed.error.code() != Some(Code::LogPoisoned) => (
+                    failed.retry_after.is_some(),
+                    failed.retry_after.unwrap_or(pause),
+                ),
                 _ => (false, pause),
             };
             if !again || left == 0 {
@@ -120,22 +139,38 @@ impl Transport {
             .body(Full::new(call.body.clone()))
             .map_err(|e| Failed::from(Error::new(ErrorKind::Usage, e)))?;
         let reply = self.pool.request(request).await.map_err(|e| {
-            let kind = if e.is_connect() { ErrorKind::Unreachable } else { ErrorKind::Unknown };
+            let kind = if e.is_connect() {
+                ErrorKind::Unreachable
+            } else {
+                ErrorKind::Unknown
+            };
             Failed::from(Error::new(kind, chain(&e)))
         })?;
         let (parts, body) = reply.into_parts();
         let read = body.collect().await;
-        let body = read.map_err(|e| Failed::from(Error::new(ErrorKind::Unknown, chain(&e))))?.to_bytes();
+        let body = read
+            .map_err(|e| Failed::from(Error::new(ErrorKind::Unknown, chain(&e))))?
+            .to_bytes();
         let status = parts.status;
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
-            return Ok(Answer { status, headers: parts.headers, body });
+            return Ok(Answer {
+                status,
+                headers: parts.headers,
+                body,
+            });
         }
-        let retry_after = parts.headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
+        let retry_after = parts
+            .headers
+            .get(RETRY_AFTER)
+            .and_then(|v| v.to_str().ok()?.parse().ok());
         let mut retry_after = retry_after.map(Duration::from_secs);
         let error = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => {
                 // More exact than the header's whole seconds.
-                retry_after = problem.retry_after_ms.map(Duration::from_millis).or(retry_after);
+                retry_after = problem
+                    .retry_after_ms
+                    .map(Duration::from_millis)
+                    .or(retry_after);
                 Error::api(problem)
             }
             Err(_) => Error::api(foreign_problem(status, &body)),
@@ -151,14 +186,21 @@ struct Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error, retry_after: None }
+        Self {
+            error,
+            retry_after: None,
+        }
     }
 }
 
 /// An error that is no problem document: of a proxy, or of the server's HTTP parser.
 fn foreign_problem(status: StatusCode, body: &[u8]) -> Problem {
     let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-    Problem { status: status.as_u16(), detail: format!("{status} {text}").trim().into(), ..Problem::default() }
+    Problem {
+        status: status.as_u16(),
+        detail: format!("{status} {text}").trim().into(),
+        ..Problem::default()
+    }
 }
 
 /// An error and its causes in one line.

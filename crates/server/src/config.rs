@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use firn_api::limits::{self, Limits};
 use firn_api::{duration, size};
-use firn_engine::options::Durability;
+use firn_engine::Durability;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,9 @@ pub struct Setting {
 
 impl fmt::Debug for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Setting").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Setting")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
     }
 }
 
@@ -288,7 +290,10 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 fn refuse<T>(origin: impl Into<String>, detail: impl Into<String>) -> Result<T, ConfigError> {
-    Err(ConfigError { origin: origin.into(), detail: detail.into() })
+    Err(ConfigError {
+        origin: origin.into(),
+        detail: detail.into(),
+    })
 }
 
 /// Puts the configuration together. `env` may hold any variables; only those that start with
@@ -305,7 +310,10 @@ pub fn load(
 ) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     if let Some(path) = file {
-        #[allow(clippy::disallowed_methods, reason = "read once, before there is a store")]
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "read once, before there is a store"
+        )]
         let text = std::fs::read_to_string(path)
             .or_else(|e| refuse(path.display().to_string(), e.to_string()))?;
         config.apply_toml(&path.display().to_string(), &text)?;
@@ -337,7 +345,9 @@ fn is_ours(name: &str) -> bool {
 
 impl Config {
     fn apply_toml(&mut self, origin: &str, text: &str) -> Result<(), ConfigError> {
-        let table: toml::Table = text.parse().or_else(|e: toml::de::Error| refuse(origin, e.to_string()))?;
+        let table: toml::Table = text
+            .parse()
+            .or_else(|e: toml::de::Error| refuse(origin, e.to_string()))?;
         let mut pairs = Vec::new();
         flatten(&mut pairs, "", table).or_else(|e| refuse(origin, e))?;
         for (key, value) in pairs {
@@ -358,11 +368,22 @@ impl Config {
         let limits = &self.limits;
         for (key, value, max) in [
             ("limits.key_bytes", limits.key_bytes, limits::MAX_KEY_BYTES),
-            ("limits.value_bytes", limits.value_bytes, limits::MAX_VALUE_BYTES),
-            ("limits.body_bytes", limits.body_bytes, limits::MAX_BATCH_BYTES),
+            (
+                "limits.value_bytes",
+                limits.value_bytes,
+                limits::MAX_VALUE_BYTES,
+            ),
+            (
+                "limits.body_bytes",
+                limits.body_bytes,
+                limits::MAX_BATCH_BYTES,
+            ),
         ] {
             if value > max {
-                return refuse(key, format!("{} is more than {}", size::print(value), size::print(max)));
+                return refuse(
+                    key,
+                    format!("{} is more than {}", size::print(value), size::print(max)),
+                );
             }
         }
         let largest = limits.value_bytes.max(limits.body_bytes);
@@ -426,9 +447,17 @@ impl Config {
     }
 }
 
-fn flatten(out: &mut Vec<(String, String)>, prefix: &str, table: toml::Table) -> Result<(), String> {
+fn flatten(
+    out: &mut Vec<(String, String)>,
+    prefix: &str,
+    table: toml::Table,
+) -> Result<(), String> {
     for (key, value) in table {
-        let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+        let key = if prefix.is_empty() {
+            key
+        } else {
+            format!("{prefix}.{key}")
+        };
         let text = match value {
             toml::Value::Table(inner) => {
                 flatten(out, &key, inner)?;
@@ -476,11 +505,16 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "the test writes a configuration file")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "the test writes a configuration file"
+    )]
     use super::*;
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-        list.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect()
+        list.iter()
+            .map(|(a, b)| ((*a).into(), (*b).into()))
+            .collect()
     }
 
     fn toml(text: &str) -> Result<Config, ConfigError> {
@@ -496,7 +530,12 @@ mod tests {
             let name = setting.key.replace('.', "_");
             assert_eq!(setting.env, format!("FIRN_{}", name.to_uppercase()));
             assert_eq!(setting.flag, format!("--{}", name.replace('_', "-")));
-            assert_eq!((setting.get)(&Config::default()), setting.default, "{}", setting.key);
+            assert_eq!(
+                (setting.get)(&Config::default()),
+                setting.default,
+                "{}",
+                setting.key
+            );
         }
     }
 
@@ -504,8 +543,16 @@ mod tests {
     fn flags_beat_variables_beat_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("firn.toml");
-        std::fs::write(&path, "memory = \"1GiB\"\nhttp = \"127.0.0.1:1\"\ndata_dir = \"f\"\n").unwrap();
-        let env = pairs(&[("FIRN_HTTP", "127.0.0.1:2"), ("FIRN_DATA_DIR", "e"), ("PATH", "x")]);
+        std::fs::write(
+            &path,
+            "memory = \"1GiB\"\nhttp = \"127.0.0.1:1\"\ndata_dir = \"f\"\n",
+        )
+        .unwrap();
+        let env = pairs(&[
+            ("FIRN_HTTP", "127.0.0.1:2"),
+            ("FIRN_DATA_DIR", "e"),
+            ("PATH", "x"),
+        ]);
         let config = load(Some(&path), env, &pairs(&[("data_dir", "a")])).unwrap();
         assert_eq!(config.memory_bytes, 1 << 30);
         assert_eq!(config.http, "127.0.0.1:2");
@@ -516,8 +563,14 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (text, part) in [
-            ("memroy = 1", "unknown key \"memroy\"; did you mean \"memory\"?"),
-            ("[limits]\nvalue_byte = 1", "did you mean \"limits.value_bytes\"?"),
+            (
+                "memroy = 1",
+                "unknown key \"memroy\"; did you mean \"memory\"?",
+            ),
+            (
+                "[limits]\nvalue_byte = 1",
+                "did you mean \"limits.value_bytes\"?",
+            ),
             ("memory = \"lots\"", "memory: \"lots\" is not a size"),
             ("memory = [1]", "memory: a text, a number"),
             ("http = \"8080\"", "is not an address"),
@@ -530,14 +583,23 @@ mod tests {
             assert!(error.contains(part), "{text}: {error}");
         }
         let error = load(None, pairs(&[("FIRN_MEMROY", "1")]), &[]).unwrap_err();
-        assert_eq!(error.to_string(), "FIRN_MEMROY: no such setting; did you mean \"FIRN_MEMORY\"?");
+        assert_eq!(
+            error.to_string(),
+            "FIRN_MEMROY: no such setting; did you mean \"FIRN_MEMORY\"?"
+        );
         let error = load(None, [], &pairs(&[("insecure", "yes")])).unwrap_err();
-        assert_eq!(error.to_string(), "--insecure: \"yes\" is neither true nor false");
+        assert_eq!(
+            error.to_string(),
+            "--insecure: \"yes\" is neither true nor false"
+        );
     }
 
     #[test]
     fn kubernetes_service_variables_are_not_settings() {
-        let env = pairs(&[("FIRN_PORT_8080_TCP", "tcp://x"), ("FIRN_SERVICE_HOST", "x")]);
+        let env = pairs(&[
+            ("FIRN_PORT_8080_TCP", "tcp://x"),
+            ("FIRN_SERVICE_HOST", "x"),
+        ]);
         assert_eq!(load(None, env, &[]), Ok(Config::default()));
     }
 

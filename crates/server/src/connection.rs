@@ -88,7 +88,13 @@ content-type: application/problem+json\r\ncontent-length: 157\r\n\r\n\
 impl Guarded {
     /// Guards a socket.
     pub fn new(stream: TcpStream, activity: Arc<Activity>, pace: Pace) -> Self {
-        Self { stream, activity, pace, reading: None, writing: None }
+        Self {
+            stream,
+            activity,
+            pace,
+            reading: None,
+            writing: None,
+        }
     }
 
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -119,13 +125,19 @@ impl Guarded {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    fn guard_write(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn guard_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if done.is_ready() {
             self.writing = None;
             return done;
         }
         let allowed = self.pace.write;
-        let timer = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(allowed)));
+        let timer = self
+            .writing
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(allowed)));
         match timer.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -153,7 +165,11 @@ impl AsyncRead for Guarded {
 }
 
 impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let done = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.guard_write(cx, done)
     }
@@ -205,7 +221,11 @@ mod tests {
     fn the_reply_to_slow_heads_is_well_formed() {
         let text = std::str::from_utf8(TOO_SLOW).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "{}",
+            body.len()
+        );
         assert!(serde_json::from_str::<firn_api::http::Problem>(body).is_ok());
     }
 }

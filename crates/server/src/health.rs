@@ -22,12 +22,20 @@ pub const CHECKS: [&str; 4] = ["shutdown", "log", "disk", "background"];
 pub fn ready(service: &Service) -> Vec<Check> {
     let stats = service.db().stats();
     let failures = [
-        service.is_draining().then(|| "the server is about to stop".to_owned()),
+        service
+            .is_draining()
+            .then(|| "the server is about to stop".to_owned()),
         stats.poisoned,
-        stats.disk_full.then(|| "the disk is full: writes are refused, deletes are not".to_owned()),
+        stats
+            .disk_full
+            .then(|| "the disk is full: writes are refused, deletes are not".to_owned()),
         stats.background_error,
     ];
-    CHECKS.into_iter().zip(failures).map(|(name, failure)| Check { name, failure }).collect()
+    CHECKS
+        .into_iter()
+        .zip(failures)
+        .map(|(name, failure)| Check { name, failure })
+        .collect()
 }
 
 /// The page, as etcd and Kubernetes have it: a line a check, then the verdict.
@@ -43,7 +51,10 @@ pub fn page(name: &str, checks: &[Check], verbose: bool) -> String {
             Some(why) => page.push_str(&format!("[-]{} failed: {why}\n", check.name)),
         }
     }
-    page.push_str(&format!("{name} check {}\n", if failed { "failed" } else { "passed" }));
+    page.push_str(&format!(
+        "{name} check {}\n",
+        if failed { "failed" } else { "passed" }
+    ));
     page
 }
 
@@ -53,10 +64,19 @@ mod tests {
 
     #[test]
     fn the_page_names_what_failed() {
-        let good = Check { name: "log", failure: None };
-        let bad = Check { name: "disk", failure: Some("full".into()) };
+        let good = Check {
+            name: "log",
+            failure: None,
+        };
+        let bad = Check {
+            name: "disk",
+            failure: Some("full".into()),
+        };
         assert_eq!(page("readyz", std::slice::from_ref(&good), false), "ok\n");
         let all = page("readyz", &[good, bad], false);
-        assert_eq!(all, "[+]log ok\n[-]disk failed: full\nreadyz check failed\n");
+        assert_eq!(
+            all,
+            "[+]log ok\n[-]disk failed: full\nreadyz check failed\n"
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firn_engine::event::Stats;
+use firn_engine::Stats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -68,12 +68,23 @@ impl Metrics {
         registry.register("requests", "Requests by outcome", requests.clone());
         let help = "Time from a request's head to the end of its reply";
         registry.register_with_unit("request_duration", help, Unit::Seconds, durations.clone());
-        registry.register("requests_in_flight", "Requests being served", in_flight.clone());
+        registry.register(
+            "requests_in_flight",
+            "Requests being served",
+            in_flight.clone(),
+        );
         registry.register("connections", "Open connections", connections.clone());
         let help = "Connections refused because there were too many";
         registry.register("connections_refused", help, refused_connections.clone());
         registry.register_collector(Box::new(EngineCollector { service }));
-        Arc::new(Self { registry, requests, durations, in_flight, connections, refused_connections })
+        Arc::new(Self {
+            registry,
+            requests,
+            durations,
+            in_flight,
+            connections,
+            refused_connections,
+        })
     }
 
     /// Counts a request that ended. `code` is `ok` or the name of an error code.
@@ -84,8 +95,12 @@ impl Metrics {
         code: &'static str,
         took: Duration,
     ) {
-        self.requests.get_or_create(&RequestLabels { proto, op, code }).inc();
-        self.durations.get_or_create(&OpLabels { proto, op }).observe(took.as_secs_f64());
+        self.requests
+            .get_or_create(&RequestLabels { proto, op, code })
+            .inc();
+        self.durations
+            .get_or_create(&OpLabels { proto, op })
+            .observe(took.as_secs_f64());
     }
 
     /// The page, in the OpenMetrics text format.
@@ -110,57 +125,132 @@ type Reading = fn(&Stats) -> u64;
 const COUNTERS: &[(&str, &str, Reading)] = &[
     ("writes", "Batches written", |s| s.counters.writes),
     ("write_ops", "Operations written", |s| s.counters.write_ops),
-    ("write_bytes", "Bytes of keys and values written", |s| s.counters.write_bytes),
-    ("wal_bytes", "Bytes appended to the log", |s| s.counters.log_bytes),
-    ("reads", "Point reads", |s| s.counters.reads),
-    ("read_hits", "Point reads that found the key", |s| s.counters.read_hits),
-    ("scans", "Scans opened", |s| s.counters.scans),
-    ("scan_entries", "Entries that scans returned", |s| s.counters.scan_entries),
-    ("block_reads", "Blocks read from disk", |s| s.counters.block_reads),
-    ("block_read_bytes", "Bytes of blocks read from disk", |s| s.counters.block_read_bytes),
-    ("cache_hits", "Blocks found in the cache", |s| s.counters.cache_hits),
-    ("cache_misses", "Blocks not found in the cache", |s| s.counters.cache_misses),
-    ("filter_checks", "Filters asked", |s| s.counters.filter_checks),
-    ("filter_negatives", "Filters that saved a read", |s| s.counters.filter_negatives),
-    ("filter_false_positives", "Filters that did not", |s| s.counters.filter_false_positives),
-    ("flushes", "Memtables flushed", |s| s.counters.flushes),
-    ("flush_bytes", "Bytes that flushes wrote", |s| s.counters.flush_bytes),
-    ("compactions", "Compactions run", |s| s.counters.compactions),
-    ("compaction_read_bytes", "Bytes that compactions read", |s| s.counters.compaction_read_bytes),
-    ("compaction_write_bytes", "Bytes that compactions wrote", |s| s.counters.compaction_write_bytes),
-    ("compaction_dropped_entries", "Entries that compactions dropped", |s| {
-        s.counters.compaction_dropped_entries
+    ("write_bytes", "Bytes of keys and values written", |s| {
+        s.counters.write_bytes
     }),
-    ("compaction_failures", "Compactions that failed", |s| s.counters.compaction_failures),
-    ("trivial_moves", "SSTables moved down without rewriting", |s| s.counters.trivial_moves),
-    ("blob_write_bytes", "Bytes written to blob files", |s| s.counters.blob_bytes_written),
-    ("blob_relocated_bytes", "Bytes moved between blob files", |s| s.counters.blob_bytes_relocated),
-    ("expired_dropped", "Expired entries dropped", |s| s.counters.expired_dropped),
-    ("corruptions", "Damage found in stored bytes", |s| s.counters.corruptions),
+    ("wal_bytes", "Bytes appended to the log", |s| {
+        s.counters.log_bytes
+    }),
+    ("reads", "Point reads", |s| s.counters.reads),
+    ("read_hits", "Point reads that found the key", |s| {
+        s.counters.read_hits
+    }),
+    ("scans", "Scans opened", |s| s.counters.scans),
+    ("scan_entries", "Entries that scans returned", |s| {
+        s.counters.scan_entries
+    }),
+    ("block_reads", "Blocks read from disk", |s| {
+        s.counters.block_reads
+    }),
+    ("block_read_bytes", "Bytes of blocks read from disk", |s| {
+        s.counters.block_read_bytes
+    }),
+    ("cache_hits", "Blocks found in the cache", |s| {
+        s.counters.cache_hits
+    }),
+    ("cache_misses", "Blocks not found in the cache", |s| {
+        s.counters.cache_misses
+    }),
+    ("filter_checks", "Filters asked", |s| {
+        s.counters.filter_checks
+    }),
+    ("filter_negatives", "Filters that saved a read", |s| {
+        s.counters.filter_negatives
+    }),
+    ("filter_false_positives", "Filters that did not", |s| {
+        s.counters.filter_false_positives
+    }),
+    ("flushes", "Memtables flushed", |s| s.counters.flushes),
+    ("flush_bytes", "Bytes that flushes wrote", |s| {
+        s.counters.flush_bytes
+    }),
+    ("compactions", "Compactions run", |s| s.counters.compactions),
+    (
+        "compaction_read_bytes",
+        "Bytes that compactions read",
+        |s| s.counters.compaction_read_bytes,
+    ),
+    (
+        "compaction_write_bytes",
+        "Bytes that compactions wrote",
+        |s| s.counters.compaction_write_bytes,
+    ),
+    (
+        "compaction_dropped_entries",
+        "Entries that compactions dropped",
+        |s| s.counters.compaction_dropped_entries,
+    ),
+    (
+        "background_failures",
+        "Flushes and compactions that failed and were repeated",
+        |s| s.counters.background_failures,
+    ),
+    (
+        "trivial_moves",
+        "SSTables moved down without rewriting",
+        |s| s.counters.trivial_moves,
+    ),
+    ("blob_write_bytes", "Bytes written to blob files", |s| {
+        s.counters.blob_bytes_written
+    }),
+    (
+        "blob_relocated_bytes",
+        "Bytes moved between blob files",
+        |s| s.counters.blob_bytes_relocated,
+    ),
+    ("expired_dropped", "Expired entries dropped", |s| {
+        s.counters.expired_dropped
+    }),
+    ("corruptions", "Damage found in stored bytes", |s| {
+        s.counters.corruptions
+    }),
 ];
 
 const GAUGES: &[(&str, &str, Reading)] = &[
     ("wal_segments", "Segments of the log", |s| s.log.segments),
-    ("wal_size_bytes", "Bytes of the log", |s| s.log.bytes),
-    ("wal_unsynced_bytes", "Bytes of the log not yet synced", |s| s.log.synced_lag_bytes),
+    ("wal_size_bytes", "Bytes of the log", |s| s.log.disk_bytes),
+    (
+        "wal_unsynced_bytes",
+        "Bytes of the log not yet synced",
+        |s| s.log.unsynced_bytes,
+    ),
     ("disk_bytes", "Bytes of all files", |s| s.disk_bytes),
     ("blob_files", "Blob files", |s| s.blob_files),
     ("blob_bytes", "Bytes of blob files", |s| s.blob_bytes),
-    ("blob_garbage_bytes", "Bytes of blob files that nobody refers to", |s| s.blob_garbage_bytes),
-    ("compaction_debt_bytes", "Bytes that compaction has yet to move", |s| s.compaction_debt_bytes),
-    ("write_rate_limit_bytes", "Rate to which writes are slowed, per second; 0: not", |s| {
-        s.write_delay_rate
-    }),
-    ("memory_budget_bytes", "Memory that the engine may use", |s| s.memory.budget),
+    (
+        "blob_garbage_bytes",
+        "Bytes of blob files that nobody refers to",
+        |s| s.blob_garbage_bytes,
+    ),
+    (
+        "compaction_debt_bytes",
+        "Bytes that compaction has yet to move",
+        |s| s.compaction_debt_bytes,
+    ),
+    (
+        "memory_budget_bytes",
+        "Memory that the engine may use",
+        |s| s.memory.budget,
+    ),
     ("snapshots", "Snapshots held", |s| s.snapshots),
-    ("last_version", "The last sequence number", |s| s.last_seqno),
-    ("disk_full", "1 while writes are refused because the disk is full", |s| u64::from(s.disk_full)),
-    ("log_poisoned", "1 once writes are refused because the log failed", |s| {
-        u64::from(s.poisoned.is_some())
+    ("last_version", "The last sequence number", |s| {
+        s.last_seqno.0
     }),
-    ("background_error", "1 while background work cannot go on", |s| {
-        u64::from(s.background_error.is_some())
-    }),
+    (
+        "disk_full",
+        "1 while writes are refused because the disk is full",
+        |s| u64::from(s.disk_full),
+    ),
+    (
+        "log_poisoned",
+        "1 once writes are refused because the log failed",
+        |s| u64::from(s.poisoned.is_some()),
+    ),
+    (
+        "background_error",
+        "1 while background work cannot go on",
+        |s| u64::from(s.background_error.is_some()),
+    ),
 ];
 
 type NoLabels = [(&'static str, &'static str); 0];
@@ -173,7 +263,8 @@ impl Collector for EngineCollector {
             metric.encode_counter::<NoLabels, _, u64>(&read(&stats), None)?;
         }
         for (name, help, read) in GAUGES {
-            to.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&read(&stats))?;
+            to.encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_gauge(&read(&stats))?;
         }
         let inflight = self.service.inflight_bytes();
         let help = "Bytes of request bodies in memory";
@@ -182,25 +273,49 @@ impl Collector for EngineCollector {
 
         // The engine keeps sums and counts: histograms of one bucket.
         let c = &stats.counters;
+        let (stalls, stall_micros) = self.service.stalls();
         for (name, help, micros, count) in [
-            ("wal_fsync_duration", "Time that syncs of the log took", c.log_sync_micros, c.log_syncs),
-            ("write_stall", "Time that writes waited for flushes and compactions", c.write_stall_micros, c.write_stalls),
+            (
+                "wal_fsync_duration",
+                "Time that syncs of the log took",
+                c.log_sync_micros,
+                c.log_syncs,
+            ),
+            (
+                "write_stall",
+                "Time that writes waited for flushes and compactions",
+                c.write_stall_micros + stall_micros,
+                stalls,
+            ),
         ] {
             let seconds = micros as f64 / 1e6;
             let unit = Unit::Seconds;
-            let mut metric = to.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
+            let mut metric =
+                to.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
             metric.encode_histogram::<NoLabels>(seconds, count, &[(f64::MAX, count)], None)?;
         }
         let unit = Unit::Seconds;
         let help = "The longest sync of the log so far";
-        to.encode_descriptor("wal_fsync_duration_max", help, Some(&unit), MetricType::Gauge)?
-            .encode_gauge(&(c.log_sync_max_micros as f64 / 1e6))?;
+        to.encode_descriptor(
+            "wal_fsync_duration_max",
+            help,
+            Some(&unit),
+            MetricType::Gauge,
+        )?
+        .encode_gauge(&(c.log_sync_max_micros as f64 / 1e6))?;
 
-        let levels = [("level_bytes", "Bytes of a level"), ("level_files", "SSTables of a level")];
+        let levels = [
+            ("level_bytes", "Bytes of a level"),
+            ("level_files", "SSTables of a level"),
+        ];
         for (name, help) in levels {
             let mut metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for level in &stats.levels {
-                let value = if name == "level_bytes" { level.bytes } else { level.files };
+                let value = if name == "level_bytes" {
+                    level.bytes
+                } else {
+                    level.files
+                };
                 let labels = [("level", level.level.to_string())];
                 metric.encode_family(&labels)?.encode_gauge(&value)?;
             }
@@ -212,9 +327,10 @@ impl Collector for EngineCollector {
             ("memtables", memory.memtables),
             ("block_cache", memory.block_cache),
             ("tables", memory.tables),
-            ("other", memory.other),
         ] {
-            metric.encode_family(&[("part", part)])?.encode_gauge(&bytes)?;
+            metric
+                .encode_family(&[("part", part)])?
+                .encode_gauge(&bytes)?;
         }
         let help = "The version of the server";
         to.encode_descriptor("build", help, None, MetricType::Info)?

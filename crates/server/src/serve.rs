@@ -15,9 +15,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firn_engine::db::Db;
-use firn_engine::event::{Event, EventListener};
-use firn_engine::options::Options;
+use firn_engine::Db;
+use firn_engine::Options;
+use firn_engine::{Event, EventListener};
 use firn_io::Env;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -61,7 +61,10 @@ impl fmt::Display for ServeError {
         match self {
             Self::Config(error) => write!(f, "{error}"),
             Self::Bind { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
-                write!(f, "http: {address} is in use; choose another with --http (port 0 picks a free one)")
+                write!(
+                    f,
+                    "http: {address} is in use; choose another with --http (port 0 picks a free one)"
+                )
             }
             Self::Bind { address, cause } => {
                 write!(f, "http: cannot listen on {address} (see --http): {cause}")
@@ -150,10 +153,19 @@ impl Server {
             slow_request: config.slow_request,
             started: env.clock.monotonic(),
         });
-        let bind_failed = |cause| ServeError::Bind { address: config.http.clone(), cause };
+        let bind_failed = |cause| ServeError::Bind {
+            address: config.http.clone(),
+            cause,
+        };
         let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
         let address = listener.local_addr().map_err(bind_failed)?;
-        Ok(Self { config, service, door, listener, address })
+        Ok(Self {
+            config,
+            service,
+            door,
+            listener,
+            address,
+        })
     }
 
     /// Where HTTP listens, with the port that was picked.
@@ -185,6 +197,7 @@ impl Server {
         builder
             .half_close(true)
             .header_read_timeout(None)
+            .max_header_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX))
             .max_buf_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX));
         let most = i64::try_from(self.config.connections).unwrap_or(i64::MAX);
         tokio::pin!(shutdown);
@@ -219,9 +232,21 @@ impl Server {
             let _ = stream.set_nodelay(true);
             metrics.connections.inc();
             let door = Arc::clone(&self.door);
-            tokio::spawn(serve_connection(builder.clone(), stream, door, pace, stopping.clone(), alive.clone()));
+            tokio::spawn(serve_connection(
+                builder.clone(),
+                stream,
+                door,
+                pace,
+                stopping.clone(),
+                alive.clone(),
+            ));
         }
-        let Self { config, service, listener, .. } = self;
+        let Self {
+            config,
+            service,
+            listener,
+            ..
+        } = self;
         tracing::info!("draining");
         service.begin_drain();
         drop(listener);
@@ -248,10 +273,17 @@ impl Server {
 ///
 /// # Errors
 /// What kept it from starting, or from ending well.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
     let server = Server::start(config).await?;
     let config = &server.config;
-    let auth = if config.insecure { "off" } else { "off (loopback only)" };
+    let auth = if config.insecure {
+        "off"
+    } else {
+        "off (loopback only)"
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         data_dir = %config.data_dir.display(),
@@ -261,9 +293,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
         "listening on http://{}",
         server.address
     );
-    let line = format!("ready http={} data_dir={}\n", server.address, config.data_dir.display());
+    let line = format!(
+        "ready http={} data_dir={}\n",
+        server.address,
+        config.data_dir.display()
+    );
     let mut stdout = io::stdout().lock();
-    stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush())?;
+    stdout
+        .write_all(line.as_bytes())
+        .and_then(|()| stdout.flush())?;
     drop(stdout);
     server.run(shutdown).await
 }
@@ -311,7 +349,9 @@ async fn next_signal() -> i32 {
 
 /// Log lines go to the standard error. A logger that is there already stays.
 fn start_logging(config: &Config) {
-    let lines = tracing_subscriber::fmt().with_max_level(config.log_level).with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(config.log_level)
+        .with_writer(io::stderr);
     let _ = match config.log_format {
         LogFormat::Text => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
@@ -320,10 +360,18 @@ fn start_logging(config: &Config) {
 
 /// A bound socket on the configured address, which must be this machine's own unless `insecure`.
 async fn prepare(config: &Config) -> Result<TcpSocket, ServeError> {
-    let failed = |cause| ServeError::Bind { address: config.http.clone(), cause };
-    let mut addresses = tokio::net::lookup_host(&config.http).await.map_err(failed)?;
+    let failed = |cause| ServeError::Bind {
+        address: config.http.clone(),
+        cause,
+    };
+    let mut addresses = tokio::net::lookup_host(&config.http)
+        .await
+        .map_err(failed)?;
     let Some(address) = addresses.next() else {
-        return Err(failed(io::Error::new(io::ErrorKind::NotFound, "the host has no address")));
+        return Err(failed(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the host has no address",
+        )));
     };
     if !address.ip().is_loopback() && !config.insecure {
         let detail = format!(
@@ -331,9 +379,16 @@ async fn prepare(config: &Config) -> Result<TcpSocket, ServeError> {
              127.0.0.1, or allow it with --insecure (insecure = true)",
             config.http
         );
-        return Err(ServeError::Config(ConfigError { origin: "http".into(), detail }));
+        return Err(ServeError::Config(ConfigError {
+            origin: "http".into(),
+            detail,
+        }));
     }
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    };
     let socket = socket.map_err(failed)?;
     socket.set_reuseaddr(true).map_err(failed)?;
     socket.bind(address).map_err(failed)?;
@@ -398,7 +453,8 @@ async fn serve_connection(
 /// Tells a client that there are too many, and waits briefly so that it can read it.
 async fn refuse(mut stream: TcpStream, most: u64) {
     let code = firn_api::code::Code::TooManyConnections;
-    let mut problem = firn_api::http::Problem::new(code, "limits.connections are open; try again later");
+    let mut problem =
+        firn_api::http::Problem::new(code, "limits.connections are open; try again later");
     problem.limit = Some(most);
     problem.retry_after_ms = Some(1_000);
     let body = serde_json::to_string(&problem).unwrap_or_default();

@@ -19,18 +19,30 @@ pub(crate) async fn namespaces(door: &Door, query: Option<&str>) -> Result<Reply
 }
 
 /// `GET`, `PUT` and `DELETE /v1/ns/{ns}`.
-pub(crate) async fn namespace(door: &Door, name: &str, method: &Method, query: Option<&str>) -> Result<Reply> {
+pub(crate) async fn namespace(
+    door: &Door,
+    name: &str,
+    method: &Method,
+    query: Option<&str>,
+) -> Result<Reply> {
     Params::parse(query, &[])?;
     match *method {
         Method::PUT => {
             let created = door.service.create_namespace(name).await?;
-            Ok(empty(if created { StatusCode::CREATED } else { StatusCode::NO_CONTENT }))
+            Ok(empty(if created {
+                StatusCode::CREATED
+            } else {
+                StatusCode::NO_CONTENT
+            }))
         }
         Method::DELETE => {
             door.service.drop_namespace(name).await?;
             Ok(empty(StatusCode::NO_CONTENT))
         }
-        _ => Ok(json(StatusCode::OK, &door.service.namespace_info(name).await?)),
+        _ => Ok(json(
+            StatusCode::OK,
+            &door.service.namespace_info(name).await?,
+        )),
     }
 }
 
@@ -46,9 +58,13 @@ pub(crate) async fn compact(door: &Door, query: Option<&str>) -> Result<Reply> {
     let params = Params::parse(query, &["ns", "start", "end", "prefix", "key_enc"])?;
     let range = params.range()?;
     if range.is_empty() {
-        return Err(Error::invalid("the start of the range is not before its end"));
+        return Err(Error::invalid(
+            "the start of the range is not before its end",
+        ));
     }
-    door.service.compact(params.text("ns")?.unwrap_or(DEFAULT_NAMESPACE), range).await?;
+    door.service
+        .compact(params.text("ns")?.unwrap_or(DEFAULT_NAMESPACE), range)
+        .await?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
 
@@ -77,7 +93,11 @@ pub(crate) async fn verify(door: &Door, query: Option<&str>) -> Result<Reply> {
 pub(crate) async fn stats(door: &Door, query: Option<&str>) -> Result<Reply> {
     Params::parse(query, &[])?;
     let mut stats = door.service.stats().await?;
-    let uptime = door.service.clock().monotonic().saturating_sub(door.started);
+    let uptime = door
+        .service
+        .clock()
+        .monotonic()
+        .saturating_sub(door.started);
     stats.uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
     stats.connections = u64::try_from(door.metrics.connections.get()).unwrap_or(0);
     Ok(json(StatusCode::OK, &stats))

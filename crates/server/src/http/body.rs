@@ -51,7 +51,10 @@ pub(crate) async fn receive(
     loop {
         let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
         let Ok(frame) = tokio::time::timeout(pace, next).await else {
-            let detail = format!("no byte of the body arrived for {} s (limits.body_timeout)", pace.as_secs_f64());
+            let detail = format!(
+                "no byte of the body arrived for {} s (limits.body_timeout)",
+                pace.as_secs_f64()
+            );
             return Err(Error::new(Code::RequestTimeout, detail));
         };
         let data = match frame {
@@ -128,12 +131,21 @@ impl ReplyBody {
     }
 
     pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Full(bytes.into()), request: None }
+        Self {
+            kind: Kind::Full(bytes.into()),
+            request: None,
+        }
     }
 
     pub(crate) fn stream(walk: Walk<JsonSink>, path: &str) -> Self {
-        let stream = EntryStream { state: State::Resting(walk), path: path.into() };
-        Self { kind: Kind::Stream(Box::new(stream)), request: None }
+        let stream = EntryStream {
+            state: State::Resting(Box::new(walk)),
+            path: path.into(),
+        };
+        Self {
+            kind: Kind::Stream(Box::new(stream)),
+            request: None,
+        }
     }
 }
 
@@ -179,12 +191,22 @@ pub(crate) struct JsonSink {
 impl JsonSink {
     /// Objects separated by commas.
     pub(crate) fn list(out: Vec<u8>, enc: Enc) -> Self {
-        Self { out, enc, separator: b',', first: true }
+        Self {
+            out,
+            enc,
+            separator: b',',
+            first: true,
+        }
     }
 
     /// One object a line.
     pub(crate) fn lines(enc: Enc) -> Self {
-        Self { out: Vec::with_capacity(CHUNK_BYTES + 4096), enc, separator: b'\n', first: false }
+        Self {
+            out: Vec::with_capacity(CHUNK_BYTES + 4096),
+            enc,
+            separator: b'\n',
+            first: false,
+        }
     }
 }
 
@@ -205,7 +227,9 @@ impl Sink for JsonSink {
         if pushed.is_err() {
             self.out.truncate(before);
             let key = e.key.escape_ascii();
-            let detail = format!("the key or the value of \"{key}\" is not valid UTF-8, which enc=utf8 wants");
+            let detail = format!(
+                "the key or the value of \"{key}\" is not valid UTF-8, which enc=utf8 wants"
+            );
             return Err(Error::new(Code::NotUtf8, detail));
         }
         if self.separator == b'\n' {
@@ -214,7 +238,7 @@ impl Sink for JsonSink {
         Ok(())
     }
 
-    fn len(&self) -> usize {
+    fn waiting_bytes(&self) -> usize {
         self.out.len()
     }
 }
@@ -233,10 +257,13 @@ struct EntryStream {
 
 #[derive(Debug)]
 enum State {
-    Resting(Walk<JsonSink>),
-    Filling(JoinHandle<(Walk<JsonSink>, Result<()>)>),
+    Resting(Box<Walk<JsonSink>>),
+    Filling(JoinHandle<Filled>),
     Done,
 }
+
+/// A walk and how its last chunk went.
+type Filled = (Box<Walk<JsonSink>>, Result<()>);
 
 impl EntryStream {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
@@ -250,7 +277,9 @@ impl EntryStream {
                         return Poll::Pending;
                     };
                     // A cancelled job means that the runtime stops: a stream without a trailer.
-                    let Ok((mut walk, outcome)) = finished else { return Poll::Ready(Bytes::new()) };
+                    let Ok((mut walk, outcome)) = finished else {
+                        return Poll::Ready(Bytes::new());
+                    };
                     let mut chunk = std::mem::take(&mut walk.sink.out);
                     match outcome {
                         Err(error) => {
@@ -274,7 +303,7 @@ impl EntryStream {
     }
 }
 
-fn fill(mut walk: Walk<JsonSink>) -> JoinHandle<(Walk<JsonSink>, Result<()>)> {
+fn fill(mut walk: Box<Walk<JsonSink>>) -> JoinHandle<Filled> {
     tokio::task::spawn_blocking(move || {
         let outcome = walk.fill(CHUNK_BYTES);
         (walk, outcome)

@@ -28,7 +28,10 @@ pub(crate) async fn get(door: &Door, ns: &str, raw: &str, parts: &Parts) -> Resu
         && !tags.iter().any(|tag| !tag.weak && tag.matches(version))
     {
         let detail = "the version is not among those of If-Match";
-        return Err(Error { version, ..Error::new(Code::ConditionFailed, detail) });
+        return Err(Error {
+            version,
+            ..Error::new(Code::ConditionFailed, detail)
+        });
     }
     let Some(entry) = entry else {
         return Err(Error::new(Code::NotFound, "the key does not exist"));
@@ -48,7 +51,9 @@ pub(crate) async fn get(door: &Door, ns: &str, raw: &str, parts: &Parts) -> Resu
     headers.insert(KV_CONSISTENCY, HeaderValue::from_static(consistency.name()));
     if let Some(ms) = entry.expires_at_ms {
         let seconds = format!("{}.{:03}", ms / 1_000, ms % 1_000);
-        if let Ok(value) = HeaderValue::from_str(seconds.trim_end_matches('0').trim_end_matches('.')) {
+        if let Ok(value) =
+            HeaderValue::from_str(seconds.trim_end_matches('0').trim_end_matches('.'))
+        {
             headers.insert(KV_EXPIRES_AT, value);
         }
     }
@@ -56,7 +61,13 @@ pub(crate) async fn get(door: &Door, ns: &str, raw: &str, parts: &Parts) -> Resu
 }
 
 /// `PUT`: 204, or 201 where `If-None-Match: *` shows that the key is new.
-pub(crate) async fn put(door: &Door, ns: &str, raw: &str, parts: &Parts, body: Incoming) -> Result<Reply> {
+pub(crate) async fn put(
+    door: &Door,
+    ns: &str,
+    raw: &str,
+    parts: &Parts,
+    body: Incoming,
+) -> Result<Reply> {
     let known = ["ttl", "expires_at", "durability", "key_enc"];
     let params = Params::parse(parts.uri.query(), &known)?;
     let durability = params.durability(&door.service)?;
@@ -72,10 +83,20 @@ pub(crate) async fn put(door: &Door, ns: &str, raw: &str, parts: &Parts, body: I
     let limit = door.service.limits().value_bytes;
     let (code, name) = (Code::ValueTooLarge, "limits.value_bytes");
     let value = receive(&door.service, body, door.body_timeout, code, name, limit).await?;
-    let write = Write { key, value: Some(value.bytes.clone()), expires_at_ms, condition, durability };
+    let write = Write {
+        key,
+        value: Some(value.bytes.clone()),
+        expires_at_ms,
+        condition,
+        durability,
+    };
     let done = door.service.write(ns, write).await?;
     let created = condition == Some(Condition::Absent);
-    let status = if created { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
+    let status = if created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::NO_CONTENT
+    };
     let mut reply = written(empty(status), done.version, done.durability);
     reply.headers_mut().insert(ETAG, etag(done.version));
     Ok(reply)
@@ -90,9 +111,19 @@ pub(crate) async fn delete(door: &Door, ns: &str, raw: &str, parts: &Parts) -> R
         return Err(Error::invalid("If-None-Match makes no sense for DELETE"));
     }
     let key = key_of(raw, params.keys_are_base64()?)?;
-    let write = Write { key, value: None, expires_at_ms: None, condition, durability };
+    let write = Write {
+        key,
+        value: None,
+        expires_at_ms: None,
+        condition,
+        durability,
+    };
     let done = door.service.write(ns, write).await?;
-    Ok(written(empty(StatusCode::NO_CONTENT), done.version, done.durability))
+    Ok(written(
+        empty(StatusCode::NO_CONTENT),
+        done.version,
+        done.durability,
+    ))
 }
 
 /// The entity tag of a version.
@@ -103,14 +134,22 @@ pub(crate) fn etag(version: u64) -> HeaderValue {
 
 /// Whether the client names this media type. That it accepts anything does not count.
 pub(crate) fn accepts(parts: &Parts, media_type: &str) -> bool {
-    let list = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    list.flat_map(|value| value.split(','))
-        .any(|item| item.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(media_type)))
+    let list = parts
+        .headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    list.flat_map(|value| value.split(',')).any(|item| {
+        item.split(';')
+            .next()
+            .is_some_and(|t| t.trim().eq_ignore_ascii_case(media_type))
+    })
 }
 
 /// Unix seconds with up to three decimals, in milliseconds.
 fn unix_seconds(text: &str) -> std::result::Result<u64, String> {
-    let bad = || format!("{text:?} is not a time: write Unix seconds, as 1800000000 or 1800000000.250");
+    let bad =
+        || format!("{text:?} is not a time: write Unix seconds, as 1800000000 or 1800000000.250");
     if !text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         return Err(bad());
     }
@@ -141,20 +180,36 @@ fn tags(parts: &Parts, name: HeaderName) -> Result<Option<Vec<Tag>>> {
         present = true;
         let bad = || {
             let shown = value.as_bytes().escape_ascii();
-            Error::invalid(format!("{name}: {shown} is not a list of entity tags, as \"12\", or *"))
+            Error::invalid(format!(
+                "{name}: {shown} is not a list of entity tags, as \"12\", or *"
+            ))
         };
         let text = value.to_str().map_err(|_| bad())?;
-        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        for item in text
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+        {
             if item == "*" {
-                tags.push(Tag { weak: false, any: true, version: None });
+                tags.push(Tag {
+                    weak: false,
+                    any: true,
+                    version: None,
+                });
                 continue;
             }
             let (weak, quoted) = match item.strip_prefix("W/") {
                 Some(rest) => (true, rest),
                 None => (false, item),
             };
-            let inner = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-            tags.push(Tag { weak, any: false, version: inner.ok_or_else(bad)?.parse().ok() });
+            let inner = quoted
+                .strip_prefix('"')
+                .and_then(|rest| rest.strip_suffix('"'));
+            tags.push(Tag {
+                weak,
+                any: false,
+                version: inner.ok_or_else(bad)?.parse().ok(),
+            });
         }
         if tags.is_empty() {
             return Err(bad());
@@ -167,14 +222,22 @@ fn tags(parts: &Parts, name: HeaderName) -> Result<Option<Vec<Tag>>> {
 fn condition(parts: &Parts) -> Result<Option<Condition>> {
     match (tags(parts, IF_MATCH)?, tags(parts, IF_NONE_MATCH)?) {
         (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(Error::invalid("If-Match and If-None-Match exclude each other")),
+        (Some(_), Some(_)) => Err(Error::invalid(
+            "If-Match and If-None-Match exclude each other",
+        )),
         (None, Some(tags)) => match tags.as_slice() {
             [Tag { any: true, .. }] => Ok(Some(Condition::Absent)),
             _ => Err(Error::invalid("a write takes If-None-Match: * only")),
         },
         (Some(tags), None) => match tags.as_slice() {
             [Tag { any: true, .. }] => Ok(Some(Condition::Exists)),
-            [Tag { weak: false, version: Some(version), .. }] => Ok(Some(Condition::Version(*version))),
+            [
+                Tag {
+                    weak: false,
+                    version: Some(version),
+                    ..
+                },
+            ] => Ok(Some(Condition::Version(*version))),
             [_] => {
                 let detail = "If-Match does not name a version: no key has this tag";
                 Err(Error::new(Code::ConditionFailed, detail))
@@ -191,7 +254,9 @@ mod tests {
     fn parts(headers: &[(HeaderName, &'static str)]) -> Parts {
         let mut request = http::Request::new(());
         for (name, value) in headers {
-            request.headers_mut().append(name, HeaderValue::from_static(value));
+            request
+                .headers_mut()
+                .append(name, HeaderValue::from_static(value));
         }
         request.into_parts().0
     }
@@ -207,9 +272,15 @@ mod tests {
         assert_eq!(of(&[(IF_MATCH, "\"abc\"")]), Err(Code::ConditionFailed));
         assert_eq!(of(&[(IF_MATCH, "7")]), Err(Code::InvalidArgument));
         assert_eq!(of(&[(IF_MATCH, "")]), Err(Code::InvalidArgument));
-        assert_eq!(of(&[(IF_MATCH, "\"1\", \"2\"")]), Err(Code::InvalidArgument));
+        assert_eq!(
+            of(&[(IF_MATCH, "\"1\", \"2\"")]),
+            Err(Code::InvalidArgument)
+        );
         assert_eq!(of(&[(IF_NONE_MATCH, "\"1\"")]), Err(Code::InvalidArgument));
-        assert_eq!(of(&[(IF_MATCH, "*"), (IF_NONE_MATCH, "*")]), Err(Code::InvalidArgument));
+        assert_eq!(
+            of(&[(IF_MATCH, "*"), (IF_NONE_MATCH, "*")]),
+            Err(Code::InvalidArgument)
+        );
     }
 
     #[test]

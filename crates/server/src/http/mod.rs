@@ -26,7 +26,7 @@ use bytes::Bytes;
 use firn_api::code::Code;
 use firn_api::http::{KV_DURABILITY, KV_VERSION};
 use firn_api::text;
-use firn_engine::options::Durability;
+use firn_engine::Durability;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -34,13 +34,13 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::connection::Activity;
 use crate::health;
 use crate::http::body::{ReplyBody, receive};
 use crate::http::query::Params;
 use crate::http::request::Request;
 use crate::http::route::Target;
 use crate::metrics::Metrics;
-use crate::connection::Activity;
 use crate::service::error::{Error, Result};
 use crate::service::{DEFAULT_NAMESPACE, Service, durability_name};
 
@@ -70,10 +70,22 @@ impl Door {
         let (mut reply, code) = match self.dispatch(&parts, body, &running).await {
             Ok(reply) => (reply, "ok"),
             Err(error) => {
-                if matches!(error.code, Code::Internal | Code::IoError | Code::Corruption) {
-                    tracing::error!(code = error.code.name(), detail = error.detail, "request failed");
+                if matches!(
+                    error.code,
+                    Code::Internal | Code::IoError | Code::Corruption
+                ) {
+                    tracing::error!(
+                        code = error.code.name(),
+                        detail = error.detail,
+                        "request failed"
+                    );
                 }
-                (problem::reply(&error, parts.uri.path()), error.code.name())
+                let path = parts.uri.path();
+                let mut reply = problem::reply(&error, path);
+                if let (Code::MethodNotAllowed, Some(target)) = (error.code, Target::parse(path)) {
+                    reply = allow(reply, target.methods());
+                }
+                (reply, error.code.name())
             }
         };
         running.set_code(code);
@@ -87,18 +99,20 @@ impl Door {
             let detail = "there is nothing at this path; /openapi.json lists what there is";
             return Err(Error::new(Code::RouteNotFound, detail));
         };
-        running.set_op(target.op(&parts.method));
         let methods = target.methods();
         if parts.method == Method::OPTIONS {
             return Ok(allow(empty(StatusCode::NO_CONTENT), methods));
         }
         if !methods.contains(&parts.method) {
-            running.set_code(Code::MethodNotAllowed.name());
-            let names = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let names = methods
+                .iter()
+                .map(Method::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
             let detail = format!("{} is not among {names}", parts.method);
-            let error = Error::new(Code::MethodNotAllowed, detail);
-            return Ok(allow(problem::reply(&error, path), methods));
+            return Err(Error::new(Code::MethodNotAllowed, detail));
         }
+        running.set_op(target.op(&parts.method));
         let query = parts.uri.query();
         match target {
             Target::Key { ns, key } => {
@@ -136,7 +150,10 @@ impl Door {
 
     fn livez(&self, query: Option<&str>) -> Result<Reply> {
         let params = Params::parse(query, &["verbose", "exclude"])?;
-        Ok(text_page(StatusCode::OK, health::page("livez", &[], params.flag("verbose")?)))
+        Ok(text_page(
+            StatusCode::OK,
+            health::page("livez", &[], params.flag("verbose")?),
+        ))
     }
 
     async fn readyz(&self, path: &str, query: Option<&str>) -> Result<Reply> {
@@ -144,18 +161,33 @@ impl Door {
         for name in params.all("exclude") {
             if !health::CHECKS.iter().any(|check| check.as_bytes() == name) {
                 let (name, known) = (name.escape_ascii(), health::CHECKS.join(", "));
-                return Err(Error::invalid(format!("exclude: there is no check {name}; there are: {known}")));
+                return Err(Error::invalid(format!(
+                    "exclude: there is no check {name}; there are: {known}"
+                )));
             }
         }
         let service = self.service.clone();
-        let mut checks = self.service.blocking(move || Ok(health::ready(&service))).await?;
-        checks.retain(|check| !params.all("exclude").any(|name| name == check.name.as_bytes()));
+        let mut checks = self
+            .service
+            .blocking(move || Ok(health::ready(&service)))
+            .await?;
+        checks.retain(|check| {
+            !params
+                .all("exclude")
+                .any(|name| name == check.name.as_bytes())
+        });
         let failed = checks.iter().any(|check| check.failure.is_some());
-        let status = if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        let status = if failed {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
         let name = path.trim_start_matches('/');
         let mut reply = text_page(status, health::page(name, &checks, params.flag("verbose")?));
         if failed {
-            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
+            reply
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(1));
         }
         Ok(reply)
     }
@@ -165,7 +197,11 @@ impl Door {
         let metrics = Arc::clone(&self.metrics);
         let page = self
             .service
-            .blocking(move || metrics.page().map_err(|e| Error::new(Code::Internal, e.to_string())))
+            .blocking(move || {
+                metrics
+                    .page()
+                    .map_err(|e| Error::new(Code::Internal, e.to_string()))
+            })
             .await?;
         let kind = if kv::accepts(parts, "application/openmetrics-text") {
             "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -173,7 +209,9 @@ impl Door {
             "text/plain; version=0.0.4; charset=utf-8"
         };
         let mut reply = text_page(StatusCode::OK, page);
-        reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        reply
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         Ok(reply)
     }
 
@@ -182,20 +220,28 @@ impl Door {
         let limit = self.service.limits().body_bytes;
         let (code, name) = (Code::BodyTooLarge, "limits.body_bytes");
         let received = receive(&self.service, body, self.body_timeout, code, name, limit).await?;
-        serde_json::from_slice(&received.bytes)
-            .map_err(|e| Error::new(Code::InvalidJson, format!("the body is not what this route takes: {e}")))
+        serde_json::from_slice(&received.bytes).map_err(|e| {
+            Error::new(
+                Code::InvalidJson,
+                format!("the body is not what this route takes: {e}"),
+            )
+        })
     }
 }
 
 /// The name of a namespace out of a path.
 fn namespace(raw: Option<&str>) -> Result<Cow<'_, str>> {
-    let Some(raw) = raw else { return Ok(Cow::Borrowed(DEFAULT_NAMESPACE)) };
+    let Some(raw) = raw else {
+        return Ok(Cow::Borrowed(DEFAULT_NAMESPACE));
+    };
     if !raw.contains('%') {
         return Ok(Cow::Borrowed(raw));
     }
     let broken = |e: String| Error::new(Code::InvalidEncoding, format!("namespace: {e}"));
     let bytes = text::percent_decode(raw).map_err(broken)?;
-    String::from_utf8(bytes).map(Cow::Owned).map_err(|_| broken("not valid UTF-8".into()))
+    String::from_utf8(bytes)
+        .map(Cow::Owned)
+        .map_err(|_| broken("not valid UTF-8".into()))
 }
 
 /// A key out of a path.
@@ -224,7 +270,9 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
 pub(crate) fn json_bytes(status: StatusCode, bytes: Vec<u8>) -> Reply {
     let mut reply = Response::new(ReplyBody::full(bytes));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply
 }
 
@@ -237,7 +285,11 @@ fn text_page(status: StatusCode, page: String) -> Reply {
 }
 
 fn allow(mut reply: Reply, methods: &[Method]) -> Reply {
-    let list = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let list = methods
+        .iter()
+        .map(Method::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
     if let Ok(list) = HeaderValue::from_str(&list) {
         reply.headers_mut().insert(ALLOW, list);
     }
@@ -248,6 +300,9 @@ fn allow(mut reply: Reply, methods: &[Method]) -> Reply {
 pub(crate) fn written(mut reply: Reply, version: u64, durability: Durability) -> Reply {
     let headers = reply.headers_mut();
     headers.insert(KV_VERSION, HeaderValue::from(version));
-    headers.insert(KV_DURABILITY, HeaderValue::from_static(durability_name(durability)));
+    headers.insert(
+        KV_DURABILITY,
+        HeaderValue::from_static(durability_name(durability)),
+    );
     reply
 }

@@ -34,111 +34,370 @@ pub struct Parameter {
     pub help: &'static str,
 }
 
-const fn parameter(name: &'static str, place: &'static str, kind: &'static str, help: &'static str) -> Parameter {
-    Parameter { name, place, kind, help }
+const fn parameter(
+    name: &'static str,
+    place: &'static str,
+    kind: &'static str,
+    help: &'static str,
+) -> Parameter {
+    Parameter {
+        name,
+        place,
+        kind,
+        help,
+    }
 }
 
 /// Every parameter of every route.
 pub const PARAMETERS: &[Parameter] = &[
-    parameter("consistency", "query", "string", "`linearizable` (default), `lease` or `stale`; echoed in `KV-Consistency`. A single node answers all alike."),
-    parameter("durability", "query", "string", "`sync`: acknowledged when it survives power loss. `buffered`: when it survives the death of the process. Default: the server's setting. Echoed in `KV-Durability`."),
-    parameter("ttl", "query", "string", "Time to live: `30s`, `500ms`, `5m`, `2h`, `7d`, or seconds."),
-    parameter("expires_at", "query", "string", "When it expires: Unix seconds, with up to three decimals. Excludes `ttl`."),
-    parameter("key_enc", "query", "string", "How keys in path and query are written: `percent` (default) or `base64url`."),
-    parameter("enc", "query", "string", "How keys and values in lists are written: `auto` (default: text if valid UTF-8, else `key_b64`, `value_b64`), `utf8` (400 if it is not) or `base64`."),
-    parameter("start", "query", "string", "First key of the range, inclusive."),
+    parameter(
+        "consistency",
+        "query",
+        "string",
+        "`linearizable` (default), `lease` or `stale`; echoed in `KV-Consistency`. A single node answers all alike.",
+    ),
+    parameter(
+        "durability",
+        "query",
+        "string",
+        "`sync`: acknowledged when it survives power loss. `buffered`: when it survives the death of the process. Default: the server's setting. Echoed in `KV-Durability`.",
+    ),
+    parameter(
+        "ttl",
+        "query",
+        "string",
+        "Time to live: `30s`, `500ms`, `5m`, `2h`, `7d`, or seconds.",
+    ),
+    parameter(
+        "expires_at",
+        "query",
+        "string",
+        "When it expires: Unix seconds, with up to three decimals. Excludes `ttl`.",
+    ),
+    parameter(
+        "key_enc",
+        "query",
+        "string",
+        "How keys in path and query are written: `percent` (default) or `base64url`.",
+    ),
+    parameter(
+        "enc",
+        "query",
+        "string",
+        "How keys and values in lists are written: `auto` (default: text if valid UTF-8, else `key_b64`, `value_b64`), `utf8` (400 if it is not) or `base64`.",
+    ),
+    parameter(
+        "start",
+        "query",
+        "string",
+        "First key of the range, inclusive.",
+    ),
     parameter("end", "query", "string", "End of the range, exclusive."),
-    parameter("prefix", "query", "string", "Only keys that begin with it; narrows `start` and `end`."),
+    parameter(
+        "prefix",
+        "query",
+        "string",
+        "Only keys that begin with it; narrows `start` and `end`.",
+    ),
     parameter("reverse", "query", "boolean", "From the end to the start."),
-    parameter("limit", "query", "integer", "At most so many entries. Pages: default 1,000, at most `limits.page_entries`. Streams: no limit unless given."),
-    parameter("max_bytes", "query", "string", "At most so many bytes of keys and values (`1MiB`); the first entry always fits."),
+    parameter(
+        "limit",
+        "query",
+        "integer",
+        "At most so many entries. Pages: default 1,000, at most `limits.page_entries`. Streams: no limit unless given.",
+    ),
+    parameter(
+        "max_bytes",
+        "query",
+        "string",
+        "At most so many bytes of keys and values (`1MiB`); the first entry always fits.",
+    ),
     parameter("keys_only", "query", "boolean", "Without values."),
-    parameter("cursor", "query", "string", "`next_cursor` of the page before, with the same bounds and direction. Also as header `KV-Cursor`, for cursors that are too long for a query."),
-    parameter("all", "query", "boolean", "Delete every key of the namespace; needed where no bound is given."),
+    parameter(
+        "cursor",
+        "query",
+        "string",
+        "`next_cursor` of the page before, with the same bounds and direction. Also as header `KV-Cursor`, for cursors that are too long for a query.",
+    ),
+    parameter(
+        "all",
+        "query",
+        "boolean",
+        "Delete every key of the namespace; needed where no bound is given.",
+    ),
     parameter("ns", "query", "string", "The namespace; default `default`."),
     parameter("verbose", "query", "boolean", "List every check."),
-    parameter("exclude", "query", "string", "Leave a check out: `shutdown`, `log`, `disk`, `background`. May be repeated."),
-    parameter("If-Match", "header", "string", "Only if the key has this version (`\"12\"`), or exists (`*`); else 412."),
-    parameter("If-None-Match", "header", "string", "GET: 304 if the key still has this version. PUT: only `*`, which creates the key or answers 412."),
-    parameter("Accept", "header", "string", "`application/x-ndjson` streams the range: one object a line, then `{\"end\":true,\"count\":n,\"next_cursor\":null}`. A stream without this line was cut."),
+    parameter(
+        "exclude",
+        "query",
+        "string",
+        "Leave a check out: `shutdown`, `log`, `disk`, `background`. May be repeated.",
+    ),
+    parameter(
+        "If-Match",
+        "header",
+        "string",
+        "Only if the key has this version (`\"12\"`), or exists (`*`); else 412.",
+    ),
+    parameter(
+        "If-None-Match",
+        "header",
+        "string",
+        "GET: 304 if the key still has this version. PUT: only `*`, which creates the key or answers 412.",
+    ),
+    parameter(
+        "Accept",
+        "header",
+        "string",
+        "`application/x-ndjson` streams the range: one object a line, then `{\"end\":true,\"count\":n,\"next_cursor\":null}`. A stream without this line was cut.",
+    ),
 ];
 
 const READ: &[&str] = &["consistency", "key_enc", "If-Match", "If-None-Match"];
 const RANGE: &[&str] = &[
-    "start", "end", "prefix", "reverse", "limit", "max_bytes", "keys_only", "cursor", "enc", "key_enc",
-    "consistency", "Accept",
+    "start",
+    "end",
+    "prefix",
+    "reverse",
+    "limit",
+    "max_bytes",
+    "keys_only",
+    "cursor",
+    "enc",
+    "key_enc",
+    "consistency",
+    "Accept",
 ];
 
 /// Every operation. Those of a path with `/v1/ns/{ns}` are the same in another namespace.
 pub const OPERATIONS: &[Operation] = &[
     Operation {
-        method: "get", path: "/v1/keys/{key}", summary: "Read a value.", parameters: READ, body: None,
-        replies: &[(200, "The value; `ETag` is its version, `KV-Expires-At` when it expires.", "bytes"), (304, "Not modified.", ""), (404, "No such key.", "Problem"), (412, "If-Match does not hold.", "Problem")],
+        method: "get",
+        path: "/v1/keys/{key}",
+        summary: "Read a value.",
+        parameters: READ,
+        body: None,
+        replies: &[
+            (
+                200,
+                "The value; `ETag` is its version, `KV-Expires-At` when it expires.",
+                "bytes",
+            ),
+            (304, "Not modified.", ""),
+            (404, "No such key.", "Problem"),
+            (412, "If-Match does not hold.", "Problem"),
+        ],
     },
     Operation {
-        method: "head", path: "/v1/keys/{key}", summary: "The same without the value.", parameters: READ, body: None,
-        replies: &[(200, "It exists.", ""), (304, "Not modified.", ""), (404, "No such key.", ""), (412, "If-Match does not hold.", "")],
+        method: "head",
+        path: "/v1/keys/{key}",
+        summary: "The same without the value.",
+        parameters: READ,
+        body: None,
+        replies: &[
+            (200, "It exists.", ""),
+            (304, "Not modified.", ""),
+            (404, "No such key.", ""),
+            (412, "If-Match does not hold.", ""),
+        ],
     },
     Operation {
-        method: "put", path: "/v1/keys/{key}", summary: "Write a value.",
-        parameters: &["ttl", "expires_at", "durability", "key_enc", "If-Match", "If-None-Match"], body: Some("bytes"),
-        replies: &[(201, "Created (with `If-None-Match: *`).", ""), (204, "Written; `ETag` is the version.", ""), (412, "The condition does not hold.", "Problem"), (413, "Key or value too large.", "Problem"), (507, "The disk is full.", "Problem")],
+        method: "put",
+        path: "/v1/keys/{key}",
+        summary: "Write a value.",
+        parameters: &[
+            "ttl",
+            "expires_at",
+            "durability",
+            "key_enc",
+            "If-Match",
+            "If-None-Match",
+        ],
+        body: Some("bytes"),
+        replies: &[
+            (201, "Created (with `If-None-Match: *`).", ""),
+            (204, "Written; `ETag` is the version.", ""),
+            (412, "The condition does not hold.", "Problem"),
+            (413, "Key or value too large.", "Problem"),
+            (507, "The disk is full.", "Problem"),
+        ],
     },
     Operation {
-        method: "delete", path: "/v1/keys/{key}", summary: "Delete a key, which need not exist.",
-        parameters: &["durability", "key_enc", "If-Match"], body: None,
-        replies: &[(204, "It does not exist any more.", ""), (412, "If-Match does not hold.", "Problem")],
+        method: "delete",
+        path: "/v1/keys/{key}",
+        summary: "Delete a key, which need not exist.",
+        parameters: &["durability", "key_enc", "If-Match"],
+        body: None,
+        replies: &[
+            (204, "It does not exist any more.", ""),
+            (412, "If-Match does not hold.", "Problem"),
+        ],
     },
     Operation {
-        method: "get", path: "/v1/range", summary: "Read a range in order: a page, or a stream.", parameters: RANGE, body: None,
-        replies: &[(200, "A page (`application/json`) or a stream (`application/x-ndjson`).", "Page"), (400, "A bad parameter or cursor.", "Problem")],
+        method: "get",
+        path: "/v1/range",
+        summary: "Read a range in order: a page, or a stream.",
+        parameters: RANGE,
+        body: None,
+        replies: &[
+            (
+                200,
+                "A page (`application/json`) or a stream (`application/x-ndjson`).",
+                "Page",
+            ),
+            (400, "A bad parameter or cursor.", "Problem"),
+        ],
     },
     Operation {
-        method: "delete", path: "/v1/range", summary: "Delete every key of a range, at once.",
-        parameters: &["start", "end", "prefix", "all", "durability", "key_enc"], body: None,
-        replies: &[(204, "They do not exist any more.", ""), (400, "No bound, or an empty range.", "Problem")],
+        method: "delete",
+        path: "/v1/range",
+        summary: "Delete every key of a range, at once.",
+        parameters: &["start", "end", "prefix", "all", "durability", "key_enc"],
+        body: None,
+        replies: &[
+            (204, "They do not exist any more.", ""),
+            (400, "No bound, or an empty range.", "Problem"),
+        ],
     },
     Operation {
-        method: "post", path: "/v1/batch", summary: "Write many keys, all or nothing, under conditions.",
-        parameters: &["durability"], body: Some("Batch"),
-        replies: &[(200, "All was written.", "BatchReply"), (412, "A condition does not hold; nothing was written.", "Problem")],
+        method: "post",
+        path: "/v1/batch",
+        summary: "Write many keys, all or nothing, under conditions.",
+        parameters: &["durability"],
+        body: Some("Batch"),
+        replies: &[
+            (200, "All was written.", "BatchReply"),
+            (
+                412,
+                "A condition does not hold; nothing was written.",
+                "Problem",
+            ),
+        ],
     },
     Operation {
-        method: "post", path: "/v1/mget", summary: "Read many keys at one instant.",
-        parameters: &["consistency", "enc"], body: Some("Mget"),
+        method: "post",
+        path: "/v1/mget",
+        summary: "Read many keys at one instant.",
+        parameters: &["consistency", "enc"],
+        body: Some("Mget"),
         replies: &[(200, "An entry or null for each key.", "MgetReply")],
     },
-    Operation { method: "get", path: "/v1/ns", summary: "List namespaces.", parameters: &[], body: None, replies: &[(200, "By name.", "Namespaces")] },
     Operation {
-        method: "get", path: "/v1/ns/{ns}", summary: "What a namespace holds.", parameters: &[], body: None,
-        replies: &[(200, "Estimates.", "Namespace"), (404, "No such namespace.", "Problem")],
+        method: "get",
+        path: "/v1/ns",
+        summary: "List namespaces.",
+        parameters: &[],
+        body: None,
+        replies: &[(200, "By name.", "Namespaces")],
     },
     Operation {
-        method: "put", path: "/v1/ns/{ns}", summary: "Create a namespace.", parameters: &[], body: None,
+        method: "get",
+        path: "/v1/ns/{ns}",
+        summary: "What a namespace holds.",
+        parameters: &[],
+        body: None,
+        replies: &[
+            (200, "Estimates.", "Namespace"),
+            (404, "No such namespace.", "Problem"),
+        ],
+    },
+    Operation {
+        method: "put",
+        path: "/v1/ns/{ns}",
+        summary: "Create a namespace.",
+        parameters: &[],
+        body: None,
         replies: &[(201, "Created.", ""), (204, "It was there.", "")],
     },
     Operation {
-        method: "delete", path: "/v1/ns/{ns}", summary: "Drop a namespace with everything in it.", parameters: &[], body: None,
-        replies: &[(204, "Dropped.", ""), (404, "No such namespace.", "Problem")],
+        method: "delete",
+        path: "/v1/ns/{ns}",
+        summary: "Drop a namespace with everything in it.",
+        parameters: &[],
+        body: None,
+        replies: &[
+            (204, "Dropped.", ""),
+            (404, "No such namespace.", "Problem"),
+        ],
     },
-    Operation { method: "post", path: "/v1/admin/flush", summary: "Write memtables to SSTables.", parameters: &[], body: None, replies: &[(204, "Done.", "")] },
     Operation {
-        method: "post", path: "/v1/admin/compact", summary: "Compact a range to the bottom level.",
-        parameters: &["ns", "start", "end", "prefix", "key_enc"], body: None, replies: &[(204, "Done.", "")],
+        method: "post",
+        path: "/v1/admin/flush",
+        summary: "Write memtables to SSTables.",
+        parameters: &[],
+        body: None,
+        replies: &[(204, "Done.", "")],
     },
     Operation {
-        method: "post", path: "/v1/admin/checkpoint", summary: "Make a consistent copy on the server's disk, by hard links where it can.",
-        parameters: &[], body: Some("Checkpoint"), replies: &[(201, "Made.", "CheckpointReply"), (409, "The name is taken.", "Problem")],
+        method: "post",
+        path: "/v1/admin/compact",
+        summary: "Compact a range to the bottom level.",
+        parameters: &["ns", "start", "end", "prefix", "key_enc"],
+        body: None,
+        replies: &[(204, "Done.", "")],
     },
-    Operation { method: "post", path: "/v1/admin/verify", summary: "Check every checksum and invariant, online.", parameters: &[], body: None, replies: &[(200, "What was found.", "VerifyReply")] },
-    Operation { method: "get", path: "/v1/admin/stats", summary: "Gauges and counters of the engine.", parameters: &[], body: None, replies: &[(200, "All of them.", "Stats")] },
-    Operation { method: "get", path: "/livez", summary: "Is the process alive?", parameters: &["verbose", "exclude"], body: None, replies: &[(200, "Yes.", "text")] },
     Operation {
-        method: "get", path: "/readyz", summary: "Should it be sent requests? Also `/healthz` and `/health`.",
-        parameters: &["verbose", "exclude"], body: None, replies: &[(200, "Yes.", "text"), (503, "No; the page says why.", "text")],
+        method: "post",
+        path: "/v1/admin/checkpoint",
+        summary: "Make a consistent copy on the server's disk, by hard links where it can.",
+        parameters: &[],
+        body: Some("Checkpoint"),
+        replies: &[
+            (201, "Made.", "CheckpointReply"),
+            (409, "The name is taken.", "Problem"),
+        ],
     },
-    Operation { method: "get", path: "/metrics", summary: "Metrics for Prometheus (OpenMetrics if asked for).", parameters: &[], body: None, replies: &[(200, "The page.", "text")] },
-    Operation { method: "get", path: "/openapi.json", summary: "This description.", parameters: &[], body: None, replies: &[(200, "OpenAPI 3.1.", "any")] },
+    Operation {
+        method: "post",
+        path: "/v1/admin/verify",
+        summary: "Check every checksum and invariant, online.",
+        parameters: &[],
+        body: None,
+        replies: &[(200, "What was found.", "VerifyReply")],
+    },
+    Operation {
+        method: "get",
+        path: "/v1/admin/stats",
+        summary: "Gauges and counters of the engine.",
+        parameters: &[],
+        body: None,
+        replies: &[(200, "All of them.", "Stats")],
+    },
+    Operation {
+        method: "get",
+        path: "/livez",
+        summary: "Is the process alive?",
+        parameters: &["verbose", "exclude"],
+        body: None,
+        replies: &[(200, "Yes.", "text")],
+    },
+    Operation {
+        method: "get",
+        path: "/readyz",
+        summary: "Should it be sent requests? Also `/healthz` and `/health`.",
+        parameters: &["verbose", "exclude"],
+        body: None,
+        replies: &[
+            (200, "Yes.", "text"),
+            (503, "No; the page says why.", "text"),
+        ],
+    },
+    Operation {
+        method: "get",
+        path: "/metrics",
+        summary: "Metrics for Prometheus (OpenMetrics if asked for).",
+        parameters: &[],
+        body: None,
+        replies: &[(200, "The page.", "text")],
+    },
+    Operation {
+        method: "get",
+        path: "/openapi.json",
+        summary: "This description.",
+        parameters: &[],
+        body: None,
+        replies: &[(200, "OpenAPI 3.1.", "any")],
+    },
 ];
 
 /// Whether the route also exists below `/v1/ns/{ns}`.
@@ -150,8 +409,12 @@ fn has_twin(path: &str) -> bool {
 pub fn document() -> Value {
     let mut paths = serde_json::Map::new();
     for operation in OPERATIONS {
-        let twin = has_twin(operation.path).then(|| operation.path.replacen("/v1/", "/v1/ns/{ns}/", 1));
-        for path in [Some(operation.path.to_owned()), twin].into_iter().flatten() {
+        let twin =
+            has_twin(operation.path).then(|| operation.path.replacen("/v1/", "/v1/ns/{ns}/", 1));
+        for path in [Some(operation.path.to_owned()), twin]
+            .into_iter()
+            .flatten()
+        {
             let described = describe(operation, &path);
             if let Value::Object(item) = paths.entry(path).or_insert_with(|| json!({})) {
                 item.insert(operation.method.into(), described);
@@ -175,21 +438,32 @@ fn describe(operation: &Operation, path: &str) -> Value {
     let mut parameters = Vec::new();
     for (name, help) in [
         ("ns", "Name of the namespace, percent-encoded."),
-        ("key", "The key: any bytes, percent-encoded; `/` may stand as it is. `+` is a plus."),
+        (
+            "key",
+            "The key: any bytes, percent-encoded; `/` may stand as it is. `+` is a plus.",
+        ),
     ] {
         if path.contains(&format!("{{{name}}}")) {
             parameters.push(json!({ "name": name, "in": "path", "required": true, "description": help, "schema": { "type": "string" } }));
         }
     }
-    for p in PARAMETERS.iter().filter(|p| operation.parameters.contains(&p.name)) {
+    for p in PARAMETERS
+        .iter()
+        .filter(|p| operation.parameters.contains(&p.name))
+    {
         parameters.push(json!({ "name": p.name, "in": p.place, "description": p.help, "schema": { "type": p.kind } }));
     }
     let mut replies = serde_json::Map::new();
     for (status, help, body) in operation.replies {
         replies.insert(status.to_string(), reply(help, body));
     }
-    replies.insert("default".into(), reply("See docs/api/errors.md.", "Problem"));
-    let id = path.replace("/v1/", "").replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+    replies.insert(
+        "default".into(),
+        reply("See docs/api/errors.md.", "Problem"),
+    );
+    let id = path
+        .replace("/v1/", "")
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "_");
     let mut described = json!({
         "operationId": format!("{}_{}", operation.method, id.trim_matches('_')),
         "summary": operation.summary,
@@ -222,9 +496,7 @@ fn content(body: &str) -> Value {
 }
 
 fn schemas() -> Value {
-    let object = |required: &[&str], properties: Value| {
-        json!({ "type": "object", "required": required, "properties": properties })
-    };
+    let object = |required: &[&str], properties: Value| json!({ "type": "object", "required": required, "properties": properties });
     let text = || json!({ "type": "string" });
     let base64 = || json!({ "type": "string", "contentEncoding": "base64" });
     let number = || json!({ "type": "integer", "minimum": 0 });
@@ -262,10 +534,10 @@ fn schemas() -> Value {
         })),
         "Stats": object(&[], json!({
             "server_version": text(), "uptime_ms": number(), "connections": number(), "last_version": number(), "disk_bytes": number(),
-            "compaction_debt_bytes": number(), "write_delay_rate": number(), "snapshots": number(), "oldest_snapshot_version": number(),
+            "compaction_debt_bytes": number(), "snapshots": number(), "oldest_snapshot_version": number(),
             "disk_full": flag(), "poisoned": maybe("string"), "background_error": maybe("string"),
             "memory": counts(), "log": counts(), "blobs": counts(), "counters": counts(), "namespaces": list("Namespace"),
-            "levels": { "type": "array", "items": object(&["level"], json!({ "level": number(), "files": number(), "bytes": number(), "score": { "type": "number" } })) },
+            "levels": { "type": "array", "items": object(&["level"], json!({ "level": number(), "files": number(), "bytes": number() })) },
         })),
     })
 }
@@ -305,24 +577,44 @@ pub fn http_page() -> String {
          ## Routes\n\n",
     );
     for operation in OPERATIONS {
-        let twin = if has_twin(operation.path) { " (also below `/v1/ns/{ns}`)" } else { "" };
-        page.push_str(&format!("### `{} {}`{twin}\n\n{}\n\n", operation.method.to_uppercase(), operation.path, operation.summary));
+        let twin = if has_twin(operation.path) {
+            " (also below `/v1/ns/{ns}`)"
+        } else {
+            ""
+        };
+        page.push_str(&format!(
+            "### `{} {}`{twin}\n\n{}\n\n",
+            operation.method.to_uppercase(),
+            operation.path,
+            operation.summary
+        ));
         if !operation.parameters.is_empty() {
-            let names: Vec<_> = operation.parameters.iter().map(|p| format!("`{p}`")).collect();
+            let names: Vec<_> = operation
+                .parameters
+                .iter()
+                .map(|p| format!("`{p}`"))
+                .collect();
             page.push_str(&format!("Takes {}.\n\n", names.join(", ")));
         }
         if let Some(body) = operation.body {
             page.push_str(&format!("Body: {}.\n\n", body_name(body)));
         }
         for (status, help, body) in operation.replies {
-            let body = if body.is_empty() { String::new() } else { format!(" Body: {}.", body_name(body)) };
+            let body = if body.is_empty() {
+                String::new()
+            } else {
+                format!(" Body: {}.", body_name(body))
+            };
             page.push_str(&format!("- {status}: {help}{body}\n"));
         }
         page.push('\n');
     }
     page.push_str("## Parameters\n\n| Name | In | Type | Meaning |\n|---|---|---|---|\n");
     for p in PARAMETERS {
-        page.push_str(&format!("| `{}` | {} | {} | {} |\n", p.name, p.place, p.kind, p.help));
+        page.push_str(&format!(
+            "| `{}` | {} | {} | {} |\n",
+            p.name, p.place, p.kind, p.help
+        ));
     }
     page
 }
@@ -338,7 +630,10 @@ fn body_name(body: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods, reason = "the test reads and writes a page of docs")]
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "the test reads and writes a page of docs"
+    )]
     use super::*;
     use crate::http::route::Target;
 
@@ -349,7 +644,10 @@ mod tests {
             std::fs::write(path, http_page()).unwrap();
         }
         let page = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(page == http_page(), "docs/api/http.md is stale: UPDATE=1 rewrites it");
+        assert!(
+            page == http_page(),
+            "docs/api/http.md is stale: UPDATE=1 rewrites it"
+        );
     }
 
     #[test]
@@ -358,12 +656,19 @@ mod tests {
         let paths = document["paths"].as_object().unwrap();
         for (path, item) in paths {
             let target = Target::parse(path).unwrap_or_else(|| panic!("{path}"));
-            let methods: Vec<_> = target.methods().iter().map(|m| m.as_str().to_lowercase()).collect();
+            let methods: Vec<_> = target
+                .methods()
+                .iter()
+                .map(|m| m.as_str().to_lowercase())
+                .collect();
             for method in item.as_object().unwrap().keys() {
                 assert!(methods.contains(method), "{method} {path}");
             }
             for method in methods.iter().filter(|m| *m != "head") {
-                assert!(item.get(method).is_some(), "{method} {path} is not described");
+                assert!(
+                    item.get(method).is_some(),
+                    "{method} {path} is not described"
+                );
             }
         }
         for operation in OPERATIONS {
@@ -379,7 +684,10 @@ mod tests {
         let text = document.to_string();
         for part in text.split("#/components/schemas/").skip(1) {
             let name = part.split('"').next().unwrap();
-            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+            assert!(
+                document["components"]["schemas"].get(name).is_some(),
+                "{name}"
+            );
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use firn_api::code::Code;
 use firn_api::{duration, size, text};
-use firn_engine::options::Durability;
+use firn_engine::Durability;
 
 use crate::service::error::{Error, Result};
 use crate::service::scan::Range;
@@ -27,26 +27,42 @@ impl Params {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = String::from_utf8_lossy(&decode(name)?).into_owned();
             if !known.contains(&name.as_str()) {
-                let takes = if known.is_empty() { "none".into() } else { known.join(", ") };
-                let detail = format!("{name:?} is not a parameter of this route; it takes: {takes}");
+                let takes = if known.is_empty() {
+                    "none".into()
+                } else {
+                    known.join(", ")
+                };
+                let detail =
+                    format!("{name:?} is not a parameter of this route; it takes: {takes}");
                 return Err(Error::new(Code::UnknownParameter, detail));
             }
             // Only checks may be excluded several times.
             if name != "exclude" && pairs.iter().any(|(other, _)| *other == name) {
-                return Err(Error::invalid(format!("the parameter {name} is given twice")));
+                return Err(Error::invalid(format!(
+                    "the parameter {name} is given twice"
+                )));
             }
-            let value = decode(value).map_err(|e| Error { detail: format!("{name}: {}", e.detail), ..e })?;
+            let value = decode(value).map_err(|e| Error {
+                detail: format!("{name}: {}", e.detail),
+                ..e
+            })?;
             pairs.push((name, value));
         }
         Ok(Self { pairs })
     }
 
     pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.pairs.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_slice())
+        self.pairs
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_slice())
     }
 
     pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.pairs.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_slice())
+        self.pairs
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, value)| value.as_slice())
     }
 
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>> {
@@ -65,12 +81,15 @@ impl Params {
         read: impl FnOnce(&str) -> std::result::Result<T, String>,
     ) -> Result<Option<T>> {
         let text = self.text(name)?;
-        text.map(read).transpose().map_err(|e| Error::invalid(format!("{name}: {e}")))
+        text.map(read)
+            .transpose()
+            .map_err(|e| Error::invalid(format!("{name}: {e}")))
     }
 
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>> {
         self.parsed(name, |text| {
-            text.parse().map_err(|_| format!("{text:?} is not a whole number"))
+            text.parse()
+                .map_err(|_| format!("{text:?} is not a whole number"))
         })
     }
 
@@ -112,7 +131,8 @@ impl Params {
 
     pub(crate) fn enc(&self) -> Result<text::Enc> {
         let asked = self.parsed("enc", |text| {
-            text::Enc::parse(text).ok_or_else(|| format!("{text:?} is not one of auto, utf8, base64"))
+            text::Enc::parse(text)
+                .ok_or_else(|| format!("{text:?} is not one of auto, utf8, base64"))
         });
         Ok(asked?.unwrap_or_default())
     }
@@ -131,20 +151,28 @@ impl Params {
     pub(crate) fn range(&self) -> Result<Range> {
         let base64 = self.keys_are_base64()?;
         let bound = |name: &str| -> Result<Option<Vec<u8>>> {
-            let Some(bytes) = self.bytes(name) else { return Ok(None) };
+            let Some(bytes) = self.bytes(name) else {
+                return Ok(None);
+            };
             if !base64 {
                 return Ok(Some(bytes.to_vec()));
             }
             let text = std::str::from_utf8(bytes).map_err(|_| "not base64url".to_owned());
             let decoded = text.and_then(text::base64url_decode);
-            decoded.map(Some).map_err(|e| Error::new(Code::InvalidEncoding, format!("{name} is {e}")))
+            decoded
+                .map(Some)
+                .map_err(|e| Error::new(Code::InvalidEncoding, format!("{name} is {e}")))
         };
         Ok(Range::new(bound("start")?, bound("end")?, bound("prefix")?))
     }
 }
 
 fn decode(raw: &str) -> Result<Vec<u8>> {
-    let spaced = if raw.contains('+') { raw.replace('+', " ") } else { raw.to_owned() };
+    let spaced = if raw.contains('+') {
+        raw.replace('+', " ")
+    } else {
+        raw.to_owned()
+    };
     text::percent_decode(&spaced).map_err(|e| Error::new(Code::InvalidEncoding, e))
 }
 
@@ -154,7 +182,10 @@ mod tests {
 
     #[test]
     fn parameters_are_decoded_and_checked() {
-        let params = Params::parse(Some("start=a+b%2Bc&reverse&limit=5"), &["start", "reverse", "limit"]);
+        let params = Params::parse(
+            Some("start=a+b%2Bc&reverse&limit=5"),
+            &["start", "reverse", "limit"],
+        );
         let params = params.unwrap();
         assert_eq!(params.bytes("start"), Some(&b"a b+c"[..]));
         assert!(params.flag("reverse").unwrap());

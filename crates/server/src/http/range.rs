@@ -14,8 +14,17 @@ use crate::service::scan::RangeQuery;
 /// `GET`: a page; with `Accept: application/x-ndjson` a stream that ends with a trailer line.
 pub(crate) async fn get(door: &Door, ns: &str, parts: &Parts) -> Result<Reply> {
     let known = [
-        "start", "end", "prefix", "reverse", "limit", "max_bytes", "keys_only", "cursor", "enc",
-        "key_enc", "consistency",
+        "start",
+        "end",
+        "prefix",
+        "reverse",
+        "limit",
+        "max_bytes",
+        "keys_only",
+        "cursor",
+        "enc",
+        "key_enc",
+        "consistency",
     ];
     let params = Params::parse(parts.uri.query(), &known)?;
     let consistency = params.consistency()?;
@@ -23,7 +32,9 @@ pub(crate) async fn get(door: &Door, ns: &str, parts: &Parts) -> Result<Reply> {
     let cursor = match (params.text("cursor")?, parts.headers.get(KV_CURSOR)) {
         (Some(_), Some(_)) => return Err(Error::invalid("cursor is given twice")),
         (None, Some(value)) => {
-            let text = value.to_str().map_err(|_| Error::invalid("KV-Cursor is not text"))?;
+            let text = value
+                .to_str()
+                .map_err(|_| Error::invalid("KV-Cursor is not text"))?;
             Some(text.to_owned())
         }
         (text, None) => text.map(str::to_owned),
@@ -46,7 +57,9 @@ pub(crate) async fn get(door: &Door, ns: &str, parts: &Parts) -> Result<Reply> {
             ReplyBody::stream(walk, parts.uri.path())
         };
         let mut reply = Reply::new(body);
-        reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+        reply
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
         reply
     } else {
         let sink = JsonSink::list(b"{\"entries\":[".to_vec(), enc);
@@ -67,16 +80,24 @@ pub(crate) async fn delete(door: &Door, ns: &str, query: Option<&str>) -> Result
     let known = ["start", "end", "prefix", "all", "durability", "key_enc"];
     let params = Params::parse(query, &known)?;
     let durability = params.durability(&door.service)?;
-    let bounded = ["start", "end", "prefix"].iter().any(|name| params.bytes(name).is_some());
+    let bounded = ["start", "end", "prefix"]
+        .iter()
+        .any(|name| params.bytes(name).is_some());
     if bounded == params.flag("all")? {
         let detail = "give start, end or prefix, or all=true to delete every key of the namespace";
         return Err(Error::invalid(detail));
     }
     let range = params.range()?;
     if range.is_empty() {
-        return Err(Error::invalid("the start of the range is not before its end"));
+        return Err(Error::invalid(
+            "the start of the range is not before its end",
+        ));
     }
     let done = door.service.delete_range(ns, range, durability).await?;
     let version = done.versions.first().copied().flatten().unwrap_or_default();
-    Ok(written(empty(StatusCode::NO_CONTENT), version, done.durability))
+    Ok(written(
+        empty(StatusCode::NO_CONTENT),
+        version,
+        done.durability,
+    ))
 }

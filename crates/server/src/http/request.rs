@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::Uri;
 
-use crate::metrics::Metrics;
 use crate::connection::Activity;
+use crate::metrics::Metrics;
 use crate::service::Service;
 
 /// Counts a request when it is dropped, which is when its reply was sent or its client went away.
@@ -44,8 +44,19 @@ impl Request {
         metrics.in_flight.inc();
         let begin = service.clock().monotonic();
         // Until the reply is there, the client is the one who ended it.
-        let outcome = Outcome { op: "other", code: "cancelled" };
-        Arc::new(Self { service, metrics, activity, slow, begin, uri, outcome: Mutex::new(outcome) })
+        let outcome = Outcome {
+            op: "other",
+            code: "cancelled",
+        };
+        Arc::new(Self {
+            service,
+            metrics,
+            activity,
+            slow,
+            begin,
+            uri,
+            outcome: Mutex::new(outcome),
+        })
     }
 
     pub(crate) fn set_op(&self, op: &'static str) {
@@ -57,7 +68,9 @@ impl Request {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Outcome> {
-        self.outcome.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.outcome
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

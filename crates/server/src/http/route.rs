@@ -57,7 +57,10 @@ impl<'a> Target<'a> {
             "range" => Self::Range { ns },
             "batch" => Self::Batch { ns },
             "mget" => Self::Mget { ns },
-            _ => Self::Key { ns, key: rest.strip_prefix("keys/")? },
+            _ => Self::Key {
+                ns,
+                key: rest.strip_prefix("keys/")?,
+            },
         })
     }
 
@@ -112,11 +115,26 @@ mod tests {
     #[test]
     fn paths_mean_what_they_say() {
         for (path, target) in [
-            ("/v1/keys/a/b%2Fc", Some(Target::Key { ns: None, key: "a/b%2Fc" })),
+            (
+                "/v1/keys/a/b%2Fc",
+                Some(Target::Key {
+                    ns: None,
+                    key: "a/b%2Fc",
+                }),
+            ),
             ("/v1/keys/", Some(Target::Key { ns: None, key: "" })),
             ("/v1/keys", None),
-            ("/v1/ns/x/keys/range", Some(Target::Key { ns: Some("x"), key: "range" })),
-            ("/v1/ns/x%2Fy/range", Some(Target::Range { ns: Some("x%2Fy") })),
+            (
+                "/v1/ns/x/keys/range",
+                Some(Target::Key {
+                    ns: Some("x"),
+                    key: "range",
+                }),
+            ),
+            (
+                "/v1/ns/x%2Fy/range",
+                Some(Target::Range { ns: Some("x%2Fy") }),
+            ),
             ("/v1/ns/x", Some(Target::Namespace { ns: "x" })),
             ("/v1/ns", Some(Target::Namespaces)),
             ("/v1/ns/x/nonsense", None),

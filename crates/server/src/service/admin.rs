@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use firn_api::code::Code;
 use firn_api::http::{LevelBody, StatsReply, VerifyProblem, VerifyReply};
-use firn_engine::event::Counters;
 
 use crate::service::Service;
 use crate::service::error::{Error, Result};
@@ -40,15 +39,21 @@ impl Service {
     pub async fn checkpoint(&self, name: Option<String>) -> Result<String> {
         let name = name.unwrap_or_else(|| format!("checkpoint-{}", self.clock().unix_ms()));
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-        if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.bytes().all(plain) {
+        if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.bytes().all(plain)
+        {
             let rule = "up to 100 letters, digits, '-', '_' or '.', not starting with '.'";
-            return Err(Error::invalid(format!("{name:?} is no name of a checkpoint: {rule}")));
+            return Err(Error::invalid(format!(
+                "{name:?} is no name of a checkpoint: {rule}"
+            )));
         }
         let service = self.clone();
         self.blocking(move || {
             let parts = &service.inner.parts;
             let path = parts.checkpoint_dir.join(&name);
-            parts.fs.create_dir_all(&parts.checkpoint_dir).map_err(firn_engine::Error::from)?;
+            parts
+                .fs
+                .create_dir_all(&parts.checkpoint_dir)
+                .map_err(firn_engine::Error::from)?;
             if parts.fs.exists(&path).map_err(firn_engine::Error::from)? {
                 let detail = format!("{} exists already", path.display());
                 return Err(Error::new(Code::CheckpointExists, detail));
@@ -78,7 +83,13 @@ impl Service {
                 .collect();
             let clean = problems.is_empty();
             let (files, bytes, entries) = (report.files, report.bytes, report.entries);
-            Ok(VerifyReply { clean, files, bytes, entries, problems })
+            Ok(VerifyReply {
+                clean,
+                files,
+                bytes,
+                entries,
+                problems,
+            })
         })
         .await
     }
@@ -95,18 +106,20 @@ impl Service {
     fn stats_now(&self) -> StatsReply {
         let stats = self.inner.db.stats();
         let named = |pairs: &[(&str, u64)]| -> BTreeMap<String, u64> {
-            pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
+            pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect()
         };
         StatsReply {
             server_version: env!("CARGO_PKG_VERSION").into(),
             uptime_ms: 0,
             connections: 0,
-            last_version: stats.last_seqno,
+            last_version: stats.last_seqno.0,
             disk_bytes: stats.disk_bytes,
             compaction_debt_bytes: stats.compaction_debt_bytes,
-            write_delay_rate: stats.write_delay_rate,
             snapshots: stats.snapshots,
-            oldest_snapshot_version: stats.oldest_snapshot_seqno,
+            oldest_snapshot_version: stats.oldest_snapshot.0,
             disk_full: stats.disk_full,
             poisoned: stats.poisoned,
             background_error: stats.background_error,
@@ -115,12 +128,11 @@ impl Service {
                 ("memtables", stats.memory.memtables),
                 ("block_cache", stats.memory.block_cache),
                 ("tables", stats.memory.tables),
-                ("other", stats.memory.other),
             ]),
             log: named(&[
                 ("segments", stats.log.segments),
-                ("bytes", stats.log.bytes),
-                ("synced_lag_bytes", stats.log.synced_lag_bytes),
+                ("disk_bytes", stats.log.disk_bytes),
+                ("unsynced_bytes", stats.log.unsynced_bytes),
             ]),
             blobs: named(&[
                 ("files", stats.blob_files),
@@ -130,25 +142,14 @@ impl Service {
             levels: stats
                 .levels
                 .iter()
-                .map(|l| LevelBody { level: l.level, files: l.files, bytes: l.bytes, score: l.score })
+                .map(|l| LevelBody {
+                    level: l.level as u64,
+                    files: l.files,
+                    bytes: l.bytes,
+                })
                 .collect(),
             namespaces: self.namespaces_now(),
-            counters: named(&counters(&stats.counters)),
+            counters: named(&stats.counters.named()),
         }
     }
-}
-
-/// The counters by name.
-pub(crate) fn counters(c: &Counters) -> Vec<(&'static str, u64)> {
-    macro_rules! list {
-        ($($name:ident)*) => { vec![$((stringify!($name), c.$name)),*] };
-    }
-    list![
-        writes write_ops write_bytes log_bytes log_syncs log_sync_micros log_sync_max_micros
-        reads read_hits scans scan_entries block_reads block_read_bytes cache_hits cache_misses
-        filter_checks filter_negatives filter_false_positives flushes flush_bytes compactions
-        compaction_read_bytes compaction_write_bytes compaction_dropped_entries trivial_moves
-        compaction_failures write_stalls write_stall_micros blob_bytes_written
-        blob_bytes_relocated expired_dropped corruptions
-    ]
 }

@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use firn_api::code::Code;
-use firn_engine::db::{Namespace, WriteBatch};
-use firn_engine::options::Durability;
+use firn_engine::Durability;
+use firn_engine::{Namespace, WriteBatch};
 
 use crate::service::error::{Error, Result};
 use crate::service::kv::Condition;
 use crate::service::scan::Range;
-use crate::service::{Service, limits};
+use crate::service::{Cost, Service, limits};
 
 /// What an operation does.
 #[derive(Clone, Debug)]
@@ -55,9 +55,19 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::write`]; [`Error::index`] is the operation that failed.
-    pub async fn batch(&self, namespace: &str, ops: Vec<Op>, durability: Durability) -> Result<BatchWritten> {
+    pub async fn batch(
+        &self,
+        namespace: &str,
+        ops: Vec<Op>,
+        durability: Durability,
+    ) -> Result<BatchWritten> {
         let most = self.limits().batch_ops;
-        limits::within(Code::LimitExceeded, "limits.batch_ops", most, ops.len() as u64)?;
+        limits::within(
+            Code::LimitExceeded,
+            "limits.batch_ops",
+            most,
+            ops.len() as u64,
+        )?;
         if ops.is_empty() {
             return Err(Error::invalid("the batch has no operations"));
         }
@@ -77,7 +87,9 @@ impl Service {
             resolved.push((op, checked));
         }
         // Where the engine numbers conditions and operations, we number what the caller sent.
-        let conditions: Vec<usize> = (0..resolved.len()).filter(|&i| resolved[i].0.condition.is_some()).collect();
+        let conditions: Vec<usize> = (0..resolved.len())
+            .filter(|&i| resolved[i].0.condition.is_some())
+            .collect();
         let mut offsets = Vec::with_capacity(resolved.len());
         let mut next = 0_u64;
         for (op, _) in &resolved {
@@ -88,8 +100,12 @@ impl Service {
         if next == 0 {
             return Err(Error::invalid("the batch only checks: it must also write"));
         }
+        let cost = Cost {
+            bytes,
+            reads: !conditions.is_empty(),
+        };
         let outcome = self
-            .commit(bytes, durability, move || {
+            .commit(cost, durability, move || {
                 let mut batch = WriteBatch::new();
                 for (index, (op, namespace)) in resolved.iter().enumerate() {
                     op.add_to(&mut batch, namespace).map_err(|e| e.at(index))?;
@@ -99,7 +115,9 @@ impl Service {
             .await;
         let commit = outcome.map_err(|error| match (error.code, error.index) {
             (Code::ConditionFailed, Some(i)) => {
-                let index = usize::try_from(i).ok().and_then(|i| conditions.get(i).copied());
+                let index = usize::try_from(i)
+                    .ok()
+                    .and_then(|i| conditions.get(i).copied());
                 let detail = match error.version {
                     Some(version) => format!("the key has version {version}"),
                     None => "the key does not exist".into(),
@@ -108,18 +126,36 @@ impl Service {
             }
             _ => error,
         })?;
-        let versions = offsets.into_iter().map(|o| o.map(|o| commit.first.0 + o)).collect();
-        Ok(BatchWritten { versions, durability })
+        let versions = offsets
+            .into_iter()
+            .map(|o| o.map(|o| commit.first.0 + o))
+            .collect();
+        Ok(BatchWritten {
+            versions,
+            durability,
+        })
     }
 
     /// Deletes every key of a range, at once.
     ///
     /// # Errors
     /// As [`Service::batch`].
-    pub async fn delete_range(&self, namespace: &str, range: Range, durability: Durability) -> Result<BatchWritten> {
+    pub async fn delete_range(
+        &self,
+        namespace: &str,
+        range: Range,
+        durability: Durability,
+    ) -> Result<BatchWritten> {
         let (key, action) = (Bytes::new(), Action::DeleteRange(range));
-        let op = Op { namespace: None, key, action, condition: None };
-        self.batch(namespace, vec![op], durability).await.map_err(|e| Error { index: None, ..e })
+        let op = Op {
+            namespace: None,
+            key,
+            action,
+            condition: None,
+        };
+        self.batch(namespace, vec![op], durability)
+            .await
+            .map_err(|e| Error { index: None, ..e })
     }
 }
 
@@ -141,10 +177,16 @@ impl Op {
             batch.require(namespace, &self.key, condition.to_engine())?;
         }
         match &self.action {
-            Action::Put { value, expires_at_ms: Some(at) } => {
+            Action::Put {
+                value,
+                expires_at_ms: Some(at),
+            } => {
                 batch.put_expiring(namespace, &self.key, value, *at)?;
             }
-            Action::Put { value, expires_at_ms: None } => {
+            Action::Put {
+                value,
+                expires_at_ms: None,
+            } => {
                 batch.put(namespace, &self.key, value)?;
             }
             Action::Delete => {

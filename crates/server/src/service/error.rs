@@ -29,7 +29,15 @@ impl Error {
     /// An error of this code.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         let (limit, actual, version, index, retry_after_ms) = (None, None, None, None, None);
-        Self { code, detail: detail.into(), limit, actual, version, index, retry_after_ms }
+        Self {
+            code,
+            detail: detail.into(),
+            limit,
+            actual,
+            version,
+            index,
+            retry_after_ms,
+        }
     }
 
     /// The request is wrong.
@@ -40,24 +48,38 @@ impl Error {
     /// The limit called `name` was exceeded.
     pub fn limit(code: Code, name: &str, limit: u64, actual: u64) -> Self {
         let detail = format!("{name} is {limit}, got {actual}");
-        Self { limit: Some(limit), actual: Some(actual), ..Self::new(code, detail) }
+        Self {
+            limit: Some(limit),
+            actual: Some(actual),
+            ..Self::new(code, detail)
+        }
     }
 
     /// The server is about to stop.
     pub fn shutting_down() -> Self {
         let detail = "the server is about to stop";
-        Self { retry_after_ms: Some(1_000), ..Self::new(Code::ShuttingDown, detail) }
+        Self {
+            retry_after_ms: Some(1_000),
+            ..Self::new(Code::ShuttingDown, detail)
+        }
     }
 
     /// There is more to do than the server can.
     pub fn overloaded(detail: impl Into<String>, retry_after_ms: u64) -> Self {
-        Self { retry_after_ms: Some(retry_after_ms), ..Self::new(Code::Overloaded, detail) }
+        Self {
+            retry_after_ms: Some(retry_after_ms),
+            ..Self::new(Code::Overloaded, detail)
+        }
     }
 
     /// The same, for the operation at this position of a batch.
     #[must_use]
     pub fn at(self, index: usize) -> Self {
-        Self { index: Some(index as u64), detail: format!("operation {index}: {}", self.detail), ..self }
+        Self {
+            index: Some(index as u64),
+            detail: format!("operation {index}: {}", self.detail),
+            ..self
+        }
     }
 }
 
@@ -74,19 +96,24 @@ impl From<EngineError> for Error {
                 };
                 Self::limit(code, limit, max, actual)
             }
-            EngineError::ConditionFailed { index, actual } => {
-                Self { version: actual, index: Some(index as u64), ..Self::new(Code::ConditionFailed, detail) }
-            }
+            EngineError::ConditionFailed { index, actual } => Self {
+                version: actual,
+                index: Some(index as u64),
+                ..Self::new(Code::ConditionFailed, detail)
+            },
             EngineError::NamespaceNotFound(_) => Self::new(Code::NamespaceNotFound, detail),
             EngineError::NamespaceExists(_) => Self::new(Code::NamespaceExists, detail),
             EngineError::Corruption { .. } => Self::new(Code::Corruption, detail),
             EngineError::DiskFull(_) => Self::new(Code::DiskFull, detail),
-            EngineError::Io(ref cause) if cause.is_out_of_space() => Self::new(Code::DiskFull, detail),
+            EngineError::Io(ref cause) if cause.is_out_of_space() => {
+                Self::new(Code::DiskFull, detail)
+            }
             EngineError::Io(_) => Self::new(Code::IoError, detail),
             // Nobody knows when the disk will be mended; a minute keeps clients from hammering.
-            EngineError::Poisoned(_) => {
-                Self { retry_after_ms: Some(60_000), ..Self::new(Code::LogPoisoned, detail) }
-            }
+            EngineError::Poisoned(_) => Self {
+                retry_after_ms: Some(60_000),
+                ..Self::new(Code::LogPoisoned, detail)
+            },
             EngineError::Overloaded { retry_after_ms } => Self::overloaded(detail, retry_after_ms),
             EngineError::Closed(_) => Self::shutting_down(),
             _ => Self::new(Code::Internal, detail),

@@ -1,12 +1,12 @@
 //! One key: read, write, delete.
 
 use bytes::Bytes;
-use firn_engine::db::{Condition as EngineCondition, Entry, Namespace, WriteBatch};
+use firn_engine::Durability;
 use firn_engine::key::SeqNo;
-use firn_engine::options::Durability;
+use firn_engine::{Condition as EngineCondition, Entry, Namespace, WriteBatch};
 
 use crate::service::error::Result;
-use crate::service::{Service, limits};
+use crate::service::{Cost, Service, limits};
 
 /// What must hold for a write to happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +65,16 @@ impl Service {
             return self.timed_get(&namespace, &key);
         }
         let service = self.clone();
-        self.blocking(move || service.timed_get(&namespace, &key)).await
+        self.blocking(move || service.timed_get(&namespace, &key))
+            .await
     }
 
     fn timed_get(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
         let begin = self.clock().monotonic();
         let entry = self.inner.db.get_entry(namespace, key)?;
-        self.inner.read_cost.note(self.clock().monotonic().saturating_sub(begin));
+        self.inner
+            .read_cost
+            .note(self.clock().monotonic().saturating_sub(begin));
         Ok(entry)
     }
 
@@ -79,9 +82,18 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::get`]; more keys than allowed.
-    pub async fn multi_get(&self, namespace: &str, keys: Vec<Vec<u8>>) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
+    pub async fn multi_get(
+        &self,
+        namespace: &str,
+        keys: Vec<Vec<u8>>,
+    ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
         let code = firn_api::code::Code::LimitExceeded;
-        limits::within(code, "limits.mget_keys", self.limits().mget_keys, keys.len() as u64)?;
+        limits::within(
+            code,
+            "limits.mget_keys",
+            self.limits().mget_keys,
+            keys.len() as u64,
+        )?;
         for (index, key) in keys.iter().enumerate() {
             limits::key(self.limits(), key).map_err(|e| e.at(index))?;
         }
@@ -102,18 +114,27 @@ impl Service {
     /// writing: overload, full disk, poisoned log.
     pub async fn write(&self, namespace: &str, write: Write) -> Result<Written> {
         limits::key(self.limits(), &write.key)?;
-        limits::value(self.limits(), write.value.as_ref().map_or(0, Bytes::len) as u64)?;
+        limits::value(
+            self.limits(),
+            write.value.as_ref().map_or(0, Bytes::len) as u64,
+        )?;
         let namespace = self.namespace(namespace)?;
         let bytes = write.key.len() + write.value.as_ref().map_or(0, Bytes::len);
+        let cost = Cost {
+            bytes,
+            reads: write.condition.is_some(),
+        };
         let durability = write.durability;
         let commit = self
-            .commit(bytes, durability, move || {
+            .commit(cost, durability, move || {
                 let mut batch = WriteBatch::new();
                 if let Some(condition) = write.condition {
                     batch.require(&namespace, &write.key, condition.to_engine())?;
                 }
                 match (&write.value, write.expires_at_ms) {
-                    (Some(value), Some(at)) => batch.put_expiring(&namespace, &write.key, value, at)?,
+                    (Some(value), Some(at)) => {
+                        batch.put_expiring(&namespace, &write.key, value, at)?
+                    }
                     (Some(value), None) => batch.put(&namespace, &write.key, value)?,
                     (None, _) => batch.delete(&namespace, &write.key)?,
                 };
@@ -121,7 +142,13 @@ impl Service {
             })
             .await
             // The only condition of the only operation: no position to speak of.
-            .map_err(|error| crate::service::error::Error { index: None, ..error })?;
-        Ok(Written { version: commit.first.0, durability })
+            .map_err(|error| crate::service::error::Error {
+                index: None,
+                ..error
+            })?;
+        Ok(Written {
+            version: commit.first.0,
+            durability,
+        })
     }
 }

@@ -10,7 +10,8 @@
 //! * *Writes* are submitted on the worker (encoding and an append to a buffer) and acknowledged by
 //!   a call-back from the log's thread. When the engine asks for a slower pace, the worker is given
 //!   back and the write is submitted again after the delay (`commit`). Batches above
-//!   [`INLINE_WRITE_BYTES`] are encoded on a blocking thread.
+//!   [`INLINE_WRITE_BYTES`] are encoded on a blocking thread; so are those with conditions, which
+//!   the engine may have to read from disk, and whose failure it may have to sync the log for.
 //! * *Point reads* run on the worker as long as they are cheap, and on a blocking thread when the
 //!   recent ones were not: a read from memory costs a microsecond, which a hop between threads
 //!   would multiply; a read from disk costs a hundred (`ReadCost`).
@@ -31,8 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use firn_api::limits::Limits;
-use firn_engine::db::{Commit, Db, Namespace, WriteBatch, WriteOptions};
-use firn_engine::options::Durability;
+use firn_engine::{Commit, Db, Durability, Namespace, WriteBatch, WriteOptions};
 use firn_io::clock::Clock;
 use firn_io::fs::Fs;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -116,12 +116,17 @@ struct Inner {
     parts: Parts,
     read_cost: ReadCost,
     inflight: Arc<Semaphore>,
+    /// Writes that were told to wait, and for how many microseconds together they did.
+    stalls: AtomicU64,
+    stall_micros: AtomicU64,
     draining: AtomicBool,
 }
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("parts", &self.inner.parts).finish_non_exhaustive()
+        f.debug_struct("Service")
+            .field("parts", &self.inner.parts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,10 +139,14 @@ impl Service {
             db,
             read_cost: ReadCost::default(),
             inflight: Arc::new(Semaphore::new(inflight.min(Semaphore::MAX_PERMITS))),
+            stalls: AtomicU64::new(0),
+            stall_micros: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             parts,
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The database under it.
@@ -176,17 +185,33 @@ impl Service {
     /// Overloaded, if it is all taken.
     pub fn reserve_body(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
         let amount = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Arc::clone(&self.inner.inflight).try_acquire_many_owned(amount).map_err(|_| {
-            let limit = self.inner.parts.limits.inflight_bytes;
-            let detail = format!("request bodies in flight take limits.inflight_bytes ({limit})");
-            Error { limit: Some(limit), ..Error::overloaded(detail, 1_000) }
-        })
+        Arc::clone(&self.inner.inflight)
+            .try_acquire_many_owned(amount)
+            .map_err(|_| {
+                let limit = self.inner.parts.limits.inflight_bytes;
+                let detail =
+                    format!("request bodies in flight take limits.inflight_bytes ({limit})");
+                Error {
+                    limit: Some(limit),
+                    ..Error::overloaded(detail, 1_000)
+                }
+            })
     }
 
     /// Bytes of request bodies in memory now.
     pub fn inflight_bytes(&self) -> u64 {
         let limit = self.inner.parts.limits.inflight_bytes;
         limit.saturating_sub(self.inner.inflight.available_permits() as u64)
+    }
+
+    /// How often writes waited here for the engine, and how many microseconds together. The engine
+    /// counts only the waiting that it does itself.
+    pub fn stalls(&self) -> (u64, u64) {
+        let (count, micros) = (&self.inner.stalls, &self.inner.stall_micros);
+        (
+            count.load(Ordering::Relaxed),
+            micros.load(Ordering::Relaxed),
+        )
     }
 
     pub(crate) fn namespace(&self, name: &str) -> Result<Namespace> {
@@ -210,12 +235,15 @@ impl Service {
 
     /// Submits what `build` makes until the engine takes it, and waits for the acknowledgement.
     /// `build` runs again for each attempt. If this future is dropped the write may still happen.
-    async fn commit<F>(&self, bytes: usize, durability: Durability, build: F) -> Result<Commit>
+    async fn commit<F>(&self, cost: Cost, durability: Durability, build: F) -> Result<Commit>
     where
         F: Fn() -> Result<WriteBatch> + Send + Sync + 'static,
     {
         // The engine never sleeps on our worker: it says how long, and we wait here.
-        let options = WriteOptions { durability, max_delay: Some(Duration::ZERO) };
+        let options = WriteOptions {
+            durability,
+            max_delay: Some(Duration::ZERO),
+        };
         let attempt = move |service: &Self| -> Result<_> {
             let (acknowledge, acknowledged) = oneshot::channel();
             let ticket = service.inner.db.submit(build()?, &options)?;
@@ -228,7 +256,7 @@ impl Service {
         let attempt = Arc::new(attempt);
         let deadline = self.clock().monotonic() + self.inner.parts.write_delay;
         loop {
-            let submitted = if bytes <= INLINE_WRITE_BYTES {
+            let submitted = if cost.bytes <= INLINE_WRITE_BYTES && !cost.reads {
                 attempt(self)
             } else {
                 let (service, attempt) = (self.clone(), Arc::clone(&attempt));
@@ -248,7 +276,11 @@ impl Service {
                 }
                 Err(error) => error,
             };
-            let Error { code: firn_api::code::Code::Overloaded, retry_after_ms: Some(ms), .. } = refused
+            let Error {
+                code: firn_api::code::Code::Overloaded,
+                retry_after_ms: Some(ms),
+                ..
+            } = refused
             else {
                 return Err(refused);
             };
@@ -256,6 +288,9 @@ impl Service {
             if self.clock().monotonic() + pause > deadline {
                 return Err(refused);
             }
+            self.inner.stalls.fetch_add(1, Ordering::Relaxed);
+            let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+            self.inner.stall_micros.fetch_add(micros, Ordering::Relaxed);
             tokio::time::sleep(pause).await;
         }
     }
@@ -274,6 +309,15 @@ impl Service {
     }
 }
 
+/// What it takes to submit a batch.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Bytes of its keys and values.
+    bytes: usize,
+    /// Whether it has conditions.
+    reads: bool,
+}
+
 /// Refuses an expiry that is certainly a mistake of units: after the year 9999.
 ///
 /// # Errors
@@ -281,7 +325,9 @@ impl Service {
 pub fn checked_expiry(unix_ms: u64) -> Result<u64> {
     const YEAR_10000_MS: u64 = 253_402_300_800_000;
     if unix_ms >= YEAR_10000_MS {
-        return Err(Error::invalid("the expiry is after the year 9999: check its unit"));
+        return Err(Error::invalid(
+            "the expiry is after the year 9999: check its unit",
+        ));
     }
     Ok(unix_ms)
 }
@@ -299,9 +345,12 @@ impl ReadCost {
     }
 
     fn note(&self, elapsed: Duration) {
-        let ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).min(1 << 40);
+        let ns = u64::try_from(elapsed.as_nanos())
+            .unwrap_or(u64::MAX)
+            .min(1 << 40);
         let old = self.average_ns.load(Ordering::Relaxed);
-        self.average_ns.store(old - old / 16 + ns / 16, Ordering::Relaxed);
+        self.average_ns
+            .store(old - old / 16 + ns / 16, Ordering::Relaxed);
     }
 }
 

@@ -39,9 +39,16 @@ impl Service {
     /// # Errors
     /// Namespace not found.
     pub async fn namespace_info(&self, name: &str) -> Result<NamespaceBody> {
-        let found = self.namespaces().await?.into_iter().find(|ns| ns.name == name);
+        let found = self
+            .namespaces()
+            .await?
+            .into_iter()
+            .find(|ns| ns.name == name);
         found.ok_or_else(|| {
-            Error::new(Code::NamespaceNotFound, format!("namespace {name:?} does not exist"))
+            Error::new(
+                Code::NamespaceNotFound,
+                format!("namespace {name:?} does not exist"),
+            )
         })
     }
 
@@ -68,6 +75,7 @@ impl Service {
     /// Namespace not found; the default one cannot be dropped.
     pub async fn drop_namespace(&self, name: &str) -> Result<()> {
         let (service, name) = (self.clone(), name.to_owned());
-        self.blocking(move || Ok(service.inner.db.drop_namespace(&name)?)).await
+        self.blocking(move || Ok(service.inner.db.drop_namespace(&name)?))
+            .await
     }
 }

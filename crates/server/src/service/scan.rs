@@ -10,8 +10,8 @@ use std::ops::Bound;
 
 use firn_api::cursor;
 use firn_api::limits::{DEFAULT_PAGE_BYTES, DEFAULT_PAGE_ENTRIES};
-use firn_engine::db::{Scan, ScanOptions};
 use firn_engine::key::prefix_end;
+use firn_engine::{Scan, ScanOptions};
 
 use crate::service::error::{Error, Result};
 use crate::service::{Service, limits};
@@ -37,7 +37,10 @@ impl Range {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        Self { start: Some(start), end }
+        Self {
+            start: Some(start),
+            end,
+        }
     }
 
     /// Whether no key can be in it.
@@ -90,7 +93,7 @@ pub trait Sink: Send + 'static {
     /// Ends the walk.
     fn entry(&mut self, entry: EntryRef<'_>) -> Result<()>;
     /// The bytes that wait in the sink.
-    fn len(&self) -> usize;
+    fn waiting_bytes(&self) -> usize;
 }
 
 /// A scan in progress.
@@ -108,7 +111,10 @@ pub struct Walk<S> {
 
 impl<S> std::fmt::Debug for Walk<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Walk").field("query", &self.query).field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Walk")
+            .field("query", &self.query)
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,8 +139,10 @@ impl<S: Sink> Walk<S> {
     /// # Errors
     /// The engine's, and the sink's.
     pub fn fill(&mut self, chunk_bytes: usize) -> Result<()> {
-        let Some(scan) = &mut self.scan else { return Ok(()) };
-        while self.sink.len() < chunk_bytes {
+        let Some(scan) = &mut self.scan else {
+            return Ok(());
+        };
+        while self.sink.waiting_bytes() < chunk_bytes {
             if !scan.next()? {
                 self.scan = None;
                 return Ok(());
@@ -150,7 +158,12 @@ impl<S: Sink> Walk<S> {
             }
             let (version, expires_at_ms) = (scan.version().0, scan.expires_at_ms());
             let value = (!keys_only).then_some(value);
-            self.sink.entry(EntryRef { key, value, version, expires_at_ms })?;
+            self.sink.entry(EntryRef {
+                key,
+                value,
+                version,
+                expires_at_ms,
+            })?;
             self.entries_left -= 1;
             self.bytes_left = self.bytes_left.saturating_sub(bytes);
             self.count += 1;
@@ -178,10 +191,19 @@ impl Service {
     /// # Errors
     /// Limits, a bad cursor, namespace not found, corruption, I/O.
     pub async fn page<S: Sink>(&self, mut query: RangeQuery, sink: S) -> Result<Walk<S>> {
-        let limit = query.limit.unwrap_or(DEFAULT_PAGE_ENTRIES.min(self.limits().page_entries));
-        let bytes = query.max_bytes.unwrap_or(DEFAULT_PAGE_BYTES.min(self.limits().page_bytes));
+        let limit = query
+            .limit
+            .unwrap_or(DEFAULT_PAGE_ENTRIES.min(self.limits().page_entries));
+        let bytes = query
+            .max_bytes
+            .unwrap_or(DEFAULT_PAGE_BYTES.min(self.limits().page_bytes));
         let code = firn_api::code::Code::InvalidArgument;
-        limits::within(code, "limits.page_entries", self.limits().page_entries, limit)?;
+        limits::within(
+            code,
+            "limits.page_entries",
+            self.limits().page_entries,
+            limit,
+        )?;
         limits::within(code, "limits.page_bytes", self.limits().page_bytes, bytes)?;
         (query.limit, query.max_bytes) = (Some(limit), Some(bytes));
         let service = self.clone();
@@ -212,14 +234,26 @@ impl Service {
         if query.limit == Some(0) {
             return Err(Error::invalid("limit must be at least 1"));
         }
-        let mut start = query.range.start.clone().map_or(Bound::Unbounded, Bound::Included);
-        let mut end = query.range.end.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut start = query
+            .range
+            .start
+            .clone()
+            .map_or(Bound::Unbounded, Bound::Included);
+        let mut end = query
+            .range
+            .end
+            .clone()
+            .map_or(Bound::Unbounded, Bound::Excluded);
         let mut empty = query.range.is_empty();
         if let Some(token) = &query.cursor {
             let key = cursor::decode(&query.fingerprint(), token)
                 .map_err(|e| Error::new(firn_api::code::Code::InvalidCursor, e))?;
             if query.reverse {
-                empty |= query.range.start.as_ref().is_some_and(|start| &key <= start);
+                empty |= query
+                    .range
+                    .start
+                    .as_ref()
+                    .is_some_and(|start| &key <= start);
                 end = Bound::Excluded(key);
             } else {
                 empty |= query.range.end.as_ref().is_some_and(|end| &key >= end);
@@ -227,8 +261,17 @@ impl Service {
             }
         }
         // A range that holds nothing is an answer, not an error.
-        let options = ScanOptions { start, end, reverse: query.reverse, keys_only: query.keys_only };
-        let scan = if empty { None } else { Some(self.inner.db.scan(&namespace, options)?) };
+        let options = ScanOptions {
+            start,
+            end,
+            reverse: query.reverse,
+            keys_only: query.keys_only,
+        };
+        let scan = if empty {
+            None
+        } else {
+            Some(self.inner.db.scan(&namespace, options)?)
+        };
         Ok(Walk {
             sink,
             scan,
@@ -250,11 +293,29 @@ mod tests {
     fn a_prefix_narrows_the_bounds() {
         let bytes = |s: &str| Some(s.as_bytes().to_vec());
         let range = Range::new(bytes("a"), bytes("z"), bytes("k"));
-        assert_eq!(range, Range { start: bytes("k"), end: bytes("l") });
+        assert_eq!(
+            range,
+            Range {
+                start: bytes("k"),
+                end: bytes("l")
+            }
+        );
         let range = Range::new(bytes("kk"), bytes("kz"), bytes("k"));
-        assert_eq!(range, Range { start: bytes("kk"), end: bytes("kz") });
+        assert_eq!(
+            range,
+            Range {
+                start: bytes("kk"),
+                end: bytes("kz")
+            }
+        );
         assert!(Range::new(bytes("m"), None, bytes("k")).is_empty());
-        assert_eq!(Range::new(None, None, Some(vec![0xff])), Range { start: Some(vec![0xff]), end: None });
+        assert_eq!(
+            Range::new(None, None, Some(vec![0xff])),
+            Range {
+                start: Some(vec![0xff]),
+                end: None
+            }
+        );
         assert!(Range::new(None, bytes(""), None).is_empty());
         assert!(!Range::default().is_empty());
     }

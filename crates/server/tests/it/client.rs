@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use firn_api::code::Code;
-use firn_client::{Batch, Client, Condition, DeleteOptions, Durability, ErrorKind, PutOptions, ScanOptions};
+use firn_client::{
+    Batch, Client, Condition, DeleteOptions, Durability, ErrorKind, PutOptions, ScanOptions,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -23,24 +25,47 @@ async fn everything_once() {
     let written = client.put_with("a", "1", &options).await.unwrap();
     assert_eq!(written.durability, Durability::Buffered);
     let entry = client.get("a").await.unwrap().unwrap();
-    assert_eq!((&entry.value[..], entry.version), (&b"1"[..], written.version));
+    assert_eq!(
+        (&entry.value[..], entry.version),
+        (&b"1"[..], written.version)
+    );
     assert!(entry.expires_at_ms.unwrap() > 1_700_000_000_000);
     let error = client.put_with("a", "2", &options).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::ConditionFailed));
     assert_eq!(error.problem().unwrap().version, Some(written.version));
     assert_eq!(error.exit_code(), 1);
-    let delete = DeleteOptions { condition: Some(Condition::Version(written.version)), durability: None };
+    let delete = DeleteOptions {
+        condition: Some(Condition::Version(written.version)),
+        durability: None,
+    };
     client.delete_with("a", &delete).await.unwrap();
-    assert_eq!(client.delete_with("a", &delete).await.unwrap_err().code(), Some(Code::ConditionFailed));
+    assert_eq!(
+        client.delete_with("a", &delete).await.unwrap_err().code(),
+        Some(Code::ConditionFailed)
+    );
 
-    let exact = PutOptions { expires_at_ms: Some(4_000_000_000_123), ..PutOptions::default() };
+    let exact = PutOptions {
+        expires_at_ms: Some(4_000_000_000_123),
+        ..PutOptions::default()
+    };
     client.put_with("t", "x", &exact).await.unwrap();
-    assert_eq!(client.get("t").await.unwrap().unwrap().expires_at_ms, Some(4_000_000_000_123));
+    assert_eq!(
+        client.get("t").await.unwrap().unwrap().expires_at_ms,
+        Some(4_000_000_000_123)
+    );
 
     assert!(client.create_namespace("app").await.unwrap());
     assert!(!client.create_namespace("app").await.unwrap());
     let app = client.namespace("app");
-    let reply = app.batch(Batch::new().put("k", "v").put("t2", "x").in_namespace("default")).await.unwrap();
+    let reply = app
+        .batch(
+            Batch::new()
+                .put("k", "v")
+                .put("t2", "x")
+                .in_namespace("default"),
+        )
+        .await
+        .unwrap();
     assert_eq!(reply.versions.len(), 2);
     assert_eq!(&app.get("k").await.unwrap().unwrap().value[..], b"v");
     let many = app.multi_get(&["k", "none"]).await.unwrap();
@@ -50,7 +75,10 @@ async fn everything_once() {
     assert_eq!(app.scan(ScanOptions::default()).next().await.unwrap(), None);
     assert_eq!(client.namespaces().await.unwrap().len(), 2);
     client.drop_namespace("app").await.unwrap();
-    assert_eq!(app.get("k").await.unwrap_err().code(), Some(Code::NamespaceNotFound));
+    assert_eq!(
+        app.get("k").await.unwrap_err().code(),
+        Some(Code::NamespaceNotFound)
+    );
     client.flush().await.unwrap();
     client.compact(Some(b"a"), None).await.unwrap();
     assert!(client.verify().await.unwrap().clean);
@@ -69,7 +97,10 @@ async fn keys_that_do_not_fit_a_path_go_another_way() {
     }
     // The cursor after the long key is longer than a query may be.
     client.put(b"\xff", "v").await.unwrap();
-    let mut scan = client.scan(ScanOptions { page: Some(1), ..ScanOptions::default() });
+    let mut scan = client.scan(ScanOptions {
+        page: Some(1),
+        ..ScanOptions::default()
+    });
     let mut count = 0;
     while scan.next().await.unwrap().is_some() {
         count += 1;
@@ -89,7 +120,10 @@ fn threads_may_wait() {
         client.put(format!("k{i}"), format!("{i}")).unwrap();
     }
     assert_eq!(&client.get("k3").unwrap().unwrap().value[..], b"3");
-    let keys: Vec<_> = client.scan(ScanOptions::default().reverse().limit(2)).map(|e| e.unwrap().key).collect();
+    let keys: Vec<_> = client
+        .scan(ScanOptions::default().reverse().limit(2))
+        .map(|e| e.unwrap().key)
+        .collect();
     assert_eq!(keys, ["k9", "k8"]);
     assert!(client.namespace("none").get("k").is_err());
     drop(client);
@@ -111,9 +145,12 @@ async fn scripted(replies: &'static [&'static str]) -> String {
     address
 }
 
-const BUSY: &str = "HTTP/1.1 503 Busy\r\nconnection: close\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n";
-const VALUE: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\netag: \"7\"\r\ncontent-length: 1\r\n\r\nx";
-const DONE: &str = "HTTP/1.1 204 OK\r\nconnection: close\r\nkv-version: 8\r\nkv-durability: sync\r\n\r\n";
+const BUSY: &str =
+    "HTTP/1.1 503 Busy\r\nconnection: close\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n";
+const VALUE: &str =
+    "HTTP/1.1 200 OK\r\nconnection: close\r\netag: \"7\"\r\ncontent-length: 1\r\n\r\nx";
+const DONE: &str =
+    "HTTP/1.1 204 OK\r\nconnection: close\r\nkv-version: 8\r\nkv-durability: sync\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_safe_is_repeated_and_nothing_else() {
@@ -138,12 +175,19 @@ async fn what_is_safe_is_repeated_and_nothing_else() {
     // Somebody who never answers.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let client = Client::builder(&address).deadline(Duration::from_millis(100)).build().unwrap();
-    assert!(matches!(client.get("a").await.unwrap_err().kind, ErrorKind::Deadline));
+    let client = Client::builder(&address)
+        .deadline(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    assert!(matches!(
+        client.get("a").await.unwrap_err().kind,
+        ErrorKind::Deadline
+    ));
     // Not an address; not an API.
     assert!(Client::connect("https://x").is_err());
     assert!(Client::connect("a b").is_err());
-    const FOREIGN: &str = "HTTP/1.1 502 Bad Gateway\r\nconnection: close\r\ncontent-length: 5\r\n\r\nproxy";
+    const FOREIGN: &str =
+        "HTTP/1.1 502 Bad Gateway\r\nconnection: close\r\ncontent-length: 5\r\n\r\nproxy";
     let client = Client::connect(&scripted(&[FOREIGN]).await).unwrap();
     let error = client.get("a").await.unwrap_err();
     assert_eq!((error.code(), error.problem().unwrap().status), (None, 502));

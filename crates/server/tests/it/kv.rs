@@ -24,10 +24,16 @@ async fn a_value_is_written_read_and_deleted() {
     assert_eq!((head.status, head.body.len()), (200, 0));
     assert_eq!(head.header("content-length"), Some("5"));
     assert_eq!(head.header("etag"), Some(tag.as_str()));
-    assert_eq!(server.send("HEAD", "/v1/keys/none", &[], b"").await.status, 404);
+    assert_eq!(
+        server.send("HEAD", "/v1/keys/none", &[], b"").await.status,
+        404
+    );
 
     for _ in 0..2 {
-        assert_eq!(server.send("DELETE", "/v1/keys/a/b", &[], b"").await.status, 204);
+        assert_eq!(
+            server.send("DELETE", "/v1/keys/a/b", &[], b"").await.status,
+            204
+        );
     }
     server.get("/v1/keys/a/b").await.problem(404, "not_found");
     server.stop().await;
@@ -46,28 +52,78 @@ async fn conditions_hold_or_nothing_happens() {
     assert_eq!(refused.header("etag"), Some(tag.as_str()));
 
     // Reads: 304 while it is unchanged, 412 when it is not what was asked for.
-    let same = server.send("GET", "/v1/keys/k", &[("if-none-match", &tag)], b"").await;
+    let same = server
+        .send("GET", "/v1/keys/k", &[("if-none-match", &tag)], b"")
+        .await;
     assert_eq!((same.status, same.body.len()), (304, 0));
     assert_eq!(same.header("etag"), Some(tag.as_str()));
     let weak = format!("\"1000000\", W/{tag}");
-    assert_eq!(server.send("GET", "/v1/keys/k", &[("if-none-match", &weak)], b"").await.status, 304);
-    assert_eq!(server.send("GET", "/v1/keys/k", &[("if-none-match", "\"999\"")], b"").await.status, 200);
-    assert_eq!(server.send("GET", "/v1/keys/k", &[("if-match", &tag)], b"").await.status, 200);
-    assert_eq!(server.send("GET", "/v1/keys/k", &[("if-match", "\"999\"")], b"").await.status, 412);
-    assert_eq!(server.send("HEAD", "/v1/keys/none", &[("if-match", "*")], b"").await.status, 412);
+    assert_eq!(
+        server
+            .send("GET", "/v1/keys/k", &[("if-none-match", &weak)], b"")
+            .await
+            .status,
+        304
+    );
+    assert_eq!(
+        server
+            .send("GET", "/v1/keys/k", &[("if-none-match", "\"999\"")], b"")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        server
+            .send("GET", "/v1/keys/k", &[("if-match", &tag)], b"")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        server
+            .send("GET", "/v1/keys/k", &[("if-match", "\"999\"")], b"")
+            .await
+            .status,
+        412
+    );
+    assert_eq!(
+        server
+            .send("HEAD", "/v1/keys/none", &[("if-match", "*")], b"")
+            .await
+            .status,
+        412
+    );
 
     // Writes: only over the version that was read.
-    let second = server.send("PUT", "/v1/keys/k", &[("if-match", &tag)], b"2").await;
+    let second = server
+        .send("PUT", "/v1/keys/k", &[("if-match", &tag)], b"2")
+        .await;
     assert_eq!(second.status, 204);
-    let stale = server.send("PUT", "/v1/keys/k", &[("if-match", &tag)], b"3").await;
+    let stale = server
+        .send("PUT", "/v1/keys/k", &[("if-match", &tag)], b"3")
+        .await;
     stale.problem(412, "condition_failed");
-    let stale = server.send("DELETE", "/v1/keys/k", &[("if-match", &tag)], b"").await;
+    let stale = server
+        .send("DELETE", "/v1/keys/k", &[("if-match", &tag)], b"")
+        .await;
     stale.problem(412, "condition_failed");
     assert_eq!(server.get("/v1/keys/k").await.text(), "2");
     let tag = second.header("etag").unwrap();
-    assert_eq!(server.send("DELETE", "/v1/keys/k", &[("if-match", tag)], b"").await.status, 204);
-    let gone = server.send("PUT", "/v1/keys/k", &[("if-match", "*")], b"4").await;
-    assert!(gone.problem(412, "condition_failed").get("version").is_none());
+    assert_eq!(
+        server
+            .send("DELETE", "/v1/keys/k", &[("if-match", tag)], b"")
+            .await
+            .status,
+        204
+    );
+    let gone = server
+        .send("PUT", "/v1/keys/k", &[("if-match", "*")], b"4")
+        .await;
+    assert!(
+        gone.problem(412, "condition_failed")
+            .get("version")
+            .is_none()
+    );
     server.stop().await;
 }
 
@@ -75,17 +131,36 @@ async fn conditions_hold_or_nothing_happens() {
 async fn entries_expire() {
     let server = Running::start().await;
     server.put("/v1/keys/forever", b"x").await;
-    assert_eq!(server.get("/v1/keys/forever").await.header("kv-expires-at"), None);
-    server.put("/v1/keys/later?expires_at=4000000000.25", b"x").await;
+    assert_eq!(
+        server.get("/v1/keys/forever").await.header("kv-expires-at"),
+        None
+    );
+    server
+        .put("/v1/keys/later?expires_at=4000000000.25", b"x")
+        .await;
     let later = server.get("/v1/keys/later").await;
     assert_eq!(later.header("kv-expires-at"), Some("4000000000.25"));
     server.put("/v1/keys/hour?ttl=1h", b"x").await;
-    let seconds: f64 = server.get("/v1/keys/hour").await.header("kv-expires-at").unwrap().parse().unwrap();
+    let seconds: f64 = server
+        .get("/v1/keys/hour")
+        .await
+        .header("kv-expires-at")
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(seconds > 1_700_000_000.0);
     // Expired entries are as good as deleted, also for conditions.
-    assert_eq!(server.put("/v1/keys/past?expires_at=1000000000", b"x").await.status, 204);
+    assert_eq!(
+        server
+            .put("/v1/keys/past?expires_at=1000000000", b"x")
+            .await
+            .status,
+        204
+    );
     assert_eq!(server.get("/v1/keys/past").await.status, 404);
-    let again = server.send("PUT", "/v1/keys/past", &[("if-none-match", "*")], b"y").await;
+    let again = server
+        .send("PUT", "/v1/keys/past", &[("if-none-match", "*")], b"y")
+        .await;
     assert_eq!(again.status, 201);
     server.stop().await;
 }
@@ -94,7 +169,9 @@ async fn entries_expire() {
 async fn levels_are_accepted_and_echoed() {
     let server = Running::start().await;
     for level in ["sync", "buffered"] {
-        let put = server.put(&format!("/v1/keys/k?durability={level}"), b"x").await;
+        let put = server
+            .put(&format!("/v1/keys/k?durability={level}"), b"x")
+            .await;
         assert_eq!(put.header("kv-durability"), Some(level));
         let target = format!("/v1/keys/k?durability={level}");
         let delete = server.send("DELETE", &target, &[], b"").await;
@@ -106,15 +183,24 @@ async fn levels_are_accepted_and_echoed() {
         assert_eq!(got.header("kv-consistency"), Some(level));
     }
     server.stop().await;
-    let buffered = Running::start_with(|c| c.durability = firn_engine::options::Durability::Buffered).await;
-    assert_eq!(buffered.put("/v1/keys/k", b"x").await.header("kv-durability"), Some("buffered"));
+    let buffered = Running::start_with(|c| c.durability = firn_engine::Durability::Buffered).await;
+    assert_eq!(
+        buffered
+            .put("/v1/keys/k", b"x")
+            .await
+            .header("kv-durability"),
+        Some("buffered")
+    );
     buffered.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn namespaces_are_apart() {
     let server = Running::start().await;
-    server.put("/v1/ns/app/keys/k", b"x").await.problem(404, "namespace_not_found");
+    server
+        .put("/v1/ns/app/keys/k", b"x")
+        .await
+        .problem(404, "namespace_not_found");
     assert_eq!(server.put("/v1/ns/app", b"").await.status, 201);
     assert_eq!(server.put("/v1/ns/app", b"").await.status, 204);
     assert_eq!(server.put("/v1/ns/a%2Fb%20c", b"").await.status, 201);
@@ -125,14 +211,34 @@ async fn namespaces_are_apart() {
     assert_eq!(server.get("/v1/ns/app/keys/k").await.text(), "app");
     assert_eq!(server.get("/v1/ns/a%2Fb%20c/keys/k").await.text(), "abc");
     let list = server.get("/v1/ns").await.json();
-    let names: Vec<_> = list["namespaces"].as_array().unwrap().iter().map(|n| n["name"].clone()).collect();
+    let names: Vec<_> = list["namespaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n["name"].clone())
+        .collect();
     assert_eq!(names, ["a/b c", "app", "default"]);
     assert_eq!(server.get("/v1/ns/app").await.json()["name"], "app");
-    assert_eq!(server.send("DELETE", "/v1/ns/app", &[], b"").await.status, 204);
-    server.send("DELETE", "/v1/ns/app", &[], b"").await.problem(404, "namespace_not_found");
-    server.get("/v1/ns/app/keys/k").await.problem(404, "namespace_not_found");
-    server.get("/v1/ns/app").await.problem(404, "namespace_not_found");
-    server.send("DELETE", "/v1/ns/default", &[], b"").await.problem(400, "invalid_argument");
+    assert_eq!(
+        server.send("DELETE", "/v1/ns/app", &[], b"").await.status,
+        204
+    );
+    server
+        .send("DELETE", "/v1/ns/app", &[], b"")
+        .await
+        .problem(404, "namespace_not_found");
+    server
+        .get("/v1/ns/app/keys/k")
+        .await
+        .problem(404, "namespace_not_found");
+    server
+        .get("/v1/ns/app")
+        .await
+        .problem(404, "namespace_not_found");
+    server
+        .send("DELETE", "/v1/ns/default", &[], b"")
+        .await
+        .problem(400, "invalid_argument");
     server.stop().await;
 }
 
@@ -141,7 +247,10 @@ async fn large_and_empty_values_come_back() {
     let server = Running::start().await;
     let large: Vec<u8> = (0..5_000_000_u32).map(|i| (i % 251) as u8).collect();
     for (key, value) in [("large", large.as_slice()), ("empty", b"")] {
-        assert_eq!(server.put(&format!("/v1/keys/{key}"), value).await.status, 204);
+        assert_eq!(
+            server.put(&format!("/v1/keys/{key}"), value).await.status,
+            204
+        );
         let got = server.get(&format!("/v1/keys/{key}")).await;
         assert_eq!(got.status, 200);
         assert!(got.body == value);

@@ -1,5 +1,9 @@
 //! The server as its clients meet it: in process, over real sockets.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod bad_input;
 mod batch;

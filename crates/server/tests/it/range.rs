@@ -13,7 +13,12 @@ use crate::support::{Reply, Running};
 const NDJSON: [(&str, &str); 1] = [("accept", "application/x-ndjson")];
 
 fn keys(page: &Value) -> Vec<&str> {
-    page["entries"].as_array().unwrap().iter().map(|e| e["key"].as_str().unwrap()).collect()
+    page["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["key"].as_str().unwrap())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,18 +47,32 @@ async fn pages_have_bounds_order_and_limits() {
     assert_eq!(keys(&page), ["a", "b/1"]);
     assert!(page["entries"][0].get("value").is_none());
     let cursor = page["next_cursor"].as_str().unwrap();
-    let next = server.get(&format!("/v1/range?cursor={cursor}")).await.json();
+    let next = server
+        .get(&format!("/v1/range?cursor={cursor}"))
+        .await
+        .json();
     assert_eq!(keys(&next), ["b/2", "b/3", "c"]);
-    let next = server.send("GET", "/v1/range", &[("kv-cursor", cursor)], b"").await.json();
+    let next = server
+        .send("GET", "/v1/range", &[("kv-cursor", cursor)], b"")
+        .await
+        .json();
     assert_eq!(keys(&next), ["b/2", "b/3", "c"]);
     // A page that ends exactly at the end has no next one.
     assert!(server.get("/v1/range?limit=5").await.json()["next_cursor"].is_null());
     // Bytes: the first entry always fits.
-    assert_eq!(keys(&server.get("/v1/range?max_bytes=1B").await.json()), ["a"]);
-    assert_eq!(keys(&server.get("/v1/range?max_bytes=8").await.json()), ["a", "b/1"]);
+    assert_eq!(
+        keys(&server.get("/v1/range?max_bytes=1B").await.json()),
+        ["a"]
+    );
+    assert_eq!(
+        keys(&server.get("/v1/range?max_bytes=8").await.json()),
+        ["a", "b/1"]
+    );
     // Other bounds, another direction: not this cursor.
     for query in ["&start=a", "&reverse", "&prefix=b"] {
-        let reply = server.get(&format!("/v1/range?cursor={cursor}{query}")).await;
+        let reply = server
+            .get(&format!("/v1/range?cursor={cursor}{query}"))
+            .await;
         reply.problem(400, "invalid_cursor");
     }
     let head = server.send("HEAD", "/v1/range", &[], b"").await;
@@ -67,11 +86,23 @@ async fn bytes_are_text_or_base64_as_asked() {
     server.put("/v1/keys/t", b"text\n").await;
     server.put("/v1/keys/%FF", b"\x00\xff").await;
     let page = server.get("/v1/range").await.json();
-    assert_eq!((&page["entries"][0]["key"], &page["entries"][0]["value"]), (&json!("t"), &json!("text\n")));
-    assert_eq!((&page["entries"][1]["key_b64"], &page["entries"][1]["value_b64"]), (&json!("/w=="), &json!("AP8=")));
+    assert_eq!(
+        (&page["entries"][0]["key"], &page["entries"][0]["value"]),
+        (&json!("t"), &json!("text\n"))
+    );
+    assert_eq!(
+        (
+            &page["entries"][1]["key_b64"],
+            &page["entries"][1]["value_b64"]
+        ),
+        (&json!("/w=="), &json!("AP8="))
+    );
     let page = server.get("/v1/range?enc=base64").await.json();
     assert_eq!(page["entries"][0]["key_b64"], "dA==");
-    server.get("/v1/range?enc=utf8").await.problem(400, "not_utf8");
+    server
+        .get("/v1/range?enc=utf8")
+        .await
+        .problem(400, "not_utf8");
     assert_eq!(server.get("/v1/range?enc=utf8&end=z").await.status, 200);
     // In a stream the status is sent before the trouble is met: the last line tells.
     let reply = server.send("GET", "/v1/range?enc=utf8", &NDJSON, b"").await;
@@ -83,7 +114,11 @@ async fn bytes_are_text_or_base64_as_asked() {
 }
 
 fn lines(reply: &Reply) -> Vec<Value> {
-    reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    reply
+        .text()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,22 +127,43 @@ async fn ranges_are_deleted_at_once() {
     for key in ["a", "b1", "b2", "c"] {
         server.put(&format!("/v1/keys/{key}"), b"x").await;
     }
-    server.send("DELETE", "/v1/range", &[], b"").await.problem(400, "invalid_argument");
-    server.send("DELETE", "/v1/range?start=b&end=a", &[], b"").await.problem(400, "invalid_argument");
-    server.send("DELETE", "/v1/range?prefix=b&all", &[], b"").await.problem(400, "invalid_argument");
+    server
+        .send("DELETE", "/v1/range", &[], b"")
+        .await
+        .problem(400, "invalid_argument");
+    server
+        .send("DELETE", "/v1/range?start=b&end=a", &[], b"")
+        .await
+        .problem(400, "invalid_argument");
+    server
+        .send("DELETE", "/v1/range?prefix=b&all", &[], b"")
+        .await
+        .problem(400, "invalid_argument");
     let reply = server.send("DELETE", "/v1/range?prefix=b", &[], b"").await;
     assert_eq!(reply.status, 204);
     assert!(reply.header("kv-version").is_some());
     assert_eq!(keys(&server.get("/v1/range").await.json()), ["a", "c"]);
-    assert_eq!(server.send("DELETE", "/v1/range?all=true", &[], b"").await.status, 204);
+    assert_eq!(
+        server
+            .send("DELETE", "/v1/range?all=true", &[], b"")
+            .await
+            .status,
+        204
+    );
     assert!(keys(&server.get("/v1/range").await.json()).is_empty());
     server.stop().await;
 }
 
 async fn fill(server: &Running, count: usize, value: &str) {
     for chunk in (0..count).collect::<Vec<_>>().chunks(5_000) {
-        let batch = chunk.iter().fold(Batch::new(), |b, i| b.put(format!("key{i:08}"), value));
-        server.client.batch_with(batch, Some(firn_client::Durability::Buffered)).await.unwrap();
+        let batch = chunk
+            .iter()
+            .fold(Batch::new(), |b, i| b.put(format!("key{i:08}"), value));
+        server
+            .client
+            .batch_with(batch, Some(firn_client::Durability::Buffered))
+            .await
+            .unwrap();
     }
 }
 
@@ -123,12 +179,20 @@ async fn a_stream_has_every_entry_and_a_trailer() {
         assert_eq!(line["key"], format!("key{i:08}"));
         assert_eq!(line["value"], "value");
     }
-    assert_eq!(lines[100_000], json!({ "end": true, "count": 100_000, "next_cursor": null }));
+    assert_eq!(
+        lines[100_000],
+        json!({ "end": true, "count": 100_000, "next_cursor": null })
+    );
     // A limit ends it early, and says where to go on.
-    let reply = server.send("GET", "/v1/range?limit=10&reverse", &NDJSON, b"").await;
+    let reply = server
+        .send("GET", "/v1/range?limit=10&reverse", &NDJSON, b"")
+        .await;
     let limited = self::lines(&reply);
     assert_eq!(limited.len(), 11);
-    let target = format!("/v1/range?limit=1&reverse&cursor={}", limited[10]["next_cursor"].as_str().unwrap());
+    let target = format!(
+        "/v1/range?limit=1&reverse&cursor={}",
+        limited[10]["next_cursor"].as_str().unwrap()
+    );
     assert_eq!(keys(&server.get(&target).await.json()), ["key00099989"]);
     // The client's pages say the same.
     let mut scan = server.client.scan(ScanOptions::default());
@@ -150,7 +214,10 @@ async fn a_reader_that_stops_costs_nothing() {
     let mut readers = Vec::new();
     for _ in 0..40 {
         let mut stream = server.connect().await;
-        stream.write_all(b"GET /v1/range HTTP/1.1\r\nhost: x\r\naccept: application/x-ndjson\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET /v1/range HTTP/1.1\r\nhost: x\r\naccept: application/x-ndjson\r\n\r\n")
+            .await
+            .unwrap();
         let mut start = [0; 1000];
         stream.read_exact(&mut start).await.unwrap();
         assert!(start.starts_with(b"HTTP/1.1 200"));
@@ -158,22 +225,21 @@ async fn a_reader_that_stops_costs_nothing() {
     }
     // The server goes on while they sit there.
     assert_eq!(server.get("/v1/keys/key00000007").await.status, 200);
-    let page = server.get("/metrics").await;
-    let in_flight = page.text().lines().find(|l| l.starts_with("firn_requests_in_flight ")).unwrap();
-    let in_flight: u64 = in_flight.split(' ').nth(1).unwrap().parse().unwrap();
-    assert!(in_flight >= 40, "{in_flight}");
+    assert!(server.metric("firn_requests_in_flight").await >= 40);
     // One of them goes on reading and gets everything.
     let mut patient = readers.pop().unwrap();
     patient.shutdown().await.unwrap();
     let mut rest = Vec::new();
-    tokio::time::timeout(Duration::from_secs(60), patient.read_to_end(&mut rest)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), patient.read_to_end(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(String::from_utf8_lossy(&rest).contains("{\"end\":true,\"count\":100000,"));
     // The others leave; their requests end.
     drop(readers);
     for attempt in 0.. {
-        let page = server.get("/metrics").await;
         // The one that is left is this one.
-        if page.text().contains("firn_requests_in_flight 1\n") {
+        if server.metric("firn_requests_in_flight").await == 1 {
             break;
         }
         assert!(attempt < 1_000, "streams outlive their readers");
@@ -186,7 +252,12 @@ async fn a_reader_that_stops_costs_nothing() {
 fn pages_of_any_size_are_the_whole_range() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = runtime.block_on(Running::start());
-    let key = || proptest::collection::vec(prop_oneof![Just(0_u8), Just(0xff), Just(b'a'), any::<u8>()], 0..4);
+    let key = || {
+        proptest::collection::vec(
+            prop_oneof![Just(0_u8), Just(0xff), Just(b'a'), any::<u8>()],
+            0..4,
+        )
+    };
     let config = ProptestConfig::with_cases(40);
     proptest!(config, |(
         entries in proptest::collection::btree_map(key(), proptest::collection::vec(any::<u8>(), 0..5), 0..40),

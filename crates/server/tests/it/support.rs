@@ -45,12 +45,24 @@ impl Running {
             let _ = stopped.await;
         }));
         let client = Client::connect(&address.to_string()).unwrap();
-        Self { address, client, stop, ended, dir }
+        Self {
+            address,
+            client,
+            stop,
+            ended,
+            dir,
+        }
     }
 
     /// Stops the server and hands its directory back.
     pub(crate) async fn stop(self) -> tempfile::TempDir {
-        let Self { client, stop, ended, dir, .. } = self;
+        let Self {
+            client,
+            stop,
+            ended,
+            dir,
+            ..
+        } = self;
         drop(client);
         stop.send(()).unwrap();
         ended.await.unwrap().unwrap();
@@ -75,7 +87,13 @@ impl Running {
     }
 
     /// One request on a connection of its own.
-    pub(crate) async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Reply {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
         if !body.is_empty() || matches!(method, "PUT" | "POST") {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
@@ -89,6 +107,18 @@ impl Running {
 
     pub(crate) async fn get(&self, target: &str) -> Reply {
         self.send("GET", target, &[], b"").await
+    }
+
+    /// The value of a metric without labels.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let reply = self.get("/metrics").await;
+        let line = reply
+            .text()
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no metric {name}"))
+            .parse()
+            .unwrap()
     }
 
     pub(crate) async fn put(&self, target: &str, body: &[u8]) -> Reply {
@@ -123,8 +153,16 @@ impl Reply {
     /// Checks that it is a problem of this code and returns it.
     #[track_caller]
     pub(crate) fn problem(&self, status: u16, code: &str) -> Value {
-        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
-        assert_eq!(self.header("content-type"), Some("application/problem+json"));
+        assert_eq!(
+            self.status,
+            status,
+            "{}",
+            String::from_utf8_lossy(&self.body)
+        );
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json")
+        );
         let problem = self.json();
         assert_eq!(problem["code"], code, "{problem}");
         assert_eq!(problem["status"], status);
@@ -140,7 +178,8 @@ pub(crate) async fn read_reply(stream: &mut TcpStream) -> Reply {
     let mut bytes = Vec::new();
     let reading = stream.read_to_end(&mut bytes);
     let read = tokio::time::timeout(Duration::from_secs(30), reading).await;
-    read.expect("the server neither answered nor closed").unwrap();
+    read.expect("the server neither answered nor closed")
+        .unwrap();
     parse_reply(&bytes)
 }
 
@@ -149,7 +188,11 @@ pub(crate) fn parse_reply(bytes: &[u8]) -> Reply {
     let end = end.unwrap_or_else(|| panic!("no head in {:?}", String::from_utf8_lossy(bytes)));
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut reply = Reply { status, head, body: bytes[end + 4..].to_vec() };
+    let mut reply = Reply {
+        status,
+        head,
+        body: bytes[end + 4..].to_vec(),
+    };
     if status == 100 {
         return parse_reply(&bytes[end + 4..]);
     }
