@@ -23,12 +23,22 @@ pub struct Error {
 impl Error {
     /// An error of `op` on `path`.
     pub fn new(op: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self { op, path: path.to_path_buf(), offset: None, source }
+        Self {
+            op,
+            path: path.to_path_buf(),
+            offset: None,
+            source,
+        }
     }
 
     /// An error of `op` at `offset` of `path`.
     pub fn at(op: &'static str, path: &Path, offset: u64, source: std::io::Error) -> Self {
-        Self { op, path: path.to_path_buf(), offset: Some(offset), source }
+        Self {
+            op,
+            path: path.to_path_buf(),
+            offset: Some(offset),
+            source,
+        }
     }
 
     /// Stored bytes are not what was written: `detail` says what is wrong at `offset` of `path`.
@@ -62,7 +72,12 @@ impl Error {
             Some(code) => std::io::Error::from_raw_os_error(code),
             None => std::io::Error::new(self.source.kind(), self.source.to_string()),
         };
-        Self { op: self.op, path: self.path.clone(), offset: self.offset, source }
+        Self {
+            op: self.op,
+            path: self.path.clone(),
+            offset: self.offset,
+            source,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod error;
 pub mod exec;
 pub mod fs;
 pub mod rng;
+pub mod wal;
 
 pub use crate::env::Env;
 pub use crate::error::{Error, Result};

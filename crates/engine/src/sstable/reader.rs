@@ -1,0 +1,439 @@
+//! Reads an SSTable: point lookups, and the blocks that iterators walk.
+//!
+//! [`Table::open`] reads and checks the footer, the index, the filter, the range tombstones and the
+//! properties, and keeps them. Data blocks are read when they are needed, checked, decompressed,
+//! indexed (see `sstable::block`) and put into the block cache.
+//!
+//! [`Table::get`] asks the filter (one cache line), finds the block in the index (integers in a
+//! row), takes it from the cache, and searches it (integers again). What it returns is a slice of
+//! the cached block: nothing is copied.
+
+use std::fmt;
+use std::sync::Arc;
+
+use firn_io::codec::Reader;
+use firn_io::fs::{Advice, File};
+
+use crate::cache::{Block, BlockCache, BlockSlice};
+use crate::error::{Error, Result};
+use crate::key::{FileId, SeqNo, Trailer};
+use crate::options::MAX_KEY_BYTES;
+use crate::range_del::{RangeTombstone, RangeTombstones};
+use crate::sstable::block::{Found, MAX_BLOCK_BYTES};
+use crate::sstable::filter::{Filter, key_hash};
+use crate::sstable::footer::{BadFooter, FOOTER_BYTES, Footer, Handle};
+use crate::sstable::index::Index;
+use crate::sstable::iter::{ReadOptions, TableIter};
+use crate::sstable::properties::{KINDS, Properties};
+use crate::sstable::stored::{self, Bad};
+use crate::sstable::writer::bounds;
+
+/// An entry found by [`Table::get`].
+#[derive(Clone, Debug)]
+pub struct TableEntry {
+    /// Sequence number and kind.
+    pub trailer: Trailer,
+    /// The stored value.
+    pub value: BlockSlice,
+}
+
+/// What [`Table::verify`] counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableCheck {
+    /// Entries read.
+    pub entries: u64,
+    /// Data blocks read.
+    pub blocks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// An open SSTable. Threads share it freely.
+pub struct Table {
+    file: Arc<dyn File>,
+    id: FileId,
+    cache: Arc<BlockCache>,
+    index: Index,
+    filter: Option<Filter>,
+    range_tombstones: Arc<RangeTombstones>,
+    properties: Properties,
+    smallest: Vec<u8>,
+    largest: Vec<u8>,
+    largest_exclusive: bool,
+    file_bytes: u64,
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table({}, {} bytes)", self.id, self.file_bytes)
+    }
+}
+
+fn bad(file: &dyn File, offset: u64, why: Bad) -> Error {
+    match why {
+        Bad::Damaged(detail) => Error::corruption(file.path(), offset, detail),
+        Bad::Unsupported(detail) => Error::UnsupportedFormat(format!(
+            "{} at offset {offset}: {detail}",
+            file.path().display()
+        )),
+    }
+}
+
+/// Reads exactly `buf.len()` bytes; a file that ends before is damaged.
+fn read_exact(file: &dyn File, buf: &mut [u8], offset: u64) -> Result<()> {
+    let read = file.read_at(buf, offset)?;
+    if read < buf.len() {
+        let detail = format!("the file ends {} bytes early", buf.len() - read);
+        return Err(Error::corruption(file.path(), offset, detail));
+    }
+    Ok(())
+}
+
+/// Reads a block that is not data.
+fn read_meta(file: &dyn File, handle: Handle) -> Result<Vec<u8>> {
+    // The footer was checked against the length of the file.
+    let mut bytes = vec![0; handle.len as usize];
+    read_exact(file, &mut bytes, handle.offset)?;
+    let (payload, compression) =
+        stored::open(&bytes, handle.offset).map_err(|why| bad(file, handle.offset, why))?;
+    if compression == 0 {
+        let len = payload.len();
+        bytes.truncate(len);
+        return Ok(bytes);
+    }
+    let mut out = Vec::new();
+    stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut out)
+        .map_err(|why| bad(file, handle.offset, why))?;
+    Ok(out)
+}
+
+fn decode_range_tombstones(bytes: &[u8]) -> std::result::Result<Vec<RangeTombstone>, &'static str> {
+    const BAD: &str = "the range tombstones are malformed";
+    let mut reader = Reader::new(bytes);
+    let count = reader.varint_u64().ok_or(BAD)?;
+    // One has at least ten bytes.
+    if count > reader.remaining() as u64 / 10 {
+        return Err(BAD);
+    }
+    let mut tombstones = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let start = reader.bytes().ok_or(BAD)?;
+        let end = reader.bytes().ok_or(BAD)?;
+        let seqno = SeqNo(reader.u64().ok_or(BAD)?);
+        if start >= end || end.len() > MAX_KEY_BYTES || seqno > SeqNo::MAX {
+            return Err(BAD);
+        }
+        tombstones.push(RangeTombstone { start: start.to_vec(), end: end.to_vec(), seqno });
+    }
+    if reader.is_empty() { Ok(tombstones) } else { Err(BAD) }
+}
+
+impl Table {
+    /// Opens a finished table. Every byte that is not data is read and checked.
+    pub fn open(file: Arc<dyn File>, id: FileId, cache: Arc<BlockCache>) -> Result<Self> {
+        let file_bytes = file.len()?;
+        let Some(footer_offset) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
+            return Err(Error::corruption(file.path(), 0, "the file is too short for an SSTable"));
+        };
+        let mut bytes = [0; FOOTER_BYTES];
+        read_exact(&*file, &mut bytes, footer_offset)?;
+        let footer = Footer::decode(&bytes, file_bytes).map_err(|why| match why {
+            BadFooter::Damaged(detail) => Error::corruption(file.path(), footer_offset, detail),
+            BadFooter::Version(version) => Error::UnsupportedFormat(format!(
+                "{} has format version {version}",
+                file.path().display()
+            )),
+        })?;
+        let damaged =
+            |handle: Handle, detail| Error::corruption(file.path(), handle.offset, detail);
+
+        let properties = Properties::decode(&read_meta(&*file, footer.properties)?)
+            .map_err(|detail| damaged(footer.properties, detail))?;
+        let index = Index::decode(&read_meta(&*file, footer.index)?, footer.data_bytes())
+            .map_err(|detail| damaged(footer.index, detail))?;
+        let filter = match footer.filter {
+            Some(handle) => Some(
+                Filter::decode(&read_meta(&*file, handle)?)
+                    .map_err(|detail| damaged(handle, detail))?,
+            ),
+            None => None,
+        };
+        let tombstones = match footer.range_tombstones {
+            Some(handle) => decode_range_tombstones(&read_meta(&*file, handle)?)
+                .map_err(|detail| damaged(handle, detail))?,
+            None => Vec::new(),
+        };
+        if properties.block_count != index.len() as u64
+            || properties.keys.is_some() != (index.len() > 0)
+            || properties.range_tombstone_count != tombstones.len() as u64
+            || properties.data_bytes != footer.data_bytes()
+        {
+            let detail = "the properties do not fit the other blocks";
+            return Err(damaged(footer.properties, detail));
+        }
+        let (smallest, largest, largest_exclusive) = bounds(&properties, &tombstones);
+        file.advise(0, footer.data_bytes(), Advice::Random);
+        Ok(Self {
+            id,
+            cache,
+            index,
+            filter,
+            range_tombstones: Arc::new(RangeTombstones::from_unfragmented(tombstones)),
+            properties,
+            smallest,
+            largest,
+            largest_exclusive,
+            file_bytes,
+            file,
+        })
+    }
+
+    /// Its file's number.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Its file.
+    pub fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
+    /// Length of the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// What it contains.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// The smallest key of entries and range tombstones.
+    pub fn smallest(&self) -> &[u8] {
+        &self.smallest
+    }
+
+    /// The largest key of entries and ends of range tombstones, and whether it is exclusive.
+    pub fn largest(&self) -> (&[u8], bool) {
+        (&self.largest, self.largest_exclusive)
+    }
+
+    /// Its range tombstones.
+    pub fn range_tombstones(&self) -> &Arc<RangeTombstones> {
+        &self.range_tombstones
+    }
+
+    /// Memory that it holds besides the block cache, in bytes.
+    pub fn pinned_bytes(&self) -> usize {
+        self.index.memory_bytes()
+            + self.filter.as_ref().map_or(0, Filter::memory_bytes)
+            + self.range_tombstones.memory_bytes()
+            + size_of::<Self>()
+    }
+
+    /// Whether the key with this hash (see [`key_hash`]) may have an entry; `false` is certain.
+    #[inline]
+    pub fn may_contain(&self, hash: u64) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.may_contain(hash))
+    }
+
+    /// The newest entry of `key` that a reader at `snapshot` sees; `hash` is its [`key_hash`]. Does
+    /// not look at range tombstones.
+    #[inline]
+    pub fn get(&self, key: &[u8], hash: u64, snapshot: SeqNo) -> Result<Option<TableEntry>> {
+        if self.may_contain(hash) { self.get_unfiltered(key, snapshot) } else { Ok(None) }
+    }
+
+    /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass.
+    pub fn get_unfiltered(&self, key: &[u8], snapshot: SeqNo) -> Result<Option<TableEntry>> {
+        let newest = snapshot.0 << 8 | 0xff;
+        let mut i = self.index.find(key);
+        while i < self.index.len() {
+            let block = self.cached_block(i)?;
+            match block.get(key, newest) {
+                Found::Entry(entry) => {
+                    let trailer = Trailer(entry.trailer);
+                    let value = BlockSlice::new(block, entry.value, entry.end);
+                    return Ok(Some(TableEntry { trailer, value }));
+                }
+                // All versions in this block are too new; there may be more in the next.
+                Found::PastEnd if self.index.separator_is(i, key) => i += 1,
+                Found::PastEnd | Found::Nothing => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// An iterator over the entries.
+    pub fn iter(self: &Arc<Self>, options: ReadOptions) -> TableIter {
+        TableIter::new(Arc::clone(self), options)
+    }
+
+    /// About how many bytes of the file are before `key`.
+    pub fn approximate_offset_of(&self, key: &[u8]) -> u64 {
+        let i = self.index.find(key);
+        if i < self.index.len() { self.index.block(i).0 } else { self.index.data_end() }
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(crate) fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// Block `i`, from the cache or else from the file and then into the cache.
+    #[inline]
+    pub(crate) fn cached_block(&self, i: usize) -> Result<Arc<Block>> {
+        let (offset, len) = self.index.block(i);
+        match self.cache.get(self.id, offset) {
+            Some(block) => Ok(block),
+            None => self.load_block(offset, len),
+        }
+    }
+
+    #[inline(never)]
+    fn load_block(&self, offset: u64, len: usize) -> Result<Arc<Block>> {
+        let mut bytes = vec![0; len];
+        read_exact(&*self.file, &mut bytes, offset)?;
+        let mut block = Block::default();
+        let (payload, compression) = self.open_stored(&bytes, offset)?;
+        if compression == 0 {
+            let len = payload.len();
+            bytes.truncate(len);
+            block.bytes = bytes;
+        } else {
+            stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
+                .map_err(|why| bad(&*self.file, offset, why))?;
+        }
+        block.build_index().map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))?;
+        let block = Arc::new(block);
+        self.cache.insert(self.id, offset, Arc::clone(&block));
+        Ok(block)
+    }
+
+    fn open_stored<'a>(&self, bytes: &'a [u8], offset: u64) -> Result<(&'a [u8], u8)> {
+        stored::open(bytes, offset).map_err(|why| bad(&*self.file, offset, why))
+    }
+
+    /// Decodes stored bytes of the block at `offset` to `block`, whose buffers are used again.
+    pub(crate) fn decode_block(&self, bytes: &[u8], offset: u64, block: &mut Block) -> Result<()> {
+        block.count = 0;
+        let (payload, compression) = self.open_stored(bytes, offset)?;
+        stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
+            .map_err(|why| bad(&*self.file, offset, why))?;
+        block.build_index().map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))
+    }
+
+    /// Reads a range of the data blocks.
+    pub(crate) fn read_data(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        read_exact(&*self.file, buf, offset)
+    }
+
+    /// Reads the whole table from the file, past the cache, and checks all that can be checked:
+    /// checksums, the order of keys, that separators separate, that the filter knows every key, and
+    /// that the properties count right. `progress` is told the bytes read since the last call.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<TableCheck> {
+        const CHUNK: usize = 1 << 20;
+        // Everything that is not data, as open does.
+        let again = Self::open(Arc::clone(&self.file), self.id, Arc::clone(&self.cache))?;
+        let mut check = TableCheck::default();
+        let meta = self.file_bytes - self.index.data_end();
+        check.bytes += meta;
+        progress(meta);
+
+        let mut counted = Properties::default();
+        let mut seqnos: Option<(u64, u64)> = None;
+        let mut last: Option<(Vec<u8>, u64)> = None;
+        let mut key = Vec::new();
+        let mut block = Block::default();
+        let mut first_key = None;
+        let mut buf = Vec::new();
+        let mut i = 0;
+        while i < self.index.len() {
+            // As many whole blocks as fit.
+            let (start, mut len) = self.index.block(i);
+            let mut end = i + 1;
+            while end < self.index.len() && len + self.index.block(end).1 <= CHUNK {
+                len += self.index.block(end).1;
+                end += 1;
+            }
+            buf.resize(len, 0);
+            self.read_data(&mut buf, start)?;
+            while i < end {
+                let (offset, stored_len) = self.index.block(i);
+                let damaged = |detail| Error::corruption(self.file.path(), offset, detail);
+                let from = (offset - start) as usize;
+                self.decode_block(&buf[from..from + stored_len], offset, &mut block)?;
+                for n in 0..block.count as usize {
+                    let entry = block.entry(n);
+                    block.key_into(n, &entry, &mut key);
+                    let Some(kind) = Trailer(entry.trailer).kind() else {
+                        return Err(damaged("an entry is of no known kind"));
+                    };
+                    let new_key = match &last {
+                        Some((last_key, last_trailer)) => match last_key.cmp(&key) {
+                            std::cmp::Ordering::Less => true,
+                            std::cmp::Ordering::Equal if *last_trailer > entry.trailer => false,
+                            _ => return Err(damaged("the entries are not in order")),
+                        },
+                        None => true,
+                    };
+                    if n == 0 && i > 0 {
+                        let separator = self.index.separator(i - 1);
+                        if separator > key || (separator == key && new_key) {
+                            return Err(damaged("a block starts before the separator before it"));
+                        }
+                    }
+                    if new_key {
+                        counted.key_count += 1;
+                        if !self.may_contain(key_hash(&key)) {
+                            return Err(damaged("the filter does not know a key"));
+                        }
+                    }
+                    if key.len() > MAX_KEY_BYTES {
+                        return Err(damaged("a key is longer than any may be"));
+                    }
+                    let seqno = entry.trailer >> 8;
+                    seqnos = Some(seqnos.map_or((seqno, seqno), |(a, b)| (a.min(seqno), b.max(seqno))));
+                    counted.kinds[(kind as usize).min(KINDS - 1)] += 1;
+                    counted.raw_key_bytes += key.len() as u64;
+                    counted.raw_value_bytes += (entry.end - entry.value) as u64;
+                    let (last_key, last_trailer) = last.get_or_insert_default();
+                    std::mem::swap(last_key, &mut key);
+                    *last_trailer = entry.trailer;
+                    if first_key.is_none() {
+                        first_key = Some(last_key.clone());
+                    }
+                }
+                if last.as_ref().is_some_and(|(last_key, _)| *last_key > self.index.separator(i)) {
+                    return Err(damaged("a block ends after its separator"));
+                }
+                check.blocks += 1;
+                i += 1;
+            }
+            check.bytes += len as u64;
+            progress(len as u64);
+        }
+        check.entries = counted.entry_count();
+
+        for tombstone in self.range_tombstones.iter_raw() {
+            let seqno = tombstone.seqno.0;
+            seqnos = Some(seqnos.map_or((seqno, seqno), |(a, b)| (a.min(seqno), b.max(seqno))));
+        }
+        let said = &again.properties;
+        let keys = first_key.zip(last.map(|(key, _)| key));
+        // Repeated tombstones are stored but not kept in the fragmented set, so only entries are
+        // compared with what the properties say of kinds.
+        if (counted.kinds, counted.raw_key_bytes, counted.raw_value_bytes, counted.key_count)
+            != (said.kinds, said.raw_key_bytes, said.raw_value_bytes, said.key_count)
+            || keys != said.keys
+            || seqnos.map(|(a, b)| (SeqNo(a), SeqNo(b))) != said.seqnos
+        {
+            let detail = "the properties do not fit the entries";
+            return Err(Error::corruption(self.file.path(), self.index.data_end(), detail));
+        }
+        Ok(check)
+    }
+}

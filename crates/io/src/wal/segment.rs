@@ -1,0 +1,582 @@
+//! The files of the log: their names, their headers, how they are made, recycled and removed.
+//!
+//! ```text
+//! 0000000000000007.wal     segment 7
+//! 0000000000000003.spare   a file that is allocated and waits for a number of its own
+//! 0000000000000008.tmp     a file in the making; removed at the next opening
+//! ```
+//!
+//! A segment's header, in its first 64 bytes:
+//!
+//! ```text
+//! +0   magic     8 bytes  "FIRNWAL\n"
+//! +8   version   u32      1
+//! +12  flags     u32      0
+//! +16  number    u64      as in the name
+//! +24  previous  u64      the number of the segment before it, 0 for the first
+//! +32  capacity  u64      bytes of the file, all allocated
+//! +40  salt      u64      by chance; part of every frame's checksum
+//! +48  zeros
+//! +60  crc       u32      masked CRC-32C of the 60 bytes before
+//! ```
+//!
+//! A file becomes a segment in this order: allocate, fill with zeros (a fresh file only), write the
+//! header, sync the file, rename it to its number, sync the directory. Only then is a frame written
+//! to it. So under the name of a segment there is always a file of full length with a valid header,
+//! and after power loss at any step there is either no such name or a segment without frames.
+//! Anything else is damage.
+//!
+//! A segment is given up by renaming it to a spare, or removing it, and syncing the directory
+//! before the file is touched again. No number is used twice: a new one is greater than every
+//! number in a name.
+//!
+//! The last spare is the reserve: it is taken only by those who ask for it, when the disk is full.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::checksum;
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::fs::{Advice, File, Fs, MappedFile, OpenMode};
+use crate::rng::Entropy;
+use crate::wal::record::FrameKey;
+
+/// Bytes of a segment before its first frame.
+pub(crate) const SEGMENT_HEADER_BYTES: u64 = 64;
+/// Bytes that are kept free at the end of a segment for its end frame (24), and for the 8 bytes by
+/// which a filler may be longer than the range it was meant for.
+pub(crate) const END_RESERVE_BYTES: u64 = 32;
+/// The size of the first segment and of a fresh reserve; later segments grow by
+/// [`GROWTH`] up to the configured size, so that a small database stays small and opens fast.
+pub(crate) const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
+/// How much larger than its predecessor a segment may be.
+pub(crate) const GROWTH: u64 = 4;
+
+const MAGIC: &[u8; 8] = b"FIRNWAL\n";
+const VERSION: u32 = 1;
+const ZEROS: &[u8] = &[0; 256 << 10];
+
+/// What a segment says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) number: u32,
+    pub(crate) previous: u32,
+    pub(crate) capacity: u64,
+    pub(crate) salt: u64,
+}
+
+impl SegmentHeader {
+    pub(crate) fn key(&self) -> FrameKey {
+        FrameKey::new(self.number, self.salt)
+    }
+
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES as usize] {
+        let mut out = [0; SEGMENT_HEADER_BYTES as usize];
+        out[..8].copy_from_slice(MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..24].copy_from_slice(&u64::from(self.number).to_le_bytes());
+        out[24..32].copy_from_slice(&u64::from(self.previous).to_le_bytes());
+        out[32..40].copy_from_slice(&self.capacity.to_le_bytes());
+        out[40..48].copy_from_slice(&self.salt.to_le_bytes());
+        let crc = checksum::mask(checksum::crc32c(&out[..60]));
+        out[60..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(path: &Path, bytes: &[u8; SEGMENT_HEADER_BYTES as usize]) -> Result<Self> {
+        let u32_at = |offset| codec::get_u32(bytes, offset).unwrap_or(0);
+        let u64_at = |offset| codec::get_u64(bytes, offset).unwrap_or(0);
+        if checksum::mask(checksum::crc32c(&bytes[..60])) != u32_at(60) {
+            return Err(Error::corruption(
+                path,
+                0,
+                "the segment header's checksum is wrong",
+            ));
+        }
+        if bytes[..8] != *MAGIC {
+            return Err(Error::corruption(path, 0, "this is not a log segment"));
+        }
+        if u32_at(8) != VERSION || u32_at(12) != 0 {
+            let detail = format!("log format {} is not known to this version", u32_at(8));
+            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, detail);
+            return Err(Error::at("decode", path, 8, source));
+        }
+        let number = |offset| {
+            u32::try_from(u64_at(offset))
+                .map_err(|_| Error::corruption(path, offset as u64, "segment number too large"))
+        };
+        let header = Self {
+            number: number(16)?,
+            previous: number(24)?,
+            capacity: u64_at(32),
+            salt: u64_at(40),
+        };
+        let sizes = SEGMENT_HEADER_BYTES + END_RESERVE_BYTES..=u64::from(u32::MAX);
+        if !sizes.contains(&header.capacity) {
+            return Err(Error::corruption(path, 32, "impossible segment size"));
+        }
+        Ok(header)
+    }
+
+    /// Reads and checks the header of segment `number`, and the length of its file.
+    pub(crate) fn read(file: &dyn File, number: u32) -> Result<Self> {
+        let path = file.path();
+        let len = file.len()?;
+        if len < SEGMENT_HEADER_BYTES {
+            return Err(Error::corruption(
+                path,
+                len,
+                "the segment ends inside of its header",
+            ));
+        }
+        let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        let header = Self::decode(path, &bytes)?;
+        if header.number != number {
+            let detail = format!("segment {number} says that it is {}", header.number);
+            return Err(Error::corruption(path, 16, detail));
+        }
+        if len < header.capacity {
+            // Its full length was durable before its first frame: this is no torn tail.
+            let detail = format!(
+                "the segment ends here and should have {} bytes",
+                header.capacity
+            );
+            return Err(Error::corruption(path, len, detail));
+        }
+        Ok(header)
+    }
+}
+
+/// The kinds of files in a log's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileName {
+    Segment(u32),
+    Spare(u32),
+    Temp(u32),
+}
+
+impl FileName {
+    /// What `name` is; `None` for files that are not the log's.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let (number, extension) = name.split_once('.')?;
+        let is_number = number.len() == 16
+            && number
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_number {
+            return None;
+        }
+        let number = u32::try_from(u64::from_str_radix(number, 16).ok()?).ok()?;
+        match extension {
+            "wal" => Some(Self::Segment(number)),
+            "spare" => Some(Self::Spare(number)),
+            "tmp" => Some(Self::Temp(number)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn path(self, dir: &Path) -> PathBuf {
+        dir.join(match self {
+            Self::Segment(number) => format!("{number:016x}.wal"),
+            Self::Spare(number) => format!("{number:016x}.spare"),
+            Self::Temp(number) => format!("{number:016x}.tmp"),
+        })
+    }
+}
+
+/// What is in a log's directory.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Number and file length, ascending.
+    pub(crate) segments: Vec<(u32, u64)>,
+    pub(crate) spares: Vec<(u32, u64)>,
+    pub(crate) temps: Vec<u32>,
+}
+
+impl Listing {
+    pub(crate) fn read(fs: &dyn Fs, dir: &Path) -> Result<Self> {
+        let mut listing = Self::default();
+        for entry in fs.list(dir)? {
+            match FileName::parse(&entry.name) {
+                Some(FileName::Segment(number)) => listing.segments.push((number, entry.len)),
+                Some(FileName::Spare(number)) => listing.spares.push((number, entry.len)),
+                Some(FileName::Temp(number)) => listing.temps.push(number),
+                None => {}
+            }
+        }
+        listing.segments.sort_unstable();
+        Ok(listing)
+    }
+
+    pub(crate) fn has_segment(&self, number: u32) -> bool {
+        self.segments
+            .binary_search_by_key(&number, |segment| segment.0)
+            .is_ok()
+    }
+
+    /// The greatest number in any name; 0 if there is none.
+    pub(crate) fn last_number(&self) -> u32 {
+        let numbers = self.segments.iter().chain(&self.spares).map(|file| file.0);
+        numbers.chain(self.temps.iter().copied()).max().unwrap_or(0)
+    }
+}
+
+/// A segment that is or will be written.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) key: FrameKey,
+    pub(crate) file: Arc<dyn File>,
+    map: Option<Box<dyn MappedFile>>,
+    /// Made of the reserve: only those who may use it may write here.
+    pub(crate) is_reserve: bool,
+}
+
+impl Segment {
+    pub(crate) fn new(
+        header: SegmentHeader,
+        file: Arc<dyn File>,
+        mapped: bool,
+        is_reserve: bool,
+    ) -> Result<Self> {
+        let map = if mapped {
+            file.map(header.capacity)?
+        } else {
+            None
+        };
+        Ok(Self {
+            header,
+            key: header.key(),
+            file,
+            map,
+            is_reserve,
+        })
+    }
+
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.map.is_some()
+    }
+
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        match &self.map {
+            Some(map) => {
+                map.write(offset, bytes);
+                Ok(())
+            }
+            None => self.file.write_at(bytes, offset),
+        }
+    }
+}
+
+/// Why there is no new segment.
+#[derive(Debug)]
+pub(crate) struct PrepareError {
+    pub(crate) error: Error,
+    /// A sync failed: it is not known what the disk holds, and trying again proves nothing.
+    pub(crate) is_final: bool,
+}
+
+/// The error of a step that may be tried again, with other files.
+impl From<Error> for PrepareError {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            is_final: false,
+        }
+    }
+}
+
+fn sync_failed(error: Error) -> PrepareError {
+    let is_final = !error.is_out_of_space();
+    PrepareError { error, is_final }
+}
+
+/// Makes segments and takes them back. Its owner locks it for as long as the directory changes.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    fs: Arc<dyn Fs>,
+    entropy: Arc<dyn Entropy>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    mapped: bool,
+    spare_limit: usize,
+    next_number: u32,
+    /// Number and bytes.
+    spares: Vec<(u32, u64)>,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        fs: Arc<dyn Fs>,
+        entropy: Arc<dyn Entropy>,
+        dir: &Path,
+        segment_bytes: u64,
+        mapped: bool,
+        spare_limit: usize,
+        listing: &Listing,
+    ) -> Result<Self> {
+        let mut pool = Self {
+            fs,
+            entropy,
+            dir: dir.to_path_buf(),
+            segment_bytes,
+            mapped,
+            spare_limit: spare_limit.max(1),
+            next_number: listing.last_number() + 1,
+            spares: Vec::new(),
+        };
+        for &number in &listing.temps {
+            pool.fs.remove_file(&FileName::Temp(number).path(dir))?;
+        }
+        for &(number, bytes) in &listing.spares {
+            if pool.spares.len() < pool.spare_limit
+                && bytes >= SEGMENT_HEADER_BYTES + END_RESERVE_BYTES
+            {
+                pool.spares.push((number, bytes));
+            } else {
+                pool.fs.remove_file(&FileName::Spare(number).path(dir))?;
+            }
+        }
+        Ok(pool)
+    }
+
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.spares.iter().map(|spare| spare.1).sum()
+    }
+
+    fn take_number(&mut self) -> Result<u32> {
+        let number = self.next_number;
+        self.next_number = number.checked_add(1).ok_or_else(|| {
+            let source = std::io::Error::other("the log has no segment numbers left");
+            Error::new("create", &self.dir, source)
+        })?;
+        Ok(number)
+    }
+
+    /// A durable segment without frames that follows `previous`, of at least `required` bytes and
+    /// if possible `wanted`. The reserve is taken if it is allowed and nothing else is left.
+    pub(crate) fn prepare(
+        &mut self,
+        previous: u32,
+        required: u64,
+        wanted: u64,
+        use_reserve: bool,
+    ) -> std::result::Result<Segment, PrepareError> {
+        let fits = |spare: &(u32, u64)| spare.1 >= required && spare.1 <= u64::from(u32::MAX);
+        let largest = |spares: &[(u32, u64)]| {
+            let fitting = spares.iter().enumerate().filter(|(_, spare)| fits(spare));
+            fitting
+                .max_by_key(|(_, spare)| spare.1)
+                .map(|(index, _)| index)
+        };
+        if self.spares.len() > 1
+            && let Some(index) = largest(&self.spares)
+        {
+            return self.prepare_spare(index, previous, false);
+        }
+        match self.prepare_fresh(previous, required.max(wanted)) {
+            Err(failed) if use_reserve && failed.error.is_out_of_space() => {
+                match largest(&self.spares) {
+                    Some(index) => self.prepare_spare(index, previous, true),
+                    None => Err(failed),
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn prepare_spare(
+        &mut self,
+        index: usize,
+        previous: u32,
+        is_reserve: bool,
+    ) -> std::result::Result<Segment, PrepareError> {
+        let (old, capacity) = self.spares[index];
+        let path = FileName::Spare(old).path(&self.dir);
+        let file = self.fs.open(&path, OpenMode::ReadWrite)?;
+        // Its old pages are about to be overwritten bit by bit: better to have them in memory.
+        file.advise(0, capacity, Advice::WillNeed);
+        let segment = self.finish(file, &path, previous, capacity, is_reserve);
+        // Whatever happened to it, it is no spare any more; a left-over is found when opening.
+        self.spares.remove(index);
+        segment
+    }
+
+    fn prepare_fresh(
+        &mut self,
+        previous: u32,
+        capacity: u64,
+    ) -> std::result::Result<Segment, PrepareError> {
+        let path = FileName::Temp(self.next_number).path(&self.dir);
+        let made = self.make_file(&path, capacity).map_err(PrepareError::from);
+        let made = made.and_then(|file| self.finish(file, &path, previous, capacity, false));
+        if made.is_err() {
+            // Best effort: gives the space back. The next opening tries again.
+            let _ = self.fs.remove_file(&path);
+        }
+        made
+    }
+
+    /// An allocated file full of zeros. Written zeros rather than merely reserved blocks, so that
+    /// a sync of the log later has no metadata to write.
+    fn make_file(&self, path: &Path, capacity: u64) -> Result<Arc<dyn File>> {
+        let file = self.fs.open(path, OpenMode::Create)?;
+        file.allocate(capacity)?;
+        // A segment made to fit one huge record is written once: zeros would double the work.
+        if capacity <= self.segment_bytes {
+            let mut offset = 0;
+            while offset < capacity {
+                let len = (capacity - offset).min(ZEROS.len() as u64);
+                file.write_at(&ZEROS[..len as usize], offset)?;
+                file.start_writeback(offset, len);
+                offset += len;
+            }
+        }
+        Ok(file)
+    }
+
+    fn finish(
+        &mut self,
+        file: Arc<dyn File>,
+        path: &Path,
+        previous: u32,
+        capacity: u64,
+        is_reserve: bool,
+    ) -> std::result::Result<Segment, PrepareError> {
+        let salt = self.entropy.next_u64();
+        let header = SegmentHeader {
+            number: self.take_number()?,
+            previous,
+            capacity,
+            salt,
+        };
+        file.write_at(&header.encode(), 0)?;
+        file.sync_data().map_err(sync_failed)?;
+        let named = FileName::Segment(header.number).path(&self.dir);
+        self.fs.rename(path, &named)?;
+        self.fs.sync_dir(&self.dir).map_err(sync_failed)?;
+        // Opened again for its errors to name it as it is now called.
+        let file = self.fs.open(&named, OpenMode::ReadWrite)?;
+        Ok(Segment::new(header, file, self.mapped, is_reserve)?)
+    }
+
+    /// Gives up segment `number`: from the return on it is not found under its number any more,
+    /// whatever happens. The file is kept as a spare if one is wanted.
+    pub(crate) fn retire(&mut self, number: u32, bytes: u64) -> Result<()> {
+        let path = FileName::Segment(number).path(&self.dir);
+        let is_full_size = bytes == self.segment_bytes;
+        let smaller = self
+            .spares
+            .iter()
+            .position(|spare| spare.1 < self.segment_bytes);
+        let replaces = smaller.filter(|_| is_full_size && self.spares.len() >= self.spare_limit);
+        let has_room = self.spares.len() < self.spare_limit;
+        let is_useful = is_full_size || (self.spares.is_empty() && bytes <= self.segment_bytes);
+        if replaces.is_some() || (has_room && is_useful) {
+            self.fs
+                .rename(&path, &FileName::Spare(number).path(&self.dir))?;
+            self.fs.sync_dir(&self.dir)?;
+            if let Some(index) = replaces {
+                let (old, _) = self.spares.remove(index);
+                self.spares.push((number, bytes));
+                self.fs.remove_file(&FileName::Spare(old).path(&self.dir))?;
+            } else {
+                self.spares.push((number, bytes));
+            }
+            return Ok(());
+        }
+        self.fs.remove_file(&path)?;
+        self.fs.sync_dir(&self.dir)
+    }
+
+    /// Makes the reserve if there is no spare. No error if there is no room for it.
+    pub(crate) fn ensure_reserve(&mut self) -> Result<()> {
+        if !self.spares.is_empty() {
+            return Ok(());
+        }
+        let capacity = FIRST_SEGMENT_BYTES.min(self.segment_bytes);
+        let number = self.take_number()?;
+        let temp = FileName::Temp(number).path(&self.dir);
+        let made = self.make_file(&temp, capacity).and_then(|file| {
+            file.sync_data()?;
+            self.fs
+                .rename(&temp, &FileName::Spare(number).path(&self.dir))?;
+            self.fs.sync_dir(&self.dir)
+        });
+        match made {
+            Ok(()) => {
+                self.spares.push((number, capacity));
+                Ok(())
+            }
+            Err(error) => {
+                // Best effort, as in `prepare_fresh`.
+                let _ = self.fs.remove_file(&temp);
+                if error.is_out_of_space() {
+                    Ok(())
+                } else {
+                    Err(error)
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_header() {
+        let header = SegmentHeader {
+            number: 7,
+            previous: 5,
+            capacity: 1 << 20,
+            salt: 0x0102_0304,
+        };
+        let bytes = header.encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden = concat!(
+            "4649524e57414c0a010000000000000007000000000000000500000000000000",
+            "00001000000000000403020100000000000000000000000000000000562ff64e"
+        );
+        assert_eq!(hex, golden);
+        let path = Path::new("x");
+        assert_eq!(SegmentHeader::decode(path, &bytes).unwrap(), header);
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                SegmentHeader::decode(path, &bad)
+                    .unwrap_err()
+                    .is_corruption()
+            );
+        }
+    }
+
+    #[test]
+    fn names() {
+        for name in [
+            FileName::Segment(1),
+            FileName::Spare(0xabcdef),
+            FileName::Temp(u32::MAX),
+        ] {
+            let path = name.path(Path::new("d"));
+            assert_eq!(
+                FileName::parse(path.file_name().unwrap().to_str().unwrap()),
+                Some(name)
+            );
+        }
+        for name in [
+            "",
+            "LOCK",
+            "1.wal",
+            "000000000000000A.wal",
+            "0000000000000001.sst",
+        ] {
+            assert_eq!(FileName::parse(name), None);
+        }
+        assert_eq!(FileName::parse("0000000100000000.wal"), None);
+    }
+}

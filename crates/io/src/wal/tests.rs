@@ -1,0 +1,784 @@
+//! The log as a whole: what survives what.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::ManualClock;
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::exec::{Stepper, ThreadPool};
+use crate::fs::Fs;
+use crate::fs::fault::{Fault, FaultFs, OpKind, Rule};
+use crate::fs::mem::{CrashMode, MemFs};
+use crate::fs::trace::{Detail, TraceFs};
+use crate::rng::{Rng, SeededEntropy};
+use crate::wal::reader::{scan, verify};
+use crate::wal::record::Lsn;
+use crate::wal::writer::{Entry, Log, LogOptions};
+
+const DIR: &str = "/db/wal";
+
+struct World {
+    env: Env,
+    stepper: Arc<Stepper>,
+    clock: Arc<ManualClock>,
+}
+
+fn world(fs: impl Fs + 'static, seed: u64) -> World {
+    let clock = Arc::new(ManualClock::new(0));
+    let stepper = Arc::new(Stepper::new(seed, clock.clone()));
+    let env = Env {
+        fs: Arc::new(fs),
+        clock: clock.clone(),
+        entropy: Arc::new(SeededEntropy::new(seed)),
+        exec: stepper.clone(),
+    };
+    World {
+        env,
+        stepper,
+        clock,
+    }
+}
+
+fn mem() -> MemFs {
+    let fs = MemFs::new();
+    fs.create_dir_all(Path::new("/db")).unwrap();
+    fs.sync_dir(Path::new("/")).unwrap();
+    fs
+}
+
+fn small(mapped: bool) -> LogOptions {
+    LogOptions {
+        segment_bytes: 4096,
+        mapped,
+        ..LogOptions::default()
+    }
+}
+
+type Records = Vec<(Lsn, Lsn, u8, Vec<u8>)>;
+
+fn open(env: &Env, options: LogOptions) -> Result<(Log, Records)> {
+    let mut records = Records::new();
+    let (log, _) = Log::open(env.clone(), Path::new(DIR), options, |record| {
+        records.push((
+            record.start,
+            record.end,
+            record.kind,
+            record.payload.to_vec(),
+        ));
+        Ok::<_, Error>(())
+    })?;
+    Ok((log, records))
+}
+
+fn read(fs: &MemFs) -> Result<Records> {
+    let mut records = Records::new();
+    scan(fs, Path::new(DIR), None, |record| {
+        records.push((
+            record.start,
+            record.end,
+            record.kind,
+            record.payload.to_vec(),
+        ));
+        Ok::<_, Error>(())
+    })?;
+    Ok(records)
+}
+
+fn payloads(records: &Records) -> Vec<Vec<u8>> {
+    records.iter().map(|record| record.3.clone()).collect()
+}
+
+fn payload(rng: &mut Rng, i: u64, max: u64) -> Vec<u8> {
+    let mut bytes = vec![0; rng.below(max + 1) as usize];
+    rng.fill_bytes(&mut bytes);
+    bytes.extend_from_slice(&i.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn records_come_back_over_segments_and_openings() {
+    for seed in 0..20 {
+        let mut rng = Rng::new(seed);
+        let fs = mem();
+        let mut all: Records = Vec::new();
+        for round in 0..5 {
+            let w = world(fs.clone(), seed * 10 + round);
+            let (log, found) = open(&w.env, small(rng.chance(0.5))).unwrap();
+            assert_eq!(found, all, "seed {seed}");
+            for i in 0..rng.below(60) {
+                let bytes = payload(&mut rng, i, 700);
+                let kind = 1 + rng.below(200) as u8;
+                let (a, b) = bytes.split_at(bytes.len() / 2);
+                let end = log.append(kind, &[a, b]).unwrap();
+                assert_eq!(log.appended(), end);
+                all.push((Lsn::ZERO, end, kind, bytes));
+                if rng.one_in(7) {
+                    w.stepper.run_all();
+                }
+                if rng.one_in(9) {
+                    log.sync_to(end).unwrap();
+                    assert_eq!(log.synced(), end);
+                }
+            }
+            if rng.chance(0.5) {
+                log.close().unwrap();
+                assert!(log.append(1, &[b"late"]).is_err());
+            }
+            drop(log);
+            let now = read(&fs).unwrap();
+            for (known, read) in all.iter_mut().zip(&now) {
+                known.0 = read.0;
+            }
+            assert_eq!(now, all);
+        }
+        assert!(all.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+    }
+}
+
+#[test]
+fn replay_starts_where_it_is_told() {
+    let fs = mem();
+    let w = world(fs.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    let ends: Vec<_> = (0..40u8)
+        .map(|i| log.append(1, &[&[i; 300]]).unwrap())
+        .collect();
+    log.close().unwrap();
+    drop(log);
+    for (i, &from) in ends.iter().enumerate() {
+        let options = LogOptions {
+            from: Some(from),
+            ..small(true)
+        };
+        let disk = fs.fork();
+        let (log, found) = open(&world(disk, 2).env, options).unwrap();
+        assert_eq!(found.len(), 39 - i);
+        assert!(log.appended() >= from);
+    }
+    // Beyond the end of the log: what is appended now must not be skipped by the next replay.
+    let end = ends[39];
+    let beyond = Lsn::new(end.segment(), end.offset() + 40);
+    let options = LogOptions {
+        from: Some(beyond),
+        ..small(true)
+    };
+    let (log, found) = open(&world(fs.clone(), 3).env, options.clone()).unwrap();
+    assert!(found.is_empty());
+    log.append(1, &[b"new"]).unwrap();
+    drop(log);
+    let (_, found) = open(&world(fs.clone(), 4).env, options).unwrap();
+    assert_eq!(payloads(&found), [b"new".to_vec()]);
+    // A missing segment is damage.
+    let options = LogOptions {
+        from: Some(Lsn::new(1000, 64)),
+        ..small(true)
+    };
+    assert!(
+        open(&world(fs, 5).env, options)
+            .unwrap_err()
+            .is_corruption()
+    );
+}
+
+#[test]
+fn segments_are_recycled_and_their_old_bytes_never_taken() {
+    let fs = mem();
+    let w = world(fs.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    let mut last = Vec::new();
+    for i in 0..500u64 {
+        // All frames of one size: an old frame lies wherever a new one could end.
+        let bytes = [i.to_le_bytes(), [7; 8]].concat();
+        let end = log.append(1, &[&bytes]).unwrap();
+        last.push((end, bytes));
+        w.stepper.run_all();
+        if i % 50 == 0 {
+            log.sync_to(end).unwrap();
+            log.remove_before(end).unwrap();
+            assert!(log.stats().segments <= 2);
+        }
+        if i % 17 == 0 {
+            let found = read(&fs.fork()).unwrap();
+            let skip = last.len() - found.len();
+            let known = last.iter().skip(skip).map(|entry| entry.1.clone());
+            assert_eq!(payloads(&found), known.collect::<Vec<_>>());
+        }
+    }
+    assert!(fs.files().len() <= 8, "{:?}", fs.files());
+}
+
+/// A log of a few segments, synced in the middle and at its end, with some unsynced records behind;
+/// its directory's files and its records.
+fn sample(fs: &MemFs, marked: bool) -> Vec<Vec<u8>> {
+    let w = world(fs.clone(), 9);
+    let options = LogOptions {
+        segment_bytes: 4096,
+        mapped: false,
+        ..LogOptions::default()
+    };
+    let (log, _) = open(&w.env, options).unwrap();
+    let mut all = Vec::new();
+    for i in 0..30u8 {
+        let bytes = vec![i; usize::from(i) * 17 % 301];
+        let end = log.append(1, &[&bytes]).unwrap();
+        all.push(bytes);
+        if i % 4 == 0 {
+            log.sync_to(end).unwrap();
+        }
+    }
+    if marked {
+        log.close().unwrap();
+    }
+    all
+}
+
+fn check_damaged(fs: &MemFs, all: &[Vec<u8>], must_find_all: bool, what: &str) -> bool {
+    match read(fs) {
+        Ok(found) => {
+            let found = payloads(&found);
+            assert!(all.starts_with(&found), "{what}: a wrong record");
+            assert!(
+                !must_find_all || found.len() == all.len(),
+                "{what}: records are missing"
+            );
+            // Recovery sees the same, twice.
+            for seed in 0..2 {
+                let (log, again) = open(&world(fs.clone(), seed).env, small(true)).unwrap();
+                assert_eq!(payloads(&again), found, "{what}");
+                log.close().unwrap();
+            }
+            false
+        }
+        Err(error) => {
+            assert!(
+                error.is_corruption() && error.offset.is_some(),
+                "{what}: {error}"
+            );
+            assert!(
+                open(&world(fs.clone(), 1).env, small(true)).is_err(),
+                "{what}"
+            );
+            let report = verify(fs, Path::new(DIR), None, |_| Ok::<_, Error>(())).unwrap();
+            assert!(!report.problems.is_empty(), "{what}");
+            true
+        }
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_an_error_or_harmless() {
+    for marked in [true, false] {
+        let fs = mem();
+        let all = sample(&fs, marked);
+        let mut errors = 0;
+        for path in fs.files() {
+            if path.extension().is_none_or(|extension| extension != "wal") {
+                continue;
+            }
+            let len = fs.read_file(&path).unwrap().len() as u64;
+            for offset in 0..len {
+                let disk = fs.fork();
+                disk.flip_bit(&path, offset, (offset % 8) as u8).unwrap();
+                let what = format!("{} {offset}", path.display());
+                errors += u64::from(check_damaged(&disk, &all, marked, &what));
+            }
+        }
+        assert!(errors > 4000, "{errors}");
+    }
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let fs = mem();
+    let all = sample(&fs, true);
+    for path in fs.files() {
+        if path.extension().is_none_or(|extension| extension != "wal") {
+            continue;
+        }
+        let bytes = fs.read_file(&path).unwrap();
+        for len in 0..bytes.len() {
+            let disk = fs.fork();
+            disk.write_file(&path, &bytes[..len]).unwrap();
+            assert!(check_damaged(
+                &disk,
+                &all,
+                true,
+                &format!("{} {len}", path.display())
+            ));
+        }
+        let disk = fs.fork();
+        disk.remove_file(&path).unwrap();
+        let is_first = path.ends_with("0000000000000001.wal");
+        if !is_first {
+            assert!(check_damaged(&disk, &all, true, "missing"));
+        }
+    }
+}
+
+#[test]
+fn zeroed_ranges_are_found() {
+    let fs = mem();
+    let all = sample(&fs, true);
+    let mut rng = Rng::new(1);
+    for round in 0..300 {
+        let files = fs.files();
+        let path = &files[rng.index(files.len())];
+        let mut bytes = fs.read_file(path).unwrap();
+        let start = rng.index(bytes.len());
+        let end = (start + 1 + rng.index(600)).min(bytes.len());
+        bytes[start..end].fill(0);
+        let disk = fs.fork();
+        disk.write_file(path, &bytes).unwrap();
+        // Only a hole that swallows the last batch together with its marker goes unseen.
+        check_damaged(&disk, &all, false, &format!("round {round}"));
+    }
+}
+
+#[test]
+fn verify_reports_all_damage_and_goes_on() {
+    let fs = mem();
+    let all = sample(&fs, true);
+    let records = read(&fs).unwrap();
+    for index in [3, 10, 20] {
+        let start = records[index].0;
+        let path = format!("{DIR}/{:016x}.wal", start.segment());
+        fs.flip_bit(path, u64::from(start.offset()), 1).unwrap();
+    }
+    let mut found = Vec::new();
+    let report = verify(&fs, Path::new(DIR), None, |record| {
+        found.push(record.payload.to_vec());
+        Ok::<_, Error>(())
+    });
+    assert_eq!(report.unwrap().problems.len(), 3);
+    assert_eq!(found.len(), all.len() - 3);
+    assert!(read(&fs).is_err());
+}
+
+#[test]
+fn power_loss_keeps_what_was_synced_and_invents_nothing() {
+    for seed in 0..400u64 {
+        let mut rng = Rng::new(seed);
+        let mut fs = mem();
+        let mut all: Vec<Vec<u8>> = Vec::new();
+        let mut synced;
+        let mut first = Lsn::ZERO;
+        for round in 0..4 {
+            let w = world(fs.clone(), seed * 31 + round);
+            let mapped = rng.chance(0.5);
+            let options = LogOptions {
+                from: Some(first),
+                spare_segments: 1 + rng.index(3),
+                ..small(mapped)
+            };
+            let (log, found) = open(&w.env, options).unwrap_or_else(|error| {
+                panic!("seed {seed} round {round}: {error}");
+            });
+            let kept = all.len() - found.len();
+            assert_eq!(payloads(&found), all[kept..], "seed {seed} round {round}");
+            synced = all.len();
+            for i in 0..rng.below(80) {
+                let max = if rng.one_in(30) { 9000 } else { 500 };
+                let bytes = payload(&mut rng, i, max);
+                log.append(1, &[&bytes]).unwrap();
+                all.push(bytes);
+                if rng.one_in(5) {
+                    w.env.exec.run_one();
+                    w.clock.advance(Duration::from_millis(300));
+                }
+                if rng.one_in(6) {
+                    log.sync_to(log.appended()).unwrap();
+                    synced = all.len();
+                }
+                if rng.one_in(40) {
+                    first = log.appended();
+                    log.sync_to(first).unwrap();
+                    synced = all.len();
+                    log.remove_before(first).unwrap();
+                }
+            }
+            if rng.one_in(8) {
+                log.close().unwrap();
+                synced = all.len();
+            }
+            let mode = match rng.below(8) {
+                0 => CrashMode::DropUnsynced,
+                1 => CrashMode::KeepAll,
+                _ => CrashMode::Torn,
+            };
+            let before = fs.crash(seed + round, mode);
+            drop(log);
+            // What the first recovery finds, a power loss during it or after it does not change.
+            let count = |fs: MemFs, from| {
+                let options = LogOptions {
+                    from: Some(from),
+                    ..small(true)
+                };
+                let w = world(fs.clone(), 77);
+                let (log, found) = open(&w.env, options).unwrap();
+                (log, payloads(&found), fs)
+            };
+            let (log, found, disk) = count(before.fork(), first);
+            assert!(
+                all.ends_with(&found)
+                    || all[..].windows(found.len().max(1)).any(|w| w == found)
+                    || found.is_empty(),
+                "seed {seed}"
+            );
+            log.append(1, &[b"later"]).unwrap();
+            let after = disk.crash(seed, CrashMode::Torn);
+            let (_, mut again, _) = count(after, first);
+            if again.last().is_some_and(|last| last == b"later") {
+                again.pop();
+            }
+            assert_eq!(
+                again, found,
+                "seed {seed} round {round}: the second recovery disagrees"
+            );
+            let replayable = {
+                // Records at or behind `first`, counted from the end of `all`.
+                let probe = count(before.fork(), first).1;
+                probe.len()
+            };
+            // `found` begins at `first`; find how many of `all` lie before it.
+            let base = {
+                let (_, complete, _) = count(fs.fork(), first);
+                all.len() - complete.len()
+            };
+            assert!(
+                base + replayable >= synced,
+                "seed {seed} round {round}: a synced record lost"
+            );
+            assert_eq!(
+                all[base..base + replayable],
+                found,
+                "seed {seed} round {round}"
+            );
+            all.truncate(base + replayable);
+            fs = before;
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_operation_of_recovery_changes_nothing() {
+    for seed in 0..60u64 {
+        let mut rng = Rng::new(seed);
+        let fs = mem();
+        let w = world(fs.clone(), seed);
+        let (log, _) = open(&w.env, small(rng.chance(0.5))).unwrap();
+        for i in 0..40 {
+            let bytes = payload(&mut rng, i, 500);
+            log.append(1, &[&bytes]).unwrap();
+            if rng.one_in(12) {
+                log.sync_to(log.appended()).unwrap();
+            }
+        }
+        let disk = fs.crash(seed, CrashMode::Torn);
+        drop(log);
+        let end = Lsn::ZERO;
+        let from = if rng.chance(0.3) {
+            read(&disk).unwrap().last().map(|last| last.1)
+        } else {
+            None
+        };
+        let from = from.map(|last| Lsn(last.0 + 8 * rng.below(5)));
+        let from = from.filter(|from| from.offset() <= 4096 - 32).or(Some(end));
+        let expected = payloads(&read(&disk).unwrap());
+        let images: Arc<Mutex<Vec<MemFs>>> = Arc::default();
+        let faulty = FaultFs::new(Arc::new(disk.clone()), seed);
+        let (sink, source) = (Arc::clone(&images), disk.clone());
+        faulty.set_hook(Box::new(move |number, op| {
+            if op.kind.is_mutation() {
+                sink.lock().push(source.crash(number, CrashMode::Torn));
+            }
+            crate::fs::fault::Verdict::Proceed
+        }));
+        let options = LogOptions {
+            from,
+            ..small(true)
+        };
+        drop(open(&world(faulty, seed).env, options).unwrap());
+        let images = std::mem::take(&mut *images.lock());
+        assert!(!images.is_empty());
+        for image in images {
+            assert_eq!(payloads(&read(&image).unwrap()), expected, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_poisons_for_good() {
+    for (kind, mapped) in [
+        (OpKind::Sync, true),
+        (OpKind::Sync, false),
+        (OpKind::Write, false),
+    ] {
+        let fs = mem();
+        let faulty = FaultFs::new(Arc::new(fs.clone()), 1);
+        let w = world(faulty.clone(), 1);
+        let (log, _) = open(&w.env, small(mapped)).unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        log.set_sync_listener(Arc::new(move |result| {
+            sink.lock().push(result.map_err(|error| error.to_string()));
+        }));
+        let first = log.append(1, &[b"kept"]).unwrap();
+        log.sync_to(first).unwrap();
+        faulty.add_rule(Rule::new(Fault::Io).on(kind).path_ends(".wal").times(1));
+        let failed = log
+            .append(1, &[b"lost"])
+            .and_then(|end| log.sync_to(end))
+            .unwrap_err();
+        assert!(failed.path.ends_with("0000000000000001.wal"), "{failed}");
+        faulty.clear_rules();
+        let ops = faulty.op_count();
+        for _ in 0..3 {
+            assert_eq!(
+                log.append(1, &[b"x"]).unwrap_err().to_string(),
+                failed.to_string()
+            );
+        }
+        if kind == OpKind::Sync {
+            let error = log.sync_to(Lsn::MAX).unwrap_err();
+            assert_eq!(error.to_string(), failed.to_string());
+        }
+        assert_eq!(faulty.op_count(), ops, "something was tried again");
+        log.request_sync();
+        w.stepper.run_all();
+        assert_eq!(log.synced(), first);
+        let told = told.lock();
+        assert_eq!(told[0], Ok(first));
+        assert_eq!(told[1], Err(failed.to_string()));
+        assert!(log.poison().is_some());
+        assert!(log.close().is_err() || kind == OpKind::Write);
+        assert_eq!(payloads(&read(&fs).unwrap())[0], b"kept");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_then_goes_on() {
+    for mapped in [true, false] {
+        let fs = mem();
+        let w = world(fs.clone(), 1);
+        let (log, _) = open(&w.env, small(mapped)).unwrap();
+        w.stepper.run_all();
+        fs.set_capacity(fs.used_bytes());
+        let mut all = Vec::new();
+        let refused = loop {
+            let bytes = vec![all.len() as u8; 200];
+            match log.append(1, &[&bytes]) {
+                Ok(_) => all.push(bytes),
+                Err(error) => break error,
+            }
+            w.stepper.run_all();
+        };
+        assert!(refused.is_out_of_space(), "{refused}");
+        log.sync_to(log.appended()).unwrap();
+        assert!(log.append(1, &[&[0; 200]]).unwrap_err().is_out_of_space());
+        // The reserve is for those who ask for it, also once it is in use.
+        let entry = Entry {
+            kind: 2,
+            parts: &[b"delete"],
+        };
+        let before = log.appended();
+        all.push(b"delete".to_vec());
+        let end = log
+            .append_many(
+                &[Entry {
+                    kind: 2,
+                    parts: &[b"delete"],
+                }],
+                true,
+            )
+            .unwrap();
+        assert!(end.segment() > before.segment() || log.append(1, &[&[0; 3000]]).is_err());
+        for _ in 0..5 {
+            log.append_many(&[entry], true).unwrap();
+            all.push(b"delete".to_vec());
+            w.stepper.run_all();
+        }
+        assert!(log.append(1, &[&[0; 3900]]).unwrap_err().is_out_of_space());
+        fs.set_capacity(1 << 30);
+        for i in 0..50u8 {
+            log.append(1, &[&[i; 200]]).unwrap();
+            all.push(vec![i; 200]);
+        }
+        log.close().unwrap();
+        assert_eq!(payloads(&read(&fs).unwrap()), all);
+    }
+}
+
+#[test]
+fn a_record_larger_than_a_segment_gets_one_of_its_own() {
+    for mapped in [true, false] {
+        let fs = mem();
+        let w = world(fs.clone(), 1);
+        let (log, _) = open(&w.env, small(mapped)).unwrap();
+        let mut all = Vec::new();
+        for (i, len) in [10, 100_000, 3000, 3_000_000, 5000, 10]
+            .into_iter()
+            .enumerate()
+        {
+            let bytes = vec![i as u8 + 1; len];
+            log.append(1, &[&bytes]).unwrap();
+            all.push(bytes);
+            w.stepper.run_all();
+        }
+        assert_eq!(payloads(&read(&fs).unwrap()), all);
+        log.close().unwrap();
+        drop(log);
+        let (log, found) = open(&w.env, small(mapped)).unwrap();
+        assert_eq!(payloads(&found), all);
+        assert!(log.append(0, &[b""]).is_err());
+        assert!(log.append(240, &[b""]).is_err());
+        log.append(1, &[]).unwrap();
+    }
+}
+
+#[test]
+fn a_marker_is_left_when_the_log_falls_idle() {
+    let fs = mem();
+    let w = world(fs.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    let end = log.append(1, &[b"record"]).unwrap();
+    log.sync_to(end).unwrap();
+    w.stepper.run_all();
+    assert_eq!(log.appended(), end);
+    w.clock.advance(Duration::from_secs(1));
+    w.stepper.run_all();
+    assert!(log.synced() > end);
+    let marked = log.synced();
+    w.clock.advance(Duration::from_secs(100));
+    w.stepper.run_all();
+    assert_eq!(log.appended(), marked);
+    assert_eq!(w.stepper.pending(), 0);
+    fs.flip_bit(format!("{DIR}/0000000000000001.wal"), 64 + 20, 0)
+        .unwrap();
+    assert!(read(&fs).unwrap_err().is_corruption());
+}
+
+#[test]
+fn a_background_sync_is_one_at_a_time() {
+    let fs = mem();
+    let w = world(fs, 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    w.stepper.run_all();
+    let told = Arc::new(AtomicU64::new(0));
+    let sink = Arc::clone(&told);
+    log.set_sync_listener(Arc::new(move |result| {
+        sink.store(result.unwrap().0, Ordering::SeqCst);
+    }));
+    for _ in 0..10 {
+        log.append(1, &[b"x"]).unwrap();
+        log.request_sync();
+    }
+    assert_eq!(w.stepper.run_all(), 1);
+    assert_eq!(log.synced(), log.appended());
+    assert_eq!(told.load(Ordering::SeqCst), log.appended().0);
+    log.append(1, &[b"x"]).unwrap();
+    log.request_sync();
+    w.stepper.run_all();
+    assert_eq!(log.synced(), log.appended());
+    assert_eq!(log.stats().syncs, 2);
+    assert_eq!(log.stats().unsynced_bytes, 0);
+}
+
+#[test]
+fn many_threads_share_syncs() {
+    let fs = mem();
+    let faulty = FaultFs::new(Arc::new(fs.clone()), 1);
+    let mut env = world(faulty.clone(), 1).env;
+    env.exec = Arc::new(ThreadPool::new(2));
+    let options = LogOptions {
+        segment_bytes: 16 << 10,
+        ..LogOptions::default()
+    };
+    let (log, _) = open(&env, options).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8u8 {
+            let log = &log;
+            scope.spawn(move || {
+                for i in 0..200u64 {
+                    let end = log.append(1 + thread, &[&i.to_le_bytes()]).unwrap();
+                    if i % 3 == 0 {
+                        log.request_sync();
+                    } else {
+                        log.sync_to(end).unwrap();
+                        assert!(log.synced() >= end);
+                    }
+                    if i % 50 == 49 {
+                        log.remove_before(Lsn::new(2, 0)).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    // One fails while the others wait: all must learn of it.
+    faulty.add_rule(Rule::new(Fault::Io).on(OpKind::Sync).path_ends(".wal"));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let result = log.append(1, &[b"lost"]).and_then(|end| log.sync_to(end));
+                assert!(result.is_err());
+            });
+        }
+    });
+    let before = log.synced();
+    drop(log);
+    let disk = fs.crash(1, CrashMode::Torn);
+    let found = read(&disk).unwrap();
+    assert!(found.last().unwrap().1 >= before || before.offset() == 64);
+    for thread in 0..8u8 {
+        let of_thread = found.iter().filter(|record| record.2 == 1 + thread);
+        let numbers: Vec<_> = of_thread.map(|record| record.3.clone()).collect();
+        assert!(
+            numbers
+                .windows(2)
+                .all(|pair| pair[0] < pair[1] || pair[1] == b"lost")
+        );
+    }
+}
+
+#[test]
+fn file_operations_are_in_order() {
+    let trace = TraceFs::new(Arc::new(mem()), DIR, Detail::Folded);
+    let w = world(trace.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    w.stepper.run_all();
+    trace.note("# append, sync");
+    let end = log.append(1, &[&[1; 1000]]).unwrap();
+    log.sync_to(end).unwrap();
+    trace.note("# append over the half, prepare");
+    log.append(1, &[&[1; 1500]]).unwrap();
+    w.stepper.run_all();
+    trace.note("# append into the next segment, sync");
+    let end = log.append(1, &[&[1; 1600]]).unwrap();
+    log.sync_to(end).unwrap();
+    trace.note("# remove");
+    log.remove_before(end).unwrap();
+    trace.note("# close");
+    log.close().unwrap();
+    drop(log);
+    trace.note("# open");
+    drop(open(&w.env, small(true)).unwrap());
+    let golden = include_str!("golden_order.txt");
+    let lines = trace.take();
+    if std::env::var_os("UPDATE").is_some() {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a test re-records its golden file"
+        )]
+        std::fs::write(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/src/wal/golden_order.txt"),
+            &lines,
+        )
+        .unwrap();
+    } else {
+        assert_eq!(lines, golden);
+    }
+}
