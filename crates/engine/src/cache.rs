@@ -23,8 +23,8 @@ use crate::key::FileId;
 pub struct Block {
     /// The uncompressed bytes.
     pub(crate) bytes: Vec<u8>,
-    /// Prefixes of the keys, then offsets of the entries.
-    pub(crate) index: Vec<u32>,
+    /// Of each entry, a prefix of its key (upper half) and its offset.
+    pub(crate) index: Vec<u64>,
     /// How many entries.
     pub(crate) count: u32,
     /// Entries from one restart point to the next.
@@ -39,13 +39,18 @@ impl Block {
     /// Memory that it takes, in bytes.
     pub fn weight(&self) -> usize {
         // The two allocations, the block itself and its share of the cache's own table.
-        self.bytes.capacity() + 4 * self.index.capacity() + size_of::<Self>() + 64
+        self.bytes.capacity() + 8 * self.index.capacity() + size_of::<Self>() + 64
     }
 }
 
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({} entries, {} bytes)", self.count, self.bytes.len())
+        write!(
+            f,
+            "Block({} entries, {} bytes)",
+            self.count,
+            self.bytes.len()
+        )
     }
 }
 
@@ -62,13 +67,20 @@ impl BlockSlice {
     pub(crate) fn new(block: Arc<Block>, start: usize, end: usize) -> Self {
         debug_assert!(start <= end && end <= block.bytes.len());
         // Blocks are far smaller than 4 GiB (see `sstable::block::MAX_BLOCK_BYTES`).
-        Self { block, start: start as u32, end: end as u32 }
+        Self {
+            block,
+            start: start as u32,
+            end: end as u32,
+        }
     }
 
     /// The same bytes without the first `n` (all of them if it is shorter).
     #[must_use]
     pub fn skip(mut self, n: usize) -> Self {
-        self.start = self.end.min(self.start.saturating_add(u32::try_from(n).unwrap_or(u32::MAX)));
+        self.start = self.end.min(
+            self.start
+                .saturating_add(u32::try_from(n).unwrap_or(u32::MAX)),
+        );
         self
     }
 }
@@ -143,6 +155,8 @@ const STRIPES: usize = 8;
 struct Counts {
     hits: AtomicU64,
     misses: AtomicU64,
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
 }
 
 /// What the cache has done and holds.
@@ -152,6 +166,10 @@ pub struct CacheStats {
     pub hits: u64,
     /// Lookups that did not.
     pub misses: u64,
+    /// Reads of data blocks from files, by this cache's users: each may bring several blocks.
+    pub reads: u64,
+    /// Bytes that these brought, as stored.
+    pub read_bytes: u64,
     /// Memory held now.
     pub bytes: u64,
     /// The most memory it may hold.
@@ -172,9 +190,17 @@ impl BlockCache {
         // The estimate of the number of entries sizes tables: blocks are about 5 KiB with their
         // index. It also bounds the number of shards.
         let blocks = (capacity_bytes / (5 << 10)).clamp(64, 1 << 24) as usize;
-        let cache =
-            Cache::with(blocks, capacity_bytes, Weighter, Mix::default(), Default::default());
-        Self { cache, counts: Default::default() }
+        let cache = Cache::with(
+            blocks,
+            capacity_bytes,
+            Weighter,
+            Mix::default(),
+            Default::default(),
+        );
+        Self {
+            cache,
+            counts: Default::default(),
+        }
     }
 
     /// The block at `offset` of `file`, if it is here.
@@ -183,7 +209,11 @@ impl BlockCache {
         let found = self.cache.get(&Key { file, offset });
         // Any spread will do: one hot block is better counted in one place than all in one.
         let counts = &self.counts[(offset >> 12) as usize % STRIPES];
-        let count = if found.is_some() { &counts.hits } else { &counts.misses };
+        let count = if found.is_some() {
+            &counts.hits
+        } else {
+            &counts.misses
+        };
         count.fetch_add(1, Ordering::Relaxed);
         found
     }
@@ -191,6 +221,13 @@ impl BlockCache {
     /// Keeps `block` for later, maybe pushing out others.
     pub fn insert(&self, file: FileId, offset: u64, block: Arc<Block>) {
         self.cache.insert(Key { file, offset }, block);
+    }
+
+    /// Counts a read of data blocks from a file.
+    pub(crate) fn count_read(&self, offset: u64, bytes: usize) {
+        let counts = &self.counts[(offset >> 12) as usize % STRIPES];
+        counts.reads.fetch_add(1, Ordering::Relaxed);
+        counts.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Tells that `file` is gone. Its blocks will age out; nothing has to be done now.
@@ -212,11 +249,16 @@ impl BlockCache {
     /// Counters and sizes.
     pub fn stats(&self) -> CacheStats {
         let sum = |pick: fn(&Counts) -> &AtomicU64| {
-            self.counts.iter().map(|c| pick(c).load(Ordering::Relaxed)).sum()
+            self.counts
+                .iter()
+                .map(|c| pick(c).load(Ordering::Relaxed))
+                .sum()
         };
         CacheStats {
             hits: sum(|c| &c.hits),
             misses: sum(|c| &c.misses),
+            reads: sum(|c| &c.reads),
+            read_bytes: sum(|c| &c.read_bytes),
             bytes: self.cache.weight(),
             capacity_bytes: self.cache.capacity(),
             blocks: self.cache.len() as u64,
@@ -235,7 +277,10 @@ mod tests {
     use super::*;
 
     fn block(len: usize) -> Arc<Block> {
-        Arc::new(Block { bytes: vec![7; len], ..Block::default() })
+        Arc::new(Block {
+            bytes: vec![7; len],
+            ..Block::default()
+        })
     }
 
     #[test]
@@ -282,7 +327,14 @@ mod tests {
     #[test]
     fn a_slice_outlives_eviction_and_skips() {
         let cache = BlockCache::new(1 << 20);
-        cache.insert(FileId(1), 0, Arc::new(Block { bytes: b"abcdef".to_vec(), ..Block::default() }));
+        cache.insert(
+            FileId(1),
+            0,
+            Arc::new(Block {
+                bytes: b"abcdef".to_vec(),
+                ..Block::default()
+            }),
+        );
         let slice = BlockSlice::new(cache.get(FileId(1), 0).unwrap(), 1, 5);
         cache.clear();
         assert_eq!(&*slice, b"bcde");

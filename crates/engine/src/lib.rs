@@ -1,14 +1,56 @@
-//! FirnDB's storage engine.
+//! FirnDB's storage engine: a durable, ordered, log-structured merge tree for embedding.
+//!
+//! [`Db`] is the door; its page has an example. Keys and values are any bytes, up to
+//! [`options::MAX_KEY_BYTES`] and [`options::MAX_VALUE_BYTES`]. An acknowledged write survives what
+//! its [`Durability`] says; a batch is atomic, across namespaces too; damage on disk is found and
+//! reported, never returned as data.
+//!
+//! The engine is synchronous. It starts no thread, opens no file and reads no clock itself: all that
+//! comes from the [`firn_io::Env`] it is opened with. It writes no log; [`Db::set_listener`] and
+//! [`Db::stats`] tell what happens.
+//!
+//! Module order, bottom first (a module names only modules above it in this list): `error`, `key`,
+//! `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`, `sstable`,
+//! `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
+//! `compaction::drop`, `snapshot`, `tree`, `core`, `read`, `compaction::output`, `flush`,
+//! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
+//! `db`.
+
+#![deny(missing_docs)]
+
+pub mod batch;
 pub mod blob;
 pub mod cache;
+pub mod checkpoint;
+pub mod commit;
 pub mod compaction;
+pub mod core;
+pub mod db;
 pub mod error;
+pub mod event;
+pub mod flush;
 pub mod iterator;
 pub mod key;
+pub mod memtable;
 pub mod merge;
 pub mod names;
 pub mod options;
 pub mod range_del;
+pub mod read;
+pub mod recovery;
+pub mod snapshot;
 pub mod sstable;
+pub mod tree;
+pub mod value;
+pub mod version;
+pub mod work;
 
+pub use crate::batch::{Condition, WriteBatch};
+pub use crate::commit::{Commit, Ticket, WriteOptions};
+pub use crate::db::{DEFAULT_NAMESPACE, Db, Namespace, Snapshot};
 pub use crate::error::{Error, Result};
+pub use crate::event::{Counters, Event, EventListener, Stats};
+pub use crate::key::SeqNo;
+pub use crate::options::{Compression, Durability, Options};
+pub use crate::read::{Scan, ScanOptions};
+pub use crate::value::{Entry, Value};

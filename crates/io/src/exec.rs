@@ -50,6 +50,10 @@ pub trait Executor: Send + Sync + Debug {
     /// Whoever waits for background work loops: check the condition; if not met, `run_one`; if that
     /// answered `false`, sleep on a condition variable with a time-out.
     fn run_one(&self) -> bool;
+    /// Whether jobs run only inside [`Executor::run_one`].
+    fn is_stepped(&self) -> bool {
+        false
+    }
     /// How many jobs can run at the same time (1 for a stepped executor).
     fn threads(&self) -> usize;
 }
@@ -395,6 +399,10 @@ impl Stepper {
 }
 
 impl Executor for Stepper {
+    fn is_stepped(&self) -> bool {
+        true
+    }
+
     fn submit(&self, priority: Priority, job: Job) {
         self.submit_after(Duration::ZERO, priority, job);
     }

@@ -111,6 +111,41 @@ impl BlobPointer {
     }
 }
 
+/// A value that was read. Dereferences to its bytes.
+#[derive(Clone)]
+pub struct BlobValue {
+    /// The value, maybe after the head of its record: it is used where it was read.
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl BlobValue {
+    /// The bytes on their own, moved to the front of their buffer.
+    pub fn into_vec(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.start);
+        self.bytes
+    }
+}
+
+impl std::ops::Deref for BlobValue {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl AsRef<[u8]> for BlobValue {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for BlobValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlobValue({} bytes)", self.len())
+    }
+}
+
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlobSummary {
@@ -173,13 +208,23 @@ impl BlobWriter {
         if key.len() > MAX_KEY_BYTES || value.len() > MAX_VALUE_BYTES {
             let key_too_long = key.len() > MAX_KEY_BYTES;
             return Err(Error::LimitExceeded {
-                limit: if key_too_long { "key_bytes" } else { "value_bytes" },
-                max: if key_too_long { MAX_KEY_BYTES } else { MAX_VALUE_BYTES } as u64,
+                limit: if key_too_long {
+                    "key_bytes"
+                } else {
+                    "value_bytes"
+                },
+                max: if key_too_long {
+                    MAX_KEY_BYTES
+                } else {
+                    MAX_VALUE_BYTES
+                } as u64,
                 actual: if key_too_long { key.len() } else { value.len() } as u64,
             });
         }
-        let (compression, stored) =
-            self.compressor.compress(value).unwrap_or((Compression::None, value));
+        let (compression, stored) = self
+            .compressor
+            .compress(value)
+            .unwrap_or((Compression::None, value));
         Self::append(
             &mut self.out,
             self.out_offset,
@@ -196,7 +241,12 @@ impl BlobWriter {
             &mut self.out,
             self.out_offset,
             self.id,
-            (record.key, record.stored, record.value_len, record.compression),
+            (
+                record.key,
+                record.stored,
+                record.value_len,
+                record.compression,
+            ),
             &mut self.summary,
         )
         .write_if_full(self)
@@ -225,7 +275,12 @@ impl BlobWriter {
         summary.count += 1;
         summary.record_bytes += (out.len() - start) as u64;
         summary.value_bytes += u64::from(value_len);
-        Appended(BlobPointer { file: id, offset, stored_len, value_len })
+        Appended(BlobPointer {
+            file: id,
+            offset,
+            stored_len,
+            value_len,
+        })
     }
 
     fn write_out(&mut self) -> Result<()> {
@@ -297,7 +352,12 @@ impl BlobRecord<'_> {
     /// The pointer to it, in a file of this number.
     pub fn pointer(&self, file: FileId) -> BlobPointer {
         let stored_len = self.stored.len() as u32;
-        BlobPointer { file, offset: self.offset, stored_len, value_len: self.value_len }
+        BlobPointer {
+            file,
+            offset: self.offset,
+            stored_len,
+            value_len: self.value_len,
+        }
     }
 }
 
@@ -343,7 +403,9 @@ impl BlobFile {
         let file_bytes = file.len()?;
         let damaged = |offset, detail: &str| Error::corruption(file.path(), offset, detail);
         check_header(&*file)?;
-        let Some(end) = file_bytes.checked_sub(FOOTER_BYTES).filter(|&end| end >= HEADER_BYTES)
+        let Some(end) = file_bytes
+            .checked_sub(FOOTER_BYTES)
+            .filter(|&end| end >= HEADER_BYTES)
         else {
             return Err(damaged(0, "the file is too short for a blob file"));
         };
@@ -357,15 +419,28 @@ impl BlobFile {
         let _zeros = reader.u32().ok_or_else(cut)?;
         let crc = reader.u32().ok_or_else(cut)?;
         if magic != FOOTER_MAGIC {
-            return Err(damaged(end, "the file does not end as a finished blob file does"));
+            return Err(damaged(
+                end,
+                "the file does not end as a finished blob file does",
+            ));
         }
         if crc != seal(id, end, &footer[..FOOTER_BYTES as usize - 4]) {
             return Err(damaged(end, "the checksum of the footer does not match"));
         }
         file.advise(0, 0, Advice::Random);
         let record_bytes = end - HEADER_BYTES;
-        let summary = BlobSummary { count, record_bytes, value_bytes, file_bytes };
-        Ok(Self { file, id, end, summary })
+        let summary = BlobSummary {
+            count,
+            record_bytes,
+            value_bytes,
+            file_bytes,
+        };
+        Ok(Self {
+            file,
+            id,
+            end,
+            summary,
+        })
     }
 
     /// Opens a file of which only the records count, for repair: the footer may be missing.
@@ -374,8 +449,16 @@ impl BlobFile {
         check_header(&*file)?;
         match Self::open(Arc::clone(&file), id) {
             Err(Error::Corruption { .. }) => {
-                let summary = BlobSummary { file_bytes, ..BlobSummary::default() };
-                Ok(Self { file, id, end: file_bytes, summary })
+                let summary = BlobSummary {
+                    file_bytes,
+                    ..BlobSummary::default()
+                };
+                Ok(Self {
+                    file,
+                    id,
+                    end: file_bytes,
+                    summary,
+                })
             }
             other => other,
         }
@@ -411,7 +494,7 @@ impl BlobFile {
     }
 
     /// The value that `pointer` points to, whose key must be `key`.
-    pub fn read(&self, pointer: &BlobPointer, key: &[u8]) -> Result<Vec<u8>> {
+    pub fn read(&self, pointer: &BlobPointer, key: &[u8]) -> Result<BlobValue> {
         let offset = pointer.offset;
         let len = pointer.record_bytes(key.len());
         let inside = offset >= HEADER_BYTES
@@ -430,11 +513,15 @@ impl BlobFile {
             return Err(self.damaged(offset, "the record is not the one pointed to"));
         }
         if record.compression == Compression::None as u8 {
-            // The value moves to the front of the buffer instead of into another.
-            bytes.drain(..RECORD_HEAD_BYTES + key.len());
-            return Ok(bytes);
+            return Ok(BlobValue {
+                bytes,
+                start: RECORD_HEAD_BYTES + key.len(),
+            });
         }
-        self.value(&record)
+        Ok(BlobValue {
+            bytes: self.value(&record)?,
+            start: 0,
+        })
     }
 
     /// The value of a record.
@@ -444,8 +531,14 @@ impl BlobFile {
         }
         let mut out = Vec::new();
         let len = record.value_len as usize;
-        decompress(record.stored, record.compression, len, MAX_VALUE_BYTES, &mut out)
-            .map_err(|why| self.unusable(record.offset, why))?;
+        decompress(
+            record.stored,
+            record.compression,
+            len,
+            MAX_VALUE_BYTES,
+            &mut out,
+        )
+        .map_err(|why| self.unusable(record.offset, why))?;
         Ok(out)
     }
 
@@ -463,7 +556,13 @@ impl BlobFile {
         if compression == Compression::None as u8 && stored.len() != head.value_len as usize {
             return Err(self.damaged(offset, "the lengths of the record are wrong"));
         }
-        Ok(BlobRecord { offset, key, stored, value_len: head.value_len, compression })
+        Ok(BlobRecord {
+            offset,
+            key,
+            stored,
+            value_len: head.value_len,
+            compression,
+        })
     }
 
     /// Walks the records from the first on.
@@ -509,7 +608,11 @@ fn check_header(file: &dyn File) -> Result<()> {
         let detail = format!("{} has format version {version}", file.path().display());
         return Err(Error::UnsupportedFormat(detail));
     }
-    Err(Error::corruption(file.path(), 0, "the header is not that of a blob file"))
+    Err(Error::corruption(
+        file.path(),
+        0,
+        "the header is not that of a blob file",
+    ))
 }
 
 fn read_exact(file: &dyn File, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -534,6 +637,10 @@ pub struct BlobRecords<'a> {
 impl BlobRecords<'_> {
     /// The next record, or `None` after the last. After damage it stays where it is: where a
     /// damaged record ends cannot be known.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "a record borrows from the walk's buffer"
+    )]
     pub fn next(&mut self) -> Result<Option<BlobRecord<'_>>> {
         let (blob, offset) = (self.blob, self.next);
         if offset == blob.end {

@@ -9,10 +9,16 @@ use crate::sstable::tests::{VecFile, file_of};
 
 const ID: FileId = FileId(5);
 
-fn write(values: &[(Vec<u8>, Vec<u8>)], compression: Compression) -> (Vec<u8>, Vec<BlobPointer>, BlobSummary) {
+fn write(
+    values: &[(Vec<u8>, Vec<u8>)],
+    compression: Compression,
+) -> (Vec<u8>, Vec<BlobPointer>, BlobSummary) {
     let file = file_of(Vec::new());
     let mut writer = BlobWriter::new(file.clone(), ID, compression).unwrap();
-    let pointers = values.iter().map(|(k, v)| writer.add(k, v).unwrap()).collect();
+    let pointers = values
+        .iter()
+        .map(|(k, v)| writer.add(k, v).unwrap())
+        .collect();
     let summary = writer.finish().unwrap();
     let bytes = file.0.lock().unwrap().clone();
     (bytes, pointers, summary)
@@ -32,7 +38,8 @@ fn sample() -> Vec<(Vec<u8>, Vec<u8>)> {
 
 #[test]
 fn golden_bytes() {
-    let (bytes, pointers, summary) = write(&[(b"key".to_vec(), b"value".to_vec())], Compression::None);
+    let (bytes, pointers, summary) =
+        write(&[(b"key".to_vec(), b"value".to_vec())], Compression::None);
     let mut expected = b"FIRNBLB\0\x01\0\0\0".to_vec();
     expected.extend(mask(crc32c(&expected)).to_le_bytes());
     let record = b"\x03\0\0\0\x05\0\0\0\x05\0\0\0\0keyvalue";
@@ -46,10 +53,23 @@ fn golden_bytes() {
     expected.extend(footer);
     expected.extend(seeded(41, footer));
     assert_eq!(bytes, expected);
-    let pointer = BlobPointer { file: ID, offset: 16, stored_len: 5, value_len: 5 };
+    let pointer = BlobPointer {
+        file: ID,
+        offset: 16,
+        stored_len: 5,
+        value_len: 5,
+    };
     assert_eq!(pointers, [pointer]);
     let record_bytes = pointer.record_bytes(3);
-    assert_eq!(summary, BlobSummary { count: 1, record_bytes, value_bytes: 5, file_bytes: 73 });
+    assert_eq!(
+        summary,
+        BlobSummary {
+            count: 1,
+            record_bytes,
+            value_bytes: 5,
+            file_bytes: 73
+        }
+    );
     let mut encoded = Vec::new();
     pointer.encode(&mut encoded);
     assert_eq!(encoded, [5, 16, 5, 5]);
@@ -66,12 +86,14 @@ fn every_flipped_bit_is_found() {
             bytes[at] ^= 1 << (at % 8);
             let Ok(blob) = open(&bytes) else { continue };
             let error = blob.verify(&mut |_| {}).unwrap_err();
-            let Error::Corruption { path, offset, .. } = error else { panic!("{error}") };
+            let Error::Corruption { path, offset, .. } = error else {
+                panic!("{error}")
+            };
             assert_eq!(path, Path::new("/t/000007.sst"));
             assert!(offset < 200);
             for (pointer, (key, value)) in pointers.iter().zip(&values) {
                 if let Ok(read) = blob.read(pointer, key) {
-                    assert_eq!(&read, value);
+                    assert_eq!(&*read, &value[..]);
                 }
             }
         }
@@ -88,20 +110,38 @@ fn wrong_pointers_and_keys_are_refused() {
     let blob = open(&bytes).unwrap();
     let p = pointers[0];
     let wrong = [
-        BlobPointer { offset: p.offset + 1, ..p },
-        BlobPointer { offset: u64::MAX, ..p },
+        BlobPointer {
+            offset: p.offset + 1,
+            ..p
+        },
+        BlobPointer {
+            offset: u64::MAX,
+            ..p
+        },
         BlobPointer { offset: 0, ..p },
-        BlobPointer { stored_len: p.stored_len + 1, ..p },
-        BlobPointer { stored_len: u32::MAX, ..p },
+        BlobPointer {
+            stored_len: p.stored_len + 1,
+            ..p
+        },
+        BlobPointer {
+            stored_len: u32::MAX,
+            ..p
+        },
         BlobPointer { value_len: 99, ..p },
-        BlobPointer { file: FileId(6), ..p },
+        BlobPointer {
+            file: FileId(6),
+            ..p
+        },
     ];
     for pointer in wrong {
-        assert!(blob.read(&pointer, b"a").unwrap_err().is_corruption(), "{pointer:?}");
+        assert!(
+            blob.read(&pointer, b"a").unwrap_err().is_corruption(),
+            "{pointer:?}"
+        );
     }
     assert!(blob.read(&p, b"b").unwrap_err().is_corruption());
     assert!(blob.read(&p, b"aa").unwrap_err().is_corruption());
-    assert_eq!(blob.read(&p, b"a").unwrap(), values[0].1);
+    assert_eq!(*blob.read(&p, b"a").unwrap(), values[0].1[..]);
     // The same bytes under another number.
     assert!(BlobFile::open(file_of(bytes), FileId(6)).is_err());
 }
@@ -119,14 +159,18 @@ fn an_unfinished_file_can_be_salvaged() {
         assert_eq!((record.key, record.stored), (&key[..], &value[..]));
     }
     assert!(records.next().unwrap_err().is_corruption());
-    assert_eq!(blob.read(&pointers[0], b"a").unwrap(), values[0].1);
+    assert_eq!(
+        blob.read(&pointers[0], b"a").unwrap().into_vec(),
+        values[0].1
+    );
     assert!(BlobFile::salvage(file_of(b"not a blob file.....".to_vec()), ID).is_err());
 }
 
 #[test]
 fn large_values_and_relocation() {
-    let noise: Vec<u8> =
-        (0..3_000_000_u64).map(|i| firn_io::checksum::xxh3_64(&i.to_le_bytes()) as u8).collect();
+    let noise: Vec<u8> = (0..3_000_000_u64)
+        .map(|i| firn_io::checksum::xxh3_64(&i.to_le_bytes()) as u8)
+        .collect();
     let values = vec![
         (vec![b'k'; 65_536], noise),
         (b"b".to_vec(), vec![1; 20 << 20]),
@@ -141,7 +185,7 @@ fn large_values_and_relocation() {
     let mut records = blob.records();
     let mut new_pointers = Vec::new();
     for (pointer, (key, value)) in pointers.iter().zip(&values) {
-        assert!(&blob.read(pointer, key).unwrap() == value);
+        assert!(blob.read(pointer, key).unwrap().into_vec() == *value);
         let record = records.next().unwrap().unwrap();
         assert_eq!(record.pointer(ID), *pointer);
         new_pointers.push(writer.add_record(&record).unwrap());
@@ -150,7 +194,7 @@ fn large_values_and_relocation() {
     writer.finish().unwrap();
     let blob = BlobFile::open(moved, FileId(9)).unwrap();
     for (pointer, (key, value)) in new_pointers.iter().zip(&values) {
-        assert!(&blob.read(pointer, key).unwrap() == value);
+        assert!(blob.read(pointer, key).unwrap().into_vec() == *value);
     }
     assert_eq!(blob.verify(&mut |_| {}).unwrap(), 3);
     let mut writer = BlobWriter::new(file_of(Vec::new()), ID, Compression::None).unwrap();
@@ -165,7 +209,9 @@ proptest! {
         let blob = open(&bytes).unwrap();
         prop_assert_eq!(blob.summary(), summary);
         for (pointer, (key, value)) in pointers.iter().zip(&values) {
-            prop_assert_eq!(&blob.read(pointer, key).unwrap(), value);
+            let read = blob.read(pointer, key).unwrap();
+            prop_assert_eq!(&*read, &value[..]);
+            prop_assert_eq!(&read.into_vec(), value);
             let mut encoded = Vec::new();
             pointer.encode(&mut encoded);
             prop_assert!(encoded.len() <= BlobPointer::MAX_ENCODED_BYTES);

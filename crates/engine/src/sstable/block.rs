@@ -18,8 +18,9 @@
 //! # In memory
 //!
 //! Decoding a block walks its entries once, checks every length, and builds for each entry the
-//! offset of the entry and the four bytes of its key that follow the common ones, as an integer
-//! whose order is that of the bytes (a shorter key is filled with zeros). A search then is a search
+//! offset of the entry and, above it in the same 64 bits, the four bytes of its key that follow the
+//! common ones, as an integer whose order is that of the bytes (a shorter key is filled with
+//! zeros). A search then is a search
 //! for an integer among integers that lie next to each other; keys are compared only where those
 //! are equal. Everything after decoding relies on the checks done there and cannot fail.
 
@@ -104,7 +105,19 @@ impl BlockBuilder {
         let suffix = &key[shared..];
         let out = &mut self.bytes;
         if shared < 0x80 && suffix.len() < 0x80 && value.len() < 0x80 {
-            let mut head = [shared as u8, suffix.len() as u8, value.len() as u8, 0, 0, 0, 0, 0, 0, 0, 0];
+            let mut head = [
+                shared as u8,
+                suffix.len() as u8,
+                value.len() as u8,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ];
             head[3..].copy_from_slice(&trailer.to_le_bytes());
             out.extend_from_slice(&head);
         } else {
@@ -185,7 +198,13 @@ fn long_entry_head(bytes: &[u8], offset: usize) -> Option<Entry> {
     let suffix = offset + head + 8;
     let value = suffix + suffix_len as usize;
     let end = value + value_len as usize;
-    Some(Entry { trailer, shared: shared as usize, suffix, value, end })
+    Some(Entry {
+        trailer,
+        shared: shared as usize,
+        suffix,
+        value,
+        end,
+    })
 }
 
 /// The four bytes at `offset` as an integer in the order of bytes; those at and after `len` count
@@ -196,7 +215,11 @@ fn ordered_prefix(bytes: &[u8], offset: usize, len: usize) -> u32 {
         Some(chunk) => u32::from_le_bytes(*chunk).swap_bytes(),
         None => return ordered_prefix_of(bytes.get(offset..).unwrap_or_default()),
     };
-    if len >= 4 { word } else { word & !(u32::MAX >> (8 * len)) }
+    if len >= 4 {
+        word
+    } else {
+        word & !(u32::MAX >> (8 * len))
+    }
 }
 
 /// The first four bytes as an integer in the order of bytes, filled with zeros.
@@ -219,16 +242,20 @@ fn ordered_prefix_of(bytes: &[u8]) -> u32 {
 pub(crate) enum Found {
     /// This entry.
     Entry(Entry),
-    /// The key's visible version is not in the table.
+    /// The key's visible version is not in the block, nor in a later one.
     Nothing,
-    /// Every entry comes before: the search goes on in the next block.
+    /// Nor is it certain that it is not in the next block, if the separator is the key.
     PastEnd,
 }
 
 impl Block {
     /// Decodes a block from its uncompressed bytes.
+    #[cfg(test)]
     pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, &'static str> {
-        let mut block = Self { bytes, ..Self::default() };
+        let mut block = Self {
+            bytes,
+            ..Self::default()
+        };
         block.build_index()?;
         Ok(block)
     }
@@ -244,7 +271,10 @@ impl Block {
 
     fn try_build_index(&mut self) -> Result<(), &'static str> {
         let bytes = &self.bytes[..];
-        let entries_end = bytes.len().checked_sub(TAIL_BYTES).ok_or("the block is too short")?;
+        let entries_end = bytes
+            .len()
+            .checked_sub(TAIL_BYTES)
+            .ok_or("the block is too short")?;
         let number = |at| get_u32(bytes, entries_end + at).ok_or("the block is too short");
         let (count, restart_interval, common) = (number(0)?, number(4)?, number(8)?);
         if count == 0 || restart_interval == 0 {
@@ -255,16 +285,15 @@ impl Block {
         }
         let n = count as usize;
         self.index.clear();
-        self.index.reserve_exact(2 * n);
-        self.index.resize(2 * n, 0);
-        let (prefixes, offsets) = self.index.split_at_mut(n);
+        self.index.reserve_exact(n);
         let common = common as usize;
         let mut first_key = 0;
         let mut offset = 0;
         let mut left = 0;
         let mut max_shared = 0;
         let mut restart_prefix = 0;
-        for (prefix, slot) in prefixes.iter_mut().zip(offsets) {
+        for _ in 0..n {
+            let prefix;
             let entry = entry_head(bytes, offset).ok_or("an entry is cut off")?;
             if entry.end > entries_end {
                 return Err("an entry is longer than the block");
@@ -284,14 +313,16 @@ impl Block {
                 }
                 max_shared = suffix_len;
                 restart_prefix = ordered_prefix(bytes, entry.suffix + common, suffix_len - common);
-                *prefix = restart_prefix;
+                prefix = restart_prefix;
             } else {
                 if entry.shared > max_shared || entry.shared < common {
-                    return Err("an entry shares too much or too little of its restart point's key");
+                    return Err(
+                        "an entry shares too much or too little of its restart point's key",
+                    );
                 }
                 max_shared = entry.shared;
                 let from_restart = entry.shared - common;
-                *prefix = if from_restart >= 4 {
+                prefix = if from_restart >= 4 {
                     restart_prefix
                 } else {
                     let bits = 8 * from_restart;
@@ -300,7 +331,7 @@ impl Block {
                 };
             }
             left -= 1;
-            *slot = offset as u32;
+            self.index.push(u64::from(prefix) << 32 | offset as u64);
             offset = entry.end;
         }
         if offset != entries_end {
@@ -322,7 +353,7 @@ impl Block {
 
     #[inline]
     fn offset(&self, i: usize) -> usize {
-        self.index[self.count as usize + i] as usize
+        (self.index[i] & u64::from(u32::MAX)) as usize
     }
 
     /// The entry `i`.
@@ -377,34 +408,31 @@ impl Block {
         }
     }
 
-    /// The number of entries that come before (`key`, `trailer`), and, if the next one was compared
-    /// on the way, that entry with whether its key is `key`.
+    /// The entries (from, to) whose prefix is that of `tail`.
     #[inline]
-    fn search(&self, key: &[u8], trailer: u64) -> (usize, Option<(Entry, bool)>) {
-        let n = self.count as usize;
-        let common = self.common as usize;
-        let first = self.first_key as usize;
-        let prefix = &self.bytes[first..first + common];
-        let Some((head, tail)) = key.split_at_checked(common) else {
-            return if key < prefix { (0, None) } else { (n, None) };
-        };
-        match head.cmp(prefix) {
-            Ordering::Less => return (0, None),
-            Ordering::Greater => return (n, None),
-            Ordering::Equal => {}
-        }
+    fn same_prefix(&self, tail: &[u8]) -> (usize, usize) {
         let wanted = ordered_prefix_of(tail);
-        let prefixes = &self.index[..n];
-        let mut low = prefixes.partition_point(|&p| p < wanted);
-        // Usually none or one entry has the same prefix; else halve the range of those that do.
-        let mut high = low;
-        while high < n && high < low + 8 && prefixes[high] == wanted {
-            high += 1;
+        let from = self.index.partition_point(|&p| ((p >> 32) as u32) < wanted);
+        // Usually none or one: look at a few before halving the rest.
+        let rest = &self.index[from..];
+        let same = |p: u64| (p >> 32) as u32 == wanted;
+        let near = rest.iter().take(8).take_while(|&&p| same(p)).count();
+        if near < 8 {
+            return (from, from + near);
         }
-        if high == low + 8 {
-            high += prefixes[high..].partition_point(|&p| p == wanted);
-        }
-        let mut next = None;
+        (from, from + rest.partition_point(|&p| same(p)))
+    }
+
+    /// The first of the entries `low..high` at or after (common prefix and `tail`, `trailer`); with
+    /// it, if it is one of them, the entry and whether its key ends in `tail`.
+    #[inline]
+    fn halve(
+        &self,
+        (mut low, mut high): (usize, usize),
+        tail: &[u8],
+        trailer: u64,
+    ) -> (usize, Option<(Entry, bool)>) {
+        let mut found = None;
         while low < high {
             let middle = low.midpoint(high);
             let entry = self.entry(middle);
@@ -418,28 +446,58 @@ impl Block {
                 low = middle + 1;
             } else {
                 high = middle;
-                next = Some((entry, order == Ordering::Equal));
+                // The last one that ends up here is the one returned.
+                found = Some((entry, order == Ordering::Equal));
             }
         }
-        (low, next)
+        (low, found)
     }
 
     /// The number of the first entry at or after (`key`, `trailer`); the number of entries if there
     /// is none.
     #[inline]
     pub(crate) fn lower_bound(&self, key: &[u8], trailer: u64) -> usize {
-        self.search(key, trailer).0
+        let n = self.count as usize;
+        let first = self.first_key as usize;
+        let prefix = &self.bytes[first..first + self.common as usize];
+        let Some((head, tail)) = key.split_at_checked(prefix.len()) else {
+            return if key < prefix { 0 } else { n };
+        };
+        match head.cmp(prefix) {
+            Ordering::Less => 0,
+            Ordering::Greater => n,
+            Ordering::Equal => self.halve(self.same_prefix(tail), tail, trailer).0,
+        }
     }
 
     /// The newest entry of `key` whose trailer is at most `trailer`.
+    ///
+    /// What the keys of the block have in common is compared last, and with the restart point of
+    /// the entry found, not with the first key: that spares a cache line.
     #[inline]
     pub(crate) fn get(&self, key: &[u8], trailer: u64) -> Found {
-        match self.search(key, trailer) {
-            // The last comparison that kept an entry was with the one returned.
-            (_, Some((entry, true))) => Found::Entry(entry),
-            (_, Some((_, false))) => Found::Nothing,
-            (i, None) if i < self.count as usize => Found::Nothing,
-            _ => Found::PastEnd,
+        let Some((head, tail)) = key.split_at_checked(self.common as usize) else {
+            return Found::Nothing;
+        };
+        let range = self.same_prefix(tail);
+        if range.0 == range.1 {
+            return Found::Nothing;
+        }
+        match self.halve(range, tail, trailer) {
+            (i, Some((entry, true))) => {
+                let whole = if entry.shared == 0 {
+                    self.suffix(&entry)
+                } else {
+                    self.restart_key(i)
+                };
+                if whole.starts_with(head) {
+                    Found::Entry(entry)
+                } else {
+                    Found::Nothing
+                }
+            }
+            (i, None) if i == self.count as usize => Found::PastEnd,
+            _ => Found::Nothing,
         }
     }
 }
@@ -506,7 +564,10 @@ mod tests {
 
     fn entries() -> impl Strategy<Value = Entries> {
         let key = prop_oneof![
-            proptest::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(255), any::<u8>()], 0..7),
+            proptest::collection::vec(
+                prop_oneof![Just(0_u8), Just(1), Just(255), any::<u8>()],
+                0..7
+            ),
             "[ab]{0,12}".prop_map(String::into_bytes),
             "prefix/[a-c]{0,4}".prop_map(String::into_bytes),
         ];
@@ -539,12 +600,15 @@ mod tests {
                 prop_assert_eq!(block.lower_bound(&key, trailer), before);
                 let found = block.get(&key, trailer);
                 match entries.get(before) {
-                    None => prop_assert!(matches!(found, Found::PastEnd)),
+                    None => {
+                        let is_last = entries.last().unwrap().0 == key;
+                        prop_assert!(matches!(found, Found::PastEnd) || !is_last && matches!(found, Found::Nothing));
+                    }
                     Some((k, t, _)) if *k == key => match found {
                         Found::Entry(entry) => prop_assert_eq!(entry.trailer, *t),
                         other => prop_assert!(false, "{:?}", other),
                     },
-                    Some(_) => prop_assert!(matches!(found, Found::Nothing)),
+                    Some(_) => prop_assert!(!matches!(found, Found::Entry(_))),
                 }
             }
         }
@@ -565,10 +629,16 @@ mod tests {
     }
 
     fn check_decodes_safely(bytes: Vec<u8>) {
-        let Ok(block) = Block::decode(bytes) else { return };
+        let Ok(block) = Block::decode(bytes) else {
+            return;
+        };
         for i in 0..block.count as usize {
             let key = key_of(&block, i);
-            let _ = (block.value(&block.entry(i)), block.get(&key, 3), block.lower_bound(b"ab", 1));
+            let _ = (
+                block.value(&block.entry(i)),
+                block.get(&key, 3),
+                block.lower_bound(b"ab", 1),
+            );
         }
     }
 }

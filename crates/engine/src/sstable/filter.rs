@@ -26,7 +26,7 @@ const PROBES_PER_WORD: u32 = 7;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const MAX_PROBES: u32 = 14;
 
-/// The hash of a key for [`Filter`], computed once for all tables that are asked.
+/// The hash of a key for the filters, computed once for all tables that are asked.
 #[inline]
 pub fn key_hash(key: &[u8]) -> u64 {
     xxh3_64(key)
@@ -57,7 +57,10 @@ impl Filter {
         // ln 2 probes per bit are the best for an unblocked filter; a line whose share of keys is
         // above the average wants less, which is why this rounds down.
         let probes = (bits_per_key * 69 / 100).clamp(1, MAX_PROBES);
-        let mut filter = Self { lines: vec![Line([0; 8]); count], probes };
+        let mut filter = Self {
+            lines: vec![Line([0; 8]); count],
+            probes,
+        };
         for &hash in hashes {
             let line = &mut filter.lines[line_of(hash, count)].0;
             let mut word = hash;
@@ -117,7 +120,9 @@ impl Filter {
         let mut reader = Reader::new(bytes);
         let header = reader.array::<4>().ok_or("the filter is cut off")?;
         let count = reader.u32().ok_or("the filter is cut off")?;
-        let [version, probes, 0, 0] = header else { return Err("the filter's header is wrong") };
+        let [version, probes, 0, 0] = header else {
+            return Err("the filter's header is wrong");
+        };
         if version != VERSION || probes == 0 || u32::from(probes) > MAX_PROBES || count == 0 {
             return Err("the filter's header is wrong");
         }
@@ -132,7 +137,10 @@ impl Filter {
             }
             lines.push(Line(line));
         }
-        Ok(Self { lines, probes: u32::from(probes) })
+        Ok(Self {
+            lines,
+            probes: u32::from(probes),
+        })
     }
 
     /// Memory, in bytes.
@@ -149,7 +157,10 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let hashes: Vec<u64> = [&b"a"[..], b"b", b"c"].iter().map(|k| key_hash(k)).collect();
+        let hashes: Vec<u64> = [&b"a"[..], b"b", b"c"]
+            .iter()
+            .map(|k| key_hash(k))
+            .collect();
         let bytes = Filter::build(&hashes, 10).encode();
         assert_eq!(bytes[..8], [1, 6, 0, 0, 1, 0, 0, 0]);
         // By the formula of the module's page, step by step.
@@ -175,7 +186,9 @@ mod tests {
             let hashes: Vec<u64> = (0..100_000).map(hash).collect();
             let filter = Filter::decode(&Filter::build(&hashes, bits).encode()).unwrap();
             assert!(hashes.iter().all(|&h| filter.may_contain(h)));
-            let wrong = (100_000..300_000).filter(|&i| filter.may_contain(hash(i))).count();
+            let wrong = (100_000..300_000)
+                .filter(|&i| filter.may_contain(hash(i)))
+                .count();
             let rate = wrong as f64 / 200_000.0;
             println!("{bits} bits per key: {rate:.5} false positives");
             assert!(rate < limit, "{bits} bits per key: {rate}");

@@ -75,17 +75,29 @@ impl Footer {
         }
         let mut reader = Reader::new(bytes);
         let mut handle = || -> Result<Handle, BadFooter> {
-            Ok(Handle { offset: reader.u64().ok_or(CUT)?, len: reader.u64().ok_or(CUT)? })
+            Ok(Handle {
+                offset: reader.u64().ok_or(CUT)?,
+                len: reader.u64().ok_or(CUT)?,
+            })
         };
         let (index, filter, range_tombstones, properties) =
             (handle()?, handle()?, handle()?, handle()?);
         let version = reader.u32().ok_or(CUT)?;
         let crc = reader.u32().ok_or(CUT)?;
         if reader.rest() != SSTABLE_MAGIC {
-            return Err(BadFooter::Damaged("the file does not end as an SSTable does"));
+            return Err(BadFooter::Damaged(
+                "the file does not end as an SSTable does",
+            ));
         }
-        if crc != mask(crc32c_append(crc32c(&bytes[..CHECKED_BYTES]), &SSTABLE_MAGIC)) {
-            return Err(BadFooter::Damaged("the checksum of the footer does not match"));
+        if crc
+            != mask(crc32c_append(
+                crc32c(&bytes[..CHECKED_BYTES]),
+                &SSTABLE_MAGIC,
+            ))
+        {
+            return Err(BadFooter::Damaged(
+                "the checksum of the footer does not match",
+            ));
         }
         // Checked after the checksum: a flipped bit is damage, not a newer version.
         if version == 0 || version > FORMAT_VERSION {
@@ -102,14 +114,18 @@ impl Footer {
         let mut end = footer.data_bytes();
         for handle in footer.blocks() {
             if handle.offset != end || handle.len <= ENVELOPE_BYTES as u64 {
-                return Err(BadFooter::Damaged("the blocks of the footer do not follow each other"));
+                return Err(BadFooter::Damaged(
+                    "the blocks of the footer do not follow each other",
+                ));
             }
-            end = end
-                .checked_add(handle.len)
-                .ok_or(BadFooter::Damaged("a block of the footer is outside of the file"))?;
+            end = end.checked_add(handle.len).ok_or(BadFooter::Damaged(
+                "a block of the footer is outside of the file",
+            ))?;
         }
         if end != file_bytes - FOOTER_BYTES as u64 {
-            return Err(BadFooter::Damaged("the footer does not describe the whole file"));
+            return Err(BadFooter::Damaged(
+                "the footer does not describe the whole file",
+            ));
         }
         Ok(footer)
     }
@@ -133,10 +149,19 @@ mod tests {
 
     fn sample() -> Footer {
         Footer {
-            filter: Some(Handle { offset: 100, len: 20 }),
+            filter: Some(Handle {
+                offset: 100,
+                len: 20,
+            }),
             range_tombstones: None,
-            index: Handle { offset: 120, len: 30 },
-            properties: Handle { offset: 150, len: 50 },
+            index: Handle {
+                offset: 120,
+                len: 30,
+            },
+            properties: Handle {
+                offset: 150,
+                len: 50,
+            },
         }
     }
 
@@ -161,7 +186,10 @@ mod tests {
     fn a_newer_version_is_told_from_damage() {
         let mut bytes = sample().encode();
         bytes[64] = 2;
-        assert!(matches!(Footer::decode(&bytes, 280), Err(BadFooter::Damaged(_))));
+        assert!(matches!(
+            Footer::decode(&bytes, 280),
+            Err(BadFooter::Damaged(_))
+        ));
         let crc = mask(crc32c_append(crc32c(&bytes[..68]), &SSTABLE_MAGIC));
         bytes[68..72].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Footer::decode(&bytes, 280), Err(BadFooter::Version(2)));
@@ -173,7 +201,10 @@ mod tests {
         for bit in 0..good.len() * 8 {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(matches!(Footer::decode(&bytes, 280), Err(BadFooter::Damaged(_))));
+            assert!(matches!(
+                Footer::decode(&bytes, 280),
+                Err(BadFooter::Damaged(_))
+            ));
         }
     }
 

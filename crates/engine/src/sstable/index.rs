@@ -71,7 +71,9 @@ impl IndexBuilder {
 pub(crate) fn separator<'a>(last: &'a [u8], next: &'a [u8], room: &'a mut Vec<u8>) -> &'a [u8] {
     let common = common_prefix(last, next);
     // `last` is a prefix of `next`, or they are equal.
-    let Some(&at_last) = last.get(common) else { return last };
+    let Some(&at_last) = last.get(common) else {
+        return last;
+    };
     if common + 1 >= last.len() {
         return last;
     }
@@ -172,7 +174,10 @@ impl Index {
     /// Where block `i` is, and its stored length.
     #[inline]
     pub(crate) fn block(&self, i: usize) -> (u64, usize) {
-        (self.offsets[i], (self.offsets[i + 1] - self.offsets[i]) as usize)
+        (
+            self.offsets[i],
+            (self.offsets[i + 1] - self.offsets[i]) as usize,
+        )
     }
 
     /// Where the data ends.
@@ -194,7 +199,11 @@ impl Index {
 
     #[inline]
     fn tail(&self, i: usize) -> &[u8] {
-        let start = if i == 0 { 0 } else { self.tail_ends[i - 1] as usize };
+        let start = if i == 0 {
+            0
+        } else {
+            self.tail_ends[i - 1] as usize
+        };
         &self.tails[start..self.tail_ends[i] as usize]
     }
 
@@ -207,7 +216,8 @@ impl Index {
     /// next block.
     #[inline]
     pub(crate) fn separator_is(&self, i: usize, key: &[u8]) -> bool {
-        key.strip_prefix(&self.common[..]).is_some_and(|tail| tail == self.tail(i))
+        key.strip_prefix(&self.common[..])
+            .is_some_and(|tail| tail == self.tail(i))
     }
 
     /// The first block that may contain `key` or a key after it: the first whose separator is not
@@ -225,7 +235,11 @@ impl Index {
         }
         let wanted = ordered_prefix(tail);
         // All before the last upper prefix that is smaller are smaller too.
-        let group = self.upper.partition_point(|&p| p < wanted).saturating_sub(1) * FANOUT;
+        let group = self
+            .upper
+            .partition_point(|&p| p < wanted)
+            .saturating_sub(1)
+            * FANOUT;
         let end = n.min(group + FANOUT);
         let mut low = group + self.prefixes[group..end].partition_point(|&p| p < wanted);
         if low < n && self.prefixes[low] == wanted {
@@ -293,7 +307,10 @@ mod tests {
             assert_eq!(got, expected.as_bytes(), "{last} {next}");
         }
         let mut room = Vec::new();
-        assert_eq!(separator(b"\xff\xff", b"\xff\xff\x01", &mut room), b"\xff\xff");
+        assert_eq!(
+            separator(b"\xff\xff", b"\xff\xff\x01", &mut room),
+            b"\xff\xff"
+        );
     }
 
     proptest! {

@@ -35,14 +35,20 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { fill_cache: true, readahead_bytes: 0 }
+        Self {
+            fill_cache: true,
+            readahead_bytes: 0,
+        }
     }
 }
 
 impl ReadOptions {
     /// For reading a table once from front to back.
     pub fn sequential(readahead_bytes: usize) -> Self {
-        Self { fill_cache: false, readahead_bytes }
+        Self {
+            fill_cache: false,
+            readahead_bytes,
+        }
     }
 }
 
@@ -67,7 +73,11 @@ pub struct TableIter {
 
 impl fmt::Debug for TableIter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TableIter({:?}, block {}, entry {})", self.table, self.block_no, self.i)
+        write!(
+            f,
+            "TableIter({:?}, block {}, entry {})",
+            self.table, self.block_no, self.i
+        )
     }
 }
 
@@ -110,7 +120,11 @@ impl TableIter {
         }
         self.valid = false;
         let before = std::mem::replace(&mut self.block_no, usize::MAX);
-        let next = if forward { before.wrapping_add(1) } else { before.wrapping_sub(1) };
+        let next = if forward {
+            before.wrapping_add(1)
+        } else {
+            before.wrapping_sub(1)
+        };
         // A first block is no sequence (and MAX + 1 is 0).
         self.run = if no == next && before != usize::MAX && forward == self.forward {
             self.run.saturating_add(1)
@@ -133,7 +147,9 @@ impl TableIter {
             let mut block = Block::default();
             self.table.decode_block(bytes, offset, &mut block)?;
             self.block = Arc::new(block);
-            self.table.cache().insert(self.table.id(), offset, Arc::clone(&self.block));
+            self.table
+                .cache()
+                .insert(self.table.id(), offset, Arc::clone(&self.block));
         } else {
             // The buffers of the block before serve again, unless somebody holds a slice of it.
             if Arc::get_mut(&mut self.block).is_none() {
@@ -252,7 +268,9 @@ impl InternalIterator for TableIter {
 
     fn seek_before(&mut self, key: &[u8]) -> Result<()> {
         self.valid = false;
-        let Some(last) = self.blocks().checked_sub(1) else { return Ok(()) };
+        let Some(last) = self.blocks().checked_sub(1) else {
+            return Ok(());
+        };
         self.load(self.table.index().find(key).min(last), false)?;
         match self.block.lower_bound(key, u64::MAX).checked_sub(1) {
             Some(i) => self.stand(i),
@@ -278,7 +296,9 @@ impl InternalIterator for TableIter {
     #[inline]
     fn prev(&mut self) -> Result<()> {
         debug_assert!(self.valid);
-        let Some(i) = self.i.checked_sub(1) else { return self.prev_block() };
+        let Some(i) = self.i.checked_sub(1) else {
+            return self.prev_block();
+        };
         let shared = self.entry.shared;
         self.i = i;
         self.entry = self.block.entry(i);

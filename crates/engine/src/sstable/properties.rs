@@ -100,8 +100,11 @@ impl Properties {
         numbers(&mut out, &mut list, 9, &[self.block_count]);
         numbers(&mut out, &mut list, 10, &[self.data_bytes]);
         if !self.blob_refs.is_empty() {
-            let flat: Vec<u64> =
-                self.blob_refs.iter().flat_map(|&(file, count, bytes)| [file.0, count, bytes]).collect();
+            let flat: Vec<u64> = self
+                .blob_refs
+                .iter()
+                .flat_map(|&(file, count, bytes)| [file.0, count, bytes])
+                .collect();
             numbers(&mut out, &mut list, 11, &flat);
         }
         numbers(&mut out, &mut list, 12, &[self.compression]);
@@ -148,7 +151,9 @@ impl Properties {
                     let mut list = Reader::new(value);
                     while !list.is_empty() {
                         let mut next = || list.varint_u64().ok_or(BAD);
-                        properties.blob_refs.push((FileId(next()?), next()?, next()?));
+                        properties
+                            .blob_refs
+                            .push((FileId(next()?), next()?, next()?));
                     }
                 }
                 12 => properties.compression = number()?,

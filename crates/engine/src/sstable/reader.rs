@@ -123,9 +123,17 @@ fn decode_range_tombstones(bytes: &[u8]) -> std::result::Result<Vec<RangeTombsto
         if start >= end || end.len() > MAX_KEY_BYTES || seqno > SeqNo::MAX {
             return Err(BAD);
         }
-        tombstones.push(RangeTombstone { start: start.to_vec(), end: end.to_vec(), seqno });
+        tombstones.push(RangeTombstone {
+            start: start.to_vec(),
+            end: end.to_vec(),
+            seqno,
+        });
     }
-    if reader.is_empty() { Ok(tombstones) } else { Err(BAD) }
+    if reader.is_empty() {
+        Ok(tombstones)
+    } else {
+        Err(BAD)
+    }
 }
 
 impl Table {
@@ -133,7 +141,11 @@ impl Table {
     pub fn open(file: Arc<dyn File>, id: FileId, cache: Arc<BlockCache>) -> Result<Self> {
         let file_bytes = file.len()?;
         let Some(footer_offset) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
-            return Err(Error::corruption(file.path(), 0, "the file is too short for an SSTable"));
+            return Err(Error::corruption(
+                file.path(),
+                0,
+                "the file is too short for an SSTable",
+            ));
         };
         let mut bytes = [0; FOOTER_BYTES];
         read_exact(&*file, &mut bytes, footer_offset)?;
@@ -234,14 +246,20 @@ impl Table {
     /// Whether the key with this hash (see [`key_hash`]) may have an entry; `false` is certain.
     #[inline]
     pub fn may_contain(&self, hash: u64) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter.may_contain(hash))
+        self.filter
+            .as_ref()
+            .is_none_or(|filter| filter.may_contain(hash))
     }
 
     /// The newest entry of `key` that a reader at `snapshot` sees; `hash` is its [`key_hash`]. Does
     /// not look at range tombstones.
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64, snapshot: SeqNo) -> Result<Option<TableEntry>> {
-        if self.may_contain(hash) { self.get_unfiltered(key, snapshot) } else { Ok(None) }
+        if self.may_contain(hash) {
+            self.get_unfiltered(key, snapshot)
+        } else {
+            Ok(None)
+        }
     }
 
     /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass.
@@ -257,11 +275,35 @@ impl Table {
                     return Ok(Some(TableEntry { trailer, value }));
                 }
                 // All versions in this block are too new; there may be more in the next.
-                Found::PastEnd if self.index.separator_is(i, key) => i += 1,
+                Found::PastEnd if self.index.separator_is(i, key) => {
+                    i = self.skip_versions(i + 1, key, newest)?;
+                }
                 Found::PastEnd | Found::Nothing => break,
             }
         }
         Ok(None)
+    }
+
+    /// From block `low` on, which starts with a version of `key` or after all of them: a block
+    /// before which all versions are newer than `newest`, and whose next block starts with none
+    /// that is. (A key with very many versions fills many blocks.)
+    #[cold]
+    fn skip_versions(&self, mut low: usize, key: &[u8], newest: u64) -> Result<usize> {
+        // The last block that can start with a version of the key is the first whose separator is
+        // after it.
+        let after = self.index.find(&[key, &[0]].concat());
+        let mut high = after.min(self.index.len().saturating_sub(1));
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            let block = self.cached_block(middle)?;
+            let first = block.entry(0);
+            if block.suffix(&first) == key && first.trailer > newest {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(low)
     }
 
     /// An iterator over the entries.
@@ -272,7 +314,11 @@ impl Table {
     /// About how many bytes of the file are before `key`.
     pub fn approximate_offset_of(&self, key: &[u8]) -> u64 {
         let i = self.index.find(key);
-        if i < self.index.len() { self.index.block(i).0 } else { self.index.data_end() }
+        if i < self.index.len() {
+            self.index.block(i).0
+        } else {
+            self.index.data_end()
+        }
     }
 
     pub(crate) fn index(&self) -> &Index {
@@ -296,7 +342,7 @@ impl Table {
     #[inline(never)]
     fn load_block(&self, offset: u64, len: usize) -> Result<Arc<Block>> {
         let mut bytes = vec![0; len];
-        read_exact(&*self.file, &mut bytes, offset)?;
+        self.read_data(&mut bytes, offset)?;
         let mut block = Block::default();
         let (payload, compression) = self.open_stored(&bytes, offset)?;
         if compression == 0 {
@@ -307,7 +353,9 @@ impl Table {
             stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
                 .map_err(|why| bad(&*self.file, offset, why))?;
         }
-        block.build_index().map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))?;
+        block
+            .build_index()
+            .map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))?;
         let block = Arc::new(block);
         self.cache.insert(self.id, offset, Arc::clone(&block));
         Ok(block)
@@ -323,11 +371,14 @@ impl Table {
         let (payload, compression) = self.open_stored(bytes, offset)?;
         stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
             .map_err(|why| bad(&*self.file, offset, why))?;
-        block.build_index().map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))
+        block
+            .build_index()
+            .map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))
     }
 
     /// Reads a range of the data blocks.
     pub(crate) fn read_data(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.cache.count_read(offset, buf.len());
         read_exact(&*self.file, buf, offset)
     }
 
@@ -396,7 +447,8 @@ impl Table {
                         return Err(damaged("a key is longer than any may be"));
                     }
                     let seqno = entry.trailer >> 8;
-                    seqnos = Some(seqnos.map_or((seqno, seqno), |(a, b)| (a.min(seqno), b.max(seqno))));
+                    seqnos =
+                        Some(seqnos.map_or((seqno, seqno), |(a, b)| (a.min(seqno), b.max(seqno))));
                     counted.kinds[(kind as usize).min(KINDS - 1)] += 1;
                     counted.raw_key_bytes += key.len() as u64;
                     counted.raw_value_bytes += (entry.end - entry.value) as u64;
@@ -407,7 +459,10 @@ impl Table {
                         first_key = Some(last_key.clone());
                     }
                 }
-                if last.as_ref().is_some_and(|(last_key, _)| *last_key > self.index.separator(i)) {
+                if last
+                    .as_ref()
+                    .is_some_and(|(last_key, _)| *last_key > self.index.separator(i))
+                {
                     return Err(damaged("a block ends after its separator"));
                 }
                 check.blocks += 1;
@@ -426,13 +481,25 @@ impl Table {
         let keys = first_key.zip(last.map(|(key, _)| key));
         // Repeated tombstones are stored but not kept in the fragmented set, so only entries are
         // compared with what the properties say of kinds.
-        if (counted.kinds, counted.raw_key_bytes, counted.raw_value_bytes, counted.key_count)
-            != (said.kinds, said.raw_key_bytes, said.raw_value_bytes, said.key_count)
-            || keys != said.keys
+        if (
+            counted.kinds,
+            counted.raw_key_bytes,
+            counted.raw_value_bytes,
+            counted.key_count,
+        ) != (
+            said.kinds,
+            said.raw_key_bytes,
+            said.raw_value_bytes,
+            said.key_count,
+        ) || keys != said.keys
             || seqnos.map(|(a, b)| (SeqNo(a), SeqNo(b))) != said.seqnos
         {
             let detail = "the properties do not fit the entries";
-            return Err(Error::corruption(self.file.path(), self.index.data_end(), detail));
+            return Err(Error::corruption(
+                self.file.path(),
+                self.index.data_end(),
+                detail,
+            ));
         }
         Ok(check)
     }

@@ -33,7 +33,11 @@ impl File for VecFile {
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> firn_io::Result<()> {
         let mut bytes = self.0.lock().unwrap();
-        assert_eq!(bytes.len() as u64, offset, "tables are written front to back");
+        assert_eq!(
+            bytes.len() as u64,
+            offset,
+            "tables are written front to back"
+        );
         bytes.extend_from_slice(buf);
         Ok(())
     }
@@ -93,11 +97,19 @@ fn sorted(mut items: Vec<Item>) -> Vec<Item> {
 }
 
 fn put(key: impl Into<Vec<u8>>, seqno: u64, value: impl Into<Vec<u8>>) -> Item {
-    (key.into(), Trailer::new(SeqNo(seqno), Kind::Put), value.into())
+    (
+        key.into(),
+        Trailer::new(SeqNo(seqno), Kind::Put),
+        value.into(),
+    )
 }
 
 fn tombstone(start: &[u8], end: &[u8], seqno: u64) -> RangeTombstone {
-    RangeTombstone { start: start.to_vec(), end: end.to_vec(), seqno: SeqNo(seqno) }
+    RangeTombstone {
+        start: start.to_vec(),
+        end: end.to_vec(),
+        seqno: SeqNo(seqno),
+    }
 }
 
 fn compressions() -> Vec<Compression> {
@@ -152,7 +164,11 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
         1 => Just(Vec::new()),
     ];
     let item = (keys(), 1_u64..60, 0_u8..5, value).prop_map(|(key, seqno, kind, value)| {
-        (key, Trailer::new(SeqNo(seqno), Kind::from_u8(kind).unwrap()), value)
+        (
+            key,
+            Trailer::new(SeqNo(seqno), Kind::from_u8(kind).unwrap()),
+            value,
+        )
     });
     proptest::collection::vec(item, 0..250).prop_map(sorted)
 }
@@ -164,14 +180,14 @@ fn options() -> impl Strategy<Value = TableOptions> {
         prop_oneof![Just(0_u32), Just(10), 1_u32..20],
         0..compressions().len(),
     )
-        .prop_map(|(block_bytes, restart_interval, filter_bits_per_key, compression)| {
-            TableOptions {
+        .prop_map(
+            |(block_bytes, restart_interval, filter_bits_per_key, compression)| TableOptions {
                 block_bytes,
                 restart_interval,
                 filter_bits_per_key,
                 compression: compressions()[compression],
-            }
-        })
+            },
+        )
 }
 
 /// A move of an iterator.
@@ -303,8 +319,15 @@ proptest! {
 
 #[test]
 fn every_interval_and_compression() {
-    let items: Vec<Item> =
-        (0..500).map(|i| put(format!("k{:05}", i / 3 * 7), 1000 - i, vec![b'v'; i as usize % 50])).collect();
+    let items: Vec<Item> = (0..500)
+        .map(|i| {
+            put(
+                format!("k{:05}", i / 3 * 7),
+                1000 - i,
+                vec![b'v'; i as usize % 50],
+            )
+        })
+        .collect();
     for compression in compressions() {
         for restart_interval in (1..=20).chain([1000]) {
             let options = TableOptions {
@@ -315,8 +338,14 @@ fn every_interval_and_compression() {
             };
             let (bytes, _) = write(&items, &[], options);
             let table = open(&bytes, 1 << 20).unwrap();
-            assert_eq!(dump(&mut table.iter(ReadOptions::default())).unwrap(), items);
-            assert_eq!(dump_backward(&mut table.iter(ReadOptions::default())).unwrap(), items);
+            assert_eq!(
+                dump(&mut table.iter(ReadOptions::default())).unwrap(),
+                items
+            );
+            assert_eq!(
+                dump_backward(&mut table.iter(ReadOptions::default())).unwrap(),
+                items
+            );
             for (key, trailer, value) in &items {
                 let found = get(&table, key, trailer.seqno().0).unwrap();
                 assert_eq!(found, Some((*trailer, value.clone())));
@@ -326,7 +355,10 @@ fn every_interval_and_compression() {
     }
     #[cfg(not(feature = "zstd"))]
     {
-        let options = TableOptions { compression: Compression::Zstd, ..TableOptions::default() };
+        let options = TableOptions {
+            compression: Compression::Zstd,
+            ..TableOptions::default()
+        };
         let refused = TableWriter::new(file_of(Vec::new()), options);
         assert!(matches!(refused, Err(Error::UnsupportedFormat(_))));
     }
@@ -338,14 +370,24 @@ fn versions_of_one_key_cross_blocks() {
     items.extend((0..2000).map(|i| put("m", 5000 - i, format!("value {i}"))));
     items.extend([put("n", 3, "y"), put("n", 2, "z"), put("o", 1, "")]);
     let items = sorted(items);
-    let options = TableOptions { block_bytes: 256, ..TableOptions::default() };
+    let options = TableOptions {
+        block_bytes: 256,
+        ..TableOptions::default()
+    };
     let (bytes, summary) = write(&items, &[], options);
     let table = open(&bytes, 1 << 20).unwrap();
     assert_eq!(table.properties().key_count, 4);
     assert!(summary.data_bytes > 20_000);
-    for snapshot in [0, 1, 3000, 3001, 3002, 4000, 4999, 5000, 5001, 9998, 9999, 10_000] {
-        let expected = items.iter().find(|i| i.0 == b"m" && i.1.seqno().0 <= snapshot);
-        assert_eq!(get(&table, b"m", snapshot).unwrap(), expected.map(|i| (i.1, i.2.clone())));
+    for snapshot in [
+        0, 1, 3000, 3001, 3002, 4000, 4999, 5000, 5001, 9998, 9999, 10_000,
+    ] {
+        let expected = items
+            .iter()
+            .find(|i| i.0 == b"m" && i.1.seqno().0 <= snapshot);
+        assert_eq!(
+            get(&table, b"m", snapshot).unwrap(),
+            expected.map(|i| (i.1, i.2.clone()))
+        );
     }
     let mut iter = table.iter(ReadOptions::default());
     iter.seek(b"m").unwrap();
@@ -357,7 +399,10 @@ fn versions_of_one_key_cross_blocks() {
     iter.next_key().unwrap();
     assert!(!iter.valid());
     iter.seek_before(b"n").unwrap();
-    assert_eq!((iter.key(), iter.trailer().seqno()), (&b"m"[..], SeqNo(3001)));
+    assert_eq!(
+        (iter.key(), iter.trailer().seqno()),
+        (&b"m"[..], SeqNo(3001))
+    );
     iter.seek_before(b"m").unwrap();
     assert_eq!(iter.key(), b"a");
     iter.seek_before(b"a").unwrap();
@@ -366,21 +411,129 @@ fn versions_of_one_key_cross_blocks() {
 }
 
 #[test]
+fn a_version_among_many_is_found_by_few_reads() {
+    let items: Vec<Item> = (0..20_000).map(|i| put("k", 30_000 - i, "v")).collect();
+    let options = TableOptions {
+        block_bytes: 256,
+        ..TableOptions::default()
+    };
+    let (bytes, _) = write(&items, &[], options);
+    let table = open(&bytes, 64 << 20).unwrap();
+    assert!(table.properties().block_count > 500);
+    for seqno in [10_001, 10_002, 20_000, 29_999, 30_000] {
+        table.cache().clear();
+        let before = table.cache().stats().misses;
+        assert_eq!(
+            get(&table, b"k", seqno).unwrap().unwrap().0.seqno(),
+            SeqNo(seqno)
+        );
+        assert!(table.cache().stats().misses - before < 20);
+    }
+    for seqno in 10_001..10_400 {
+        assert_eq!(
+            get(&table, b"k", seqno).unwrap().unwrap().0.seqno(),
+            SeqNo(seqno)
+        );
+    }
+    assert!(get(&table, b"k", 10_000).unwrap().is_none());
+}
+
+#[test]
+fn threads_share_a_table_and_a_small_cache() {
+    let items: Vec<Item> = (0..5000)
+        .map(|i| put(format!("key{i:06}"), 5, format!("value {i}")))
+        .collect();
+    let (bytes, _) = write(&items, &[], TableOptions::default());
+    let table = open(&bytes, 100_000).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let (table, items) = (&table, &items);
+            scope.spawn(move || {
+                for i in 0..3000 {
+                    let n =
+                        key_hash(&[&thread.to_le_bytes()[..], &[i as u8, (i >> 8) as u8]].concat());
+                    let (key, trailer, value) = &items[n as usize % items.len()];
+                    assert_eq!(get(table, key, 9).unwrap(), Some((*trailer, value.clone())));
+                }
+            });
+        }
+        scope.spawn(|| {
+            assert_eq!(
+                dump(&mut table.iter(ReadOptions::default())).unwrap(),
+                items
+            )
+        });
+    });
+    assert!(table.cache().stats().bytes <= 100_000);
+}
+
+#[test]
+fn golden_bytes_of_range_tombstones() {
+    let bytes = crate::sstable::writer::encode_range_tombstones(&[
+        tombstone(b"a", b"bc", 7),
+        tombstone(b"", b"x", 0x0102),
+    ]);
+    let expected: &[u8] = b"\x02\x01a\x02bc\x07\0\0\0\0\0\0\0\x00\x01x\x02\x01\0\0\0\0\0\0";
+    assert_eq!(bytes, expected);
+}
+
+#[test]
+fn golden_file() {
+    // The whole of a small table, as it came out when the format was made. If this changes, files
+    // written before cannot be read: raise the format version instead.
+    let items = small_items();
+    let options = TableOptions {
+        block_bytes: 300,
+        restart_interval: 4,
+        filter_bits_per_key: 10,
+        compression: Compression::None,
+    };
+    let (mut bytes, _) = write(&items, &[tombstone(b"key1", b"key2", 50)], options);
+    // But for the writer's version, in the properties, which may change.
+    let writer = concat!("firn-engine ", env!("CARGO_PKG_VERSION")).as_bytes();
+    let at = bytes
+        .windows(writer.len())
+        .position(|w| w == writer)
+        .unwrap();
+    bytes.truncate(at - 2);
+    let sum = firn_io::checksum::crc32c(&bytes);
+    assert_eq!((bytes.len(), sum), (GOLDEN_LEN, GOLDEN_CRC));
+}
+
+const GOLDEN_LEN: usize = 1238;
+const GOLDEN_CRC: u32 = 2_118_193_756;
+
+#[test]
 fn only_range_tombstones() {
-    let tombstones = [tombstone(b"d", b"f", 7), tombstone(b"b", b"e", 4), tombstone(b"x", b"x", 5)];
+    let tombstones = [
+        tombstone(b"d", b"f", 7),
+        tombstone(b"b", b"e", 4),
+        tombstone(b"x", b"x", 5),
+    ];
     let (bytes, summary) = write(&[], &tombstones, TableOptions::default());
     assert_eq!((summary.entry_count, summary.range_tombstone_count), (0, 2));
-    assert_eq!((&summary.smallest[..], &summary.largest[..]), (&b"b"[..], &b"f"[..]));
+    assert_eq!(
+        (&summary.smallest[..], &summary.largest[..]),
+        (&b"b"[..], &b"f"[..])
+    );
     assert!(summary.largest_exclusive);
     assert_eq!((summary.min_seqno, summary.max_seqno), (SeqNo(4), SeqNo(7)));
     let table = open(&bytes, 0).unwrap();
     let expected = RangeTombstones::from_unfragmented(tombstones.to_vec());
     assert_eq!(**table.range_tombstones(), expected);
-    assert_eq!(table.range_tombstones().covering(b"d", SeqNo::MAX), Some(SeqNo(7)));
+    assert_eq!(
+        table.range_tombstones().covering(b"d", SeqNo::MAX),
+        Some(SeqNo(7))
+    );
     assert_eq!(table.largest(), (&b"f"[..], true));
     assert_eq!(get(&table, b"d", 10).unwrap(), None);
     let mut iter = table.iter(ReadOptions::default());
-    for step in [Move::First, Move::Last, Move::Seek(vec![]), Move::SeekBefore(b"z".to_vec())] {
+    for step in [
+        Move::First,
+        Move::Last,
+        Move::Seek(vec![]),
+        Move::SeekBefore(b"z".to_vec()),
+    ] {
         apply(&mut iter, &step).unwrap();
         assert!(!iter.valid());
     }
@@ -398,19 +551,30 @@ fn only_range_tombstones() {
 fn bounds_cover_entries_and_tombstones() {
     let items = [put("c", 5, ""), put("k", 6, "")];
     let (_, s) = write(&items, &[tombstone(b"a", b"b", 9)], TableOptions::default());
-    assert_eq!((&s.smallest[..], &s.largest[..], s.largest_exclusive), (&b"a"[..], &b"k"[..], false));
+    assert_eq!(
+        (&s.smallest[..], &s.largest[..], s.largest_exclusive),
+        (&b"a"[..], &b"k"[..], false)
+    );
     assert_eq!((s.min_seqno, s.max_seqno), (SeqNo(5), SeqNo(9)));
     let (_, s) = write(&items, &[tombstone(b"d", b"k", 1)], TableOptions::default());
-    assert_eq!((&s.smallest[..], &s.largest[..], s.largest_exclusive), (&b"c"[..], &b"k"[..], false));
-    let (_, s) = write(&items, &[tombstone(b"d", b"k\0", 1)], TableOptions::default());
+    assert_eq!(
+        (&s.smallest[..], &s.largest[..], s.largest_exclusive),
+        (&b"c"[..], &b"k"[..], false)
+    );
+    let (_, s) = write(
+        &items,
+        &[tombstone(b"d", b"k\0", 1)],
+        TableOptions::default(),
+    );
     assert_eq!((&s.largest[..], s.largest_exclusive), (&b"k\0"[..], true));
 }
 
 #[test]
 fn long_keys_and_values() {
     let long = |end: u8| [vec![b'k'; 65_535], vec![end]].concat();
-    let noise: Vec<u8> =
-        (0..5_000_000_u64).map(|i| key_hash(&(i / 8).to_le_bytes()) as u8).collect();
+    let noise: Vec<u8> = (0..5_000_000_u64)
+        .map(|i| key_hash(&(i / 8).to_le_bytes()) as u8)
+        .collect();
     let items = sorted(vec![
         put("", 4, ""),
         put("", 3, "the empty key"),
@@ -423,7 +587,10 @@ fn long_keys_and_values() {
         put(long(3), 6, ""),
     ]);
     for compression in compressions() {
-        let options = TableOptions { compression, ..TableOptions::default() };
+        let options = TableOptions {
+            compression,
+            ..TableOptions::default()
+        };
         let (bytes, _) = write(&items, &[tombstone(b"", &long(9), 3)], options);
         let table = open(&bytes, 32 << 20).unwrap();
         for (key, trailer, value) in &items {
@@ -452,7 +619,13 @@ fn the_writer_refuses_disorder() {
     assert!(writer.add(b"b", at(1), b"").is_err());
     assert!(writer.add(b"c", Trailer(0xff), b"").is_err());
     let long = writer.add(&vec![b'x'; 65_537], at(9), b"");
-    assert!(matches!(long, Err(Error::LimitExceeded { limit: "key_bytes", .. })));
+    assert!(matches!(
+        long,
+        Err(Error::LimitExceeded {
+            limit: "key_bytes",
+            ..
+        })
+    ));
     writer.add_blob_ref(FileId(3), 100);
     writer.add_blob_ref(FileId(3), 50);
     assert!(writer.estimated_bytes() > 0 && !writer.is_empty());
@@ -462,10 +635,15 @@ fn the_writer_refuses_disorder() {
 }
 
 fn small_items() -> Vec<Item> {
-    let mut items: Vec<Item> =
-        (0..40).map(|i| put(format!("key{i:03}"), 100 + i, vec![b'v'; 10])).collect();
+    let mut items: Vec<Item> = (0..40)
+        .map(|i| put(format!("key{i:03}"), 100 + i, vec![b'v'; 10]))
+        .collect();
     items.push(put("key007", 3, "old"));
-    items.push((b"key009".to_vec(), Trailer::new(SeqNo(7), Kind::Delete), Vec::new()));
+    items.push((
+        b"key009".to_vec(),
+        Trailer::new(SeqNo(7), Kind::Delete),
+        Vec::new(),
+    ));
     sorted(items)
 }
 
@@ -507,7 +685,11 @@ fn every_flipped_bit_is_found() {
     let tombstones = [tombstone(b"key1", b"key2", 50)];
     let expected = RangeTombstones::from_unfragmented(tombstones.to_vec());
     for compression in compressions() {
-        let options = TableOptions { block_bytes: 300, compression, ..TableOptions::default() };
+        let options = TableOptions {
+            block_bytes: 300,
+            compression,
+            ..TableOptions::default()
+        };
         let (good, _) = write(&items, &tombstones, options);
         use_damaged(&good, &items, &expected).unwrap();
         for at in 0..good.len() {
@@ -524,7 +706,10 @@ fn every_flipped_bit_is_found() {
 #[test]
 fn every_truncation_is_found() {
     let items = small_items();
-    let options = TableOptions { block_bytes: 300, ..TableOptions::default() };
+    let options = TableOptions {
+        block_bytes: 300,
+        ..TableOptions::default()
+    };
     let (good, _) = write(&items, &[], options);
     for len in 0..good.len() {
         assert_names_place(&open(&good[..len], 0).unwrap_err());
@@ -539,7 +724,9 @@ fn every_truncation_is_found() {
 #[test]
 fn blocks_in_each_others_place_are_found() {
     let value = |i| firn_io::checksum::xxh3_64(&[i]).to_le_bytes().repeat(10);
-    let items: Vec<Item> = (0..20).map(|i| put(format!("key{i:03}"), 5, value(i))).collect();
+    let items: Vec<Item> = (0..20)
+        .map(|i| put(format!("key{i:03}"), 5, value(i)))
+        .collect();
     let options = TableOptions {
         block_bytes: 64,
         compression: Compression::None,
@@ -560,7 +747,10 @@ fn blocks_in_each_others_place_are_found() {
 #[test]
 fn an_iterator_recovers_after_an_error() {
     let items = small_items();
-    let options = TableOptions { block_bytes: 300, ..TableOptions::default() };
+    let options = TableOptions {
+        block_bytes: 300,
+        ..TableOptions::default()
+    };
     let (mut bytes, summary) = write(&items, &[], options);
     bytes[summary.data_bytes as usize / 2] ^= 1;
     let table = open(&bytes, 1 << 20).unwrap();
@@ -584,7 +774,9 @@ fn an_iterator_recovers_after_an_error() {
 
 #[test]
 fn scans_fill_the_cache_and_compactions_do_not() {
-    let items: Vec<Item> = (0..3000).map(|i| put(format!("key{i:06}"), 5, vec![1; 100])).collect();
+    let items: Vec<Item> = (0..3000)
+        .map(|i| put(format!("key{i:06}"), 5, vec![1; 100]))
+        .collect();
     let (bytes, _) = write(&items, &[], TableOptions::default());
     let table = open(&bytes, 8 << 20).unwrap();
     dump(&mut table.iter(ReadOptions::sequential(64 << 10))).unwrap();

@@ -120,7 +120,12 @@ pub struct TableWriter {
 
 impl fmt::Debug for TableWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TableWriter({}, {} entries)", self.file.path().display(), self.entry_count)
+        write!(
+            f,
+            "TableWriter({}, {} entries)",
+            self.file.path().display(),
+            self.entry_count
+        )
     }
 }
 
@@ -164,7 +169,10 @@ impl TableWriter {
             return Err(too_long(key.len(), value.len()));
         }
         let Some(kind) = trailer.kind() else {
-            return Err(Error::InvalidArgument(format!("an entry of no kind: {:#x}", trailer.0)));
+            return Err(Error::InvalidArgument(format!(
+                "an entry of no kind: {:#x}",
+                trailer.0
+            )));
         };
         let first = self.entry_count == 0;
         let common = common_prefix(key, &self.last_key);
@@ -318,7 +326,11 @@ impl TableWriter {
         let index = self.index.finish();
         if index.len() > u32::MAX as usize {
             let (max, actual) = (u64::from(u32::MAX), index.len() as u64);
-            return Err(Error::LimitExceeded { limit: "index_bytes", max, actual });
+            return Err(Error::LimitExceeded {
+                limit: "index_bytes",
+                max,
+                actual,
+            });
         }
         footer.index = self.append_block(&index)?;
 
@@ -328,8 +340,11 @@ impl TableWriter {
         properties.range_tombstone_count = self.tombstones.len() as u64;
         properties.block_count = self.index.len() as u64;
         properties.data_bytes = data_bytes;
-        properties.blob_refs =
-            self.blob_refs.iter().map(|(&file, &(count, bytes))| (file, count, bytes)).collect();
+        properties.blob_refs = self
+            .blob_refs
+            .iter()
+            .map(|(&file, &(count, bytes))| (file, count, bytes))
+            .collect();
         properties.compression = self.options.compression as u64;
         properties.block_bytes = self.options.block_bytes as u64;
         properties.restart_interval = self.options.restart_interval as u64;
@@ -367,10 +382,18 @@ impl TableWriter {
 fn too_long(key: usize, value: usize) -> Error {
     if key > MAX_KEY_BYTES {
         let (max, actual) = (MAX_KEY_BYTES as u64, key as u64);
-        Error::LimitExceeded { limit: "key_bytes", max, actual }
+        Error::LimitExceeded {
+            limit: "key_bytes",
+            max,
+            actual,
+        }
     } else {
         let (max, actual) = (MAX_VALUE_BYTES as u64, value as u64);
-        Error::LimitExceeded { limit: "value_bytes", max, actual }
+        Error::LimitExceeded {
+            limit: "value_bytes",
+            max,
+            actual,
+        }
     }
 }
 
@@ -385,15 +408,23 @@ pub(crate) fn bounds(
         Some((smallest, largest)) => (Some(smallest), Some(largest)),
         None => (None, None),
     };
-    if let Some(start) = start && smallest.is_none_or(|s| start < s) {
+    if let Some(start) = start
+        && smallest.is_none_or(|s| start < s)
+    {
         smallest = Some(start);
     }
     let mut exclusive = false;
-    if let Some(end) = end && largest.is_none_or(|l| end > l) {
+    if let Some(end) = end
+        && largest.is_none_or(|l| end > l)
+    {
         largest = Some(end);
         exclusive = true;
     }
-    (smallest.cloned().unwrap_or_default(), largest.cloned().unwrap_or_default(), exclusive)
+    (
+        smallest.cloned().unwrap_or_default(),
+        largest.cloned().unwrap_or_default(),
+        exclusive,
+    )
 }
 
 /// The range tombstone block:

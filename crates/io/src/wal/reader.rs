@@ -1,7 +1,9 @@
 //! Reading the log: replay, and the decision between a torn tail and damage.
 //!
 //! Segments are read front to back in chunks of a megabyte; a payload is handed out as a slice of
-//! the chunk. An end frame leads from a segment to the next one.
+//! the chunk. An end frame leads from a segment to the next one. Replay that starts inside of a
+//! segment begins there if it finds a frame, otherwise at the segment's first frame, so that a start
+//! beyond the end of the log is recognized as such.
 //!
 //! At the first frame that is not valid, at offset `o` of segment `S`, the log ends or is damaged.
 //! Every frame states how far the log was known to be synced when the frame was made, so:

@@ -646,6 +646,7 @@ impl Shared {
         use_reserve: bool,
         unfit: Option<Segment>,
     ) -> std::result::Result<Segment, (Error, bool)> {
+        let _end = EndPrepare(self);
         let mut pool = self.pool.lock();
         if let Some(unfit) = unfit {
             let header = unfit.header;
@@ -993,6 +994,18 @@ impl Shared {
         let mut state = self.sync.lock();
         while state.running {
             self.sync_done.wait(&mut state);
+        }
+    }
+}
+
+/// Lets those who wait for a preparation that panicked do it themselves.
+struct EndPrepare<'a>(&'a Shared);
+
+impl Drop for EndPrepare<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.inner.lock().next = Next::Failed;
+            self.0.prepared.notify_all();
         }
     }
 }

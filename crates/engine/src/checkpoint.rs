@@ -1,0 +1,144 @@
+//! Checkpoint: a consistent copy of the whole database, made while it is in use.
+//!
+//! 1. One cut through all trees: under the commit lock every active memtable is retired. From then
+//!    until 3 only memtables from before the cut are flushed.
+//! 2. Wait for their flush: everything before the cut is then in SSTables, nothing after it is.
+//! 3. Pin the levels of all trees; let flushes go on.
+//! 4. Link (or, across file systems, copy) the pinned files into a directory beside the target,
+//!    write a manifest and CURRENT there, sync, and rename the directory into place.
+//!
+//! Writers go on throughout; they wait only if they fill a whole memtable during 2. A crash leaves at
+//! worst the half-made directory, whose name ends in `.partial`; the target appears whole or not at
+//! all.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use firn_io::fs::OpenMode;
+
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::key::SeqNo;
+use crate::names;
+use crate::tree::{Levels, Tree};
+use crate::version::edit::{Op, VersionEdit};
+use crate::work;
+
+/// Makes a checkpoint in `dir`, which must not exist.
+pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
+    core.log()?;
+    if core.env.fs.exists(dir)? {
+        return Err(Error::InvalidArgument(format!("{} exists already", dir.display())));
+    }
+    let (pinned, last_seqno) = pin(core)?;
+    let mut partial = dir.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    clear(core, &partial)?;
+    let result = fill(core, &partial, &pinned, last_seqno).and_then(|()| {
+        core.env.fs.rename(&partial, dir)?;
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            core.env.fs.sync_dir(parent)?;
+        }
+        Ok(())
+    });
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = clear(core, &partial);
+    }
+    result
+}
+
+type Pinned = Vec<(Arc<Tree>, Arc<Levels>)>;
+
+/// Lifts the restriction on flushes, however the checkpoint ends.
+struct FlushGate<'a>(&'a Arc<Core>);
+
+impl Drop for FlushGate<'_> {
+    fn drop(&mut self) {
+        self.0.work.lock().flush_only_up_to = None;
+        work::schedule(self.0);
+    }
+}
+
+/// Steps 1 to 3: the levels of all trees at one instant.
+fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
+    let _one_at_a_time = core.namespace_change.lock();
+    let cut = {
+        let commit = core.lock_commit();
+        for tree in core.trees.load().iter() {
+            core.rotate(&commit, tree)?;
+        }
+        core.work.lock().flush_only_up_to = Some(commit.last_seqno);
+        commit.last_seqno
+    };
+    let _gate = FlushGate(core);
+    work::wait_for_flushes(core)?;
+    let trees = core.trees.load();
+    let pinned = trees.iter().map(|t| (Arc::clone(t), Arc::clone(&t.state().levels))).collect();
+    Ok((pinned, cut))
+}
+
+/// Step 4, but for the rename.
+fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned, last_seqno: SeqNo) -> Result<()> {
+    let fs = &core.env.fs;
+    fs.create_dir_all(dir)?;
+    let mut ops = Vec::new();
+    for (tree, levels) in pinned {
+        let namespace = tree.id;
+        ops.push(Op::CreateNamespace { id: namespace, name: tree.name.to_string() });
+        for blob in levels.blobs() {
+            let meta = blob.file.meta.clone();
+            let id = meta.id;
+            link(core, &names::blob_path(&core.dir, id), &names::blob_path(dir, id))?;
+            ops.push(Op::AddBlob { namespace, meta });
+        }
+        for (level, file) in levels.all_files() {
+            let meta = file.meta.clone();
+            let id = meta.id;
+            link(core, &names::sstable_path(&core.dir, id), &names::sstable_path(dir, id))?;
+            ops.push(Op::AddFile { namespace, level, meta });
+        }
+        ops.push(Op::Flushed { namespace, seqno: last_seqno });
+    }
+    let mut edit = VersionEdit::of(ops);
+    edit.last_seqno = Some(last_seqno);
+    core.versions.write_copy(dir, edit)?;
+    fs.sync_dir(dir)?;
+    Ok(())
+}
+
+/// Gives a file a second name, or copies it where that cannot be.
+fn link(core: &Arc<Core>, from: &Path, to: &Path) -> Result<()> {
+    if core.env.fs.hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    let source = core.env.fs.open(from, OpenMode::Read)?;
+    let target = core.env.fs.open(to, OpenMode::Create)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        let read = source.read_at(&mut buffer, offset)?;
+        if read == 0 {
+            break;
+        }
+        target.write_at(&buffer[..read], offset)?;
+        offset += read as u64;
+    }
+    target.sync_data()?;
+    Ok(())
+}
+
+/// Removes a half-made copy, if there is one.
+fn clear(core: &Arc<Core>, dir: &Path) -> Result<()> {
+    if !core.env.fs.exists(dir)? {
+        return Ok(());
+    }
+    for entry in core.env.fs.list(dir)? {
+        if !entry.is_dir {
+            core.env.fs.remove_file(&dir.join(&entry.name))?;
+        }
+    }
+    core.env.fs.remove_dir(dir)?;
+    Ok(())
+}

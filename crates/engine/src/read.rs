@@ -1,0 +1,602 @@
+//! Reads: one key, several keys, ranges.
+//!
+//! A point read walks the sources of a tree from the newest to the oldest (active memtable,
+//! immutable memtables, L0 files by age, one file of each deeper level) and stops at the first that
+//! knows the key. Filters rule most tables out for the price of one cache line. Range tombstones of
+//! a source apply to everything in older sources and, by sequence number, in the same one.
+//!
+//! A read loads the tree's picture first and the published number second: what the number allows is
+//! then in the picture, and nothing in the picture can go away under it (see `snapshot`).
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::blob::{BlobPointer, BlobFile};
+use crate::cache::BlockSlice;
+use crate::core::{Core, Now};
+use crate::error::{Error, Result};
+use crate::iterator::InternalIterator;
+use crate::key::{Kind, SeqNo, Trailer, prefix_end};
+use crate::memtable::MemtableIter;
+use crate::merge::concat::{ConcatIter, RunSource};
+use crate::merge::merging::MergingIter;
+use crate::merge::visible::{View, VisibleIter};
+use crate::names;
+use crate::options::LEVELS;
+use crate::range_del::RangeTombstones;
+use crate::sstable::{ReadOptions, Table, TableIter, key_hash};
+use crate::tree::{Levels, TableFile, Tree, TreeState};
+use crate::value::{Entry, Value};
+use crate::version::KeyRange;
+
+/// The newest version of a key, before its value is made.
+enum Found<'a> {
+    /// In a memtable of the picture.
+    Memtable(Trailer, &'a [u8]),
+    /// In a block.
+    Block(Trailer, BlockSlice),
+}
+
+impl Found<'_> {
+    fn trailer(&self) -> Trailer {
+        match self {
+            Self::Memtable(trailer, _) | Self::Block(trailer, _) => *trailer,
+        }
+    }
+
+    fn raw(&self) -> &[u8] {
+        match self {
+            Self::Memtable(_, value) => value,
+            Self::Block(_, value) => value,
+        }
+    }
+}
+
+impl Core {
+    /// The newest version of `key` at or before `snapshot` that no range tombstone covers; a point
+    /// tombstone is returned as such.
+    fn newest<'a>(
+        &self,
+        state: &'a TreeState,
+        key: &[u8],
+        snapshot: SeqNo,
+    ) -> Result<Option<Found<'a>>> {
+        let mut covered = SeqNo::ZERO;
+        let uncovered = |trailer: Trailer, covered: SeqNo| trailer.seqno() > covered;
+
+        let waiting = state.immutables.iter().map(|i| &i.memtable);
+        for memtable in std::iter::once(&state.active).chain(waiting) {
+            if memtable.has_range_tombstones() {
+                let tombstones = memtable.range_tombstones();
+                covered = covered.max(tombstones.covering(key, snapshot).unwrap_or_default());
+            }
+            if let Some((trailer, value)) = memtable.get(key, snapshot) {
+                let found = Found::Memtable(trailer, value);
+                return Ok(uncovered(trailer, covered).then_some(found));
+            }
+        }
+        if state.levels.is_empty() {
+            return Ok(None);
+        }
+        let hash = key_hash(key);
+        for file in state.levels.files(0) {
+            if file.meta.covers(key) {
+                let table = self.table(file)?;
+                if let Some(result) = probe(&table, key, hash, snapshot, &mut covered)? {
+                    return Ok(uncovered(result.trailer(), covered).then_some(result));
+                }
+            }
+        }
+        for level in 1..LEVELS {
+            if let Some(file) = state.levels.levels()[level].find(key) {
+                let table = self.table(file)?;
+                if let Some(result) = probe(&table, key, hash, snapshot, &mut covered)? {
+                    return Ok(uncovered(result.trailer(), covered).then_some(result));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a key in a picture, at a sequence number.
+    pub fn get_at(
+        &self,
+        state: &TreeState,
+        key: &[u8],
+        snapshot: SeqNo,
+    ) -> Result<Option<Entry>> {
+        self.observer.counters.reads.add(1);
+        let found = self.newest(state, key, snapshot).inspect_err(|e| self.note_error(e))?;
+        let Some(found) = found else { return Ok(None) };
+        let now = Now::new(&self.env);
+        let entry = self.materialize(&state.levels, key, found, &now);
+        let entry = entry.inspect_err(|e| self.note_error(e))?;
+        if entry.is_some() {
+            self.observer.counters.read_hits.add(1);
+        }
+        Ok(entry)
+    }
+
+    /// Reads a key as it is now.
+    pub fn get_now(&self, tree: &Tree, key: &[u8]) -> Result<Option<Entry>> {
+        self.check_tree(tree)?;
+        let state = tree.state();
+        let snapshot = self.snapshots.published();
+        self.get_at(&state, key, snapshot)
+    }
+
+    /// The version of `key` at `snapshot`, without its value; `None` if it does not exist.
+    pub fn version_at(
+        &self,
+        state: &TreeState,
+        key: &[u8],
+        snapshot: SeqNo,
+    ) -> Result<Option<SeqNo>> {
+        let Some(found) = self.newest(state, key, snapshot)? else { return Ok(None) };
+        let trailer = found.trailer();
+        let kind = stored_kind(&self.dir, trailer)?;
+        let exists = match kind {
+            Kind::Delete => false,
+            _ if kind.is_expiring() => {
+                split_expiry(&self.dir, found.raw())?.0 > Now::new(&self.env).unix_ms()
+            }
+            _ => true,
+        };
+        Ok(exists.then_some(trailer.seqno()))
+    }
+
+    /// Whether the memtables of a picture know anything of `key` (its own entries or a range
+    /// tombstone over it).
+    pub fn memtables_know(&self, state: &TreeState, key: &[u8]) -> bool {
+        let waiting = state.immutables.iter().map(|i| &i.memtable);
+        std::iter::once(&state.active).chain(waiting).any(|memtable| {
+            memtable.latest_seqno(key).is_some()
+                || (memtable.has_range_tombstones()
+                    && memtable.range_tombstones().covering(key, SeqNo::MAX).is_some())
+        })
+    }
+
+    /// Makes what the user gets of a version: nothing for a tombstone or an expired value, the blob
+    /// for a pointer.
+    fn materialize(
+        &self,
+        levels: &Levels,
+        key: &[u8],
+        found: Found<'_>,
+        now: &Now<'_>,
+    ) -> Result<Option<Entry>> {
+        let trailer = found.trailer();
+        let kind = stored_kind(&self.dir, trailer)?;
+        if kind == Kind::Delete {
+            return Ok(None);
+        }
+        let mut skip = 0;
+        let mut expires_at_ms = None;
+        if kind.is_expiring() {
+            let (expiry, _) = split_expiry(&self.dir, found.raw())?;
+            if expiry <= now.unix_ms() {
+                return Ok(None);
+            }
+            skip = 8;
+            expires_at_ms = Some(expiry);
+        }
+        let value = if kind.is_blob() {
+            self.read_blob(levels, key, &found.raw()[skip..])?
+        } else {
+            match found {
+                Found::Memtable(_, raw) => Value::copied(&raw[skip..]),
+                Found::Block(_, slice) => Value::block(slice.skip(skip)),
+            }
+        };
+        Ok(Some(Entry { value, version: trailer.seqno(), expires_at_ms }))
+    }
+
+    /// Reads a value that is stored in a blob file.
+    fn read_blob(&self, levels: &Levels, key: &[u8], pointer: &[u8]) -> Result<Value> {
+        let pointer = BlobPointer::decode(pointer)
+            .ok_or_else(|| Error::corruption(&self.dir, 0, "a blob pointer does not decode"))?;
+        Ok(Value::from(self.blob(levels, &pointer)?.read(&pointer, key)?))
+    }
+
+    /// The open blob file that a pointer leads to.
+    pub fn blob<'l>(&self, levels: &'l Levels, pointer: &BlobPointer) -> Result<&'l BlobFile> {
+        let path = names::blob_path(&self.dir, pointer.file);
+        let Some(blob) = levels.blob(pointer.file) else {
+            return Err(Error::corruption(path, pointer.offset, "a blob file is missing"));
+        };
+        blob.reader_or_open(|meta| {
+            let file = self.env.fs.open(&path, firn_io::fs::OpenMode::Read)?;
+            BlobFile::open(file, meta.id)
+        })
+    }
+
+    /// Opens a scan at `snapshot` over a picture that the scan keeps.
+    pub fn scan_at(
+        self: &Arc<Self>,
+        tree: &Arc<Tree>,
+        state: Arc<TreeState>,
+        snapshot: SeqNo,
+        pin: Option<SeqNo>,
+        options: ScanOptions,
+    ) -> Result<Scan> {
+        self.observer.counters.scans.add(1);
+        let now_ms = self.env.clock.unix_ms();
+        let mut sources = Vec::with_capacity(4);
+        let waiting = state.immutables.iter().map(|i| &i.memtable);
+        for memtable in std::iter::once(&state.active).chain(waiting) {
+            if !memtable.is_empty() || memtable.has_range_tombstones() {
+                sources.push((Source::Memtable(memtable.iter()), memtable.range_tombstones()));
+            }
+        }
+        let range = hull(&options);
+        for file in state.levels.files(0) {
+            if range.overlaps_file(&file.meta) {
+                let table = self.table(file)?;
+                let tombstones = Arc::clone(table.range_tombstones());
+                sources.push((Source::Table(table.iter(ReadOptions::default())), tombstones));
+            }
+        }
+        for level in 1..LEVELS {
+            let files = state.levels.overlapping(level, &range);
+            if files.is_empty() {
+                continue;
+            }
+            let mut covering = Vec::new();
+            for file in files.iter().filter(|f| f.meta.range_tombstone_count > 0) {
+                covering.push(Arc::clone(self.table(file)?.range_tombstones()));
+            }
+            let tombstones = match covering.len() {
+                0 => Arc::default(),
+                1 => covering.swap_remove(0),
+                _ => {
+                    let sets: Vec<&RangeTombstones> = covering.iter().map(|t| &**t).collect();
+                    Arc::new(RangeTombstones::merge(&sets))
+                }
+            };
+            let run = Run::new(Arc::clone(self), files, ReadOptions::default());
+            sources.push((Source::Level(ConcatIter::new(run)), tombstones));
+        }
+        let view = View {
+            snapshot,
+            now_ms,
+            start: options.start,
+            end: options.end,
+            reverse: options.reverse,
+        };
+        let inner = VisibleIter::new(MergingIter::with_tombstones(sources, snapshot), view);
+        Ok(Scan {
+            core: Arc::clone(self),
+            tree: Arc::clone(tree),
+            state,
+            inner,
+            pin,
+            keys_only: options.keys_only,
+            blob: None,
+            entries: 0,
+        })
+    }
+}
+
+/// A range that contains every key of a scan, by which files are chosen.
+fn hull(options: &ScanOptions) -> KeyRange {
+    let start = match &options.start {
+        Bound::Included(key) | Bound::Excluded(key) => key.clone(),
+        Bound::Unbounded => Vec::new(),
+    };
+    let (end, end_exclusive) = match &options.end {
+        Bound::Included(key) => (Some(key.clone()), false),
+        Bound::Excluded(key) => (Some(key.clone()), true),
+        Bound::Unbounded => (None, false),
+    };
+    KeyRange { start, end, end_exclusive }
+}
+
+/// Asks one table, and raises `covered` by its range tombstones.
+fn probe(
+    table: &Table,
+    key: &[u8],
+    hash: u64,
+    snapshot: SeqNo,
+    covered: &mut SeqNo,
+) -> Result<Option<Found<'static>>> {
+    let tombstones = table.range_tombstones();
+    if !tombstones.is_empty() {
+        *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
+    }
+    let entry = table.get(key, hash, snapshot)?;
+    Ok(entry.map(|entry| Found::Block(entry.trailer, entry.value)))
+}
+
+/// The kind in a stored trailer.
+fn stored_kind(dir: &std::path::Path, trailer: Trailer) -> Result<Kind> {
+    trailer.kind().ok_or_else(|| Error::corruption(dir, 0, "an entry has an unknown kind"))
+}
+
+/// Splits the expiry from a stored value.
+fn split_expiry<'a>(dir: &std::path::Path, raw: &'a [u8]) -> Result<(u64, &'a [u8])> {
+    let (expiry, rest) = raw
+        .split_first_chunk::<8>()
+        .ok_or_else(|| Error::corruption(dir, 0, "an expiring value is shorter than its expiry"))?;
+    Ok((u64::from_le_bytes(*expiry), rest))
+}
+
+/// Which keys a scan returns, and how.
+#[derive(Clone, Debug)]
+pub struct ScanOptions {
+    /// Where the range starts.
+    pub start: Bound<Vec<u8>>,
+    /// Where it ends.
+    pub end: Bound<Vec<u8>>,
+    /// From the end to the start.
+    pub reverse: bool,
+    /// Leave values out; large values are then not read at all.
+    pub keys_only: bool,
+}
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        Self::all()
+    }
+}
+
+impl ScanOptions {
+    /// Every key.
+    pub fn all() -> Self {
+        Self { start: Bound::Unbounded, end: Bound::Unbounded, reverse: false, keys_only: false }
+    }
+
+    /// From `start` (inclusive) to `end` (exclusive).
+    pub fn range(start: impl Into<Vec<u8>>, end: impl Into<Vec<u8>>) -> Self {
+        let (start, end) = (Bound::Included(start.into()), Bound::Excluded(end.into()));
+        Self { start, end, ..Self::all() }
+    }
+
+    /// Every key that starts with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> Self {
+        let end = prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded);
+        Self { start: Bound::Included(prefix.to_vec()), end, ..Self::all() }
+    }
+
+    /// The same, from the end to the start.
+    #[must_use]
+    pub fn reverse(self) -> Self {
+        Self { reverse: true, ..self }
+    }
+
+    /// The same, without values.
+    #[must_use]
+    pub fn keys_only(self) -> Self {
+        Self { keys_only: true, ..self }
+    }
+}
+
+/// The files of a level as a sorted run.
+pub struct Run {
+    core: Arc<Core>,
+    files: Vec<Arc<TableFile>>,
+    options: ReadOptions,
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Run {
+    /// The files, which must be in key order and not overlap.
+    pub fn new(core: Arc<Core>, files: Vec<Arc<TableFile>>, options: ReadOptions) -> Self {
+        Self { core, files, options }
+    }
+}
+
+impl RunSource for Run {
+    type Iter = TableIter;
+
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn smallest(&self, index: usize) -> &[u8] {
+        &self.files[index].meta.smallest
+    }
+
+    fn largest(&self, index: usize) -> (&[u8], bool) {
+        let meta = &self.files[index].meta;
+        (&meta.largest, meta.largest_exclusive)
+    }
+
+    fn open(&mut self, index: usize) -> Result<TableIter> {
+        let table = self.core.table(&self.files[index])?;
+        Ok(table.iter(self.options))
+    }
+}
+
+/// One source of a scan.
+pub enum Source {
+    /// A memtable.
+    Memtable(MemtableIter),
+    /// An L0 file.
+    Table(TableIter),
+    /// A deeper level.
+    Level(ConcatIter<Run>),
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Memtable(_) => "Memtable",
+            Self::Table(_) => "Table",
+            Self::Level(_) => "Level",
+        })
+    }
+}
+
+macro_rules! each {
+    ($self:expr, $source:ident => $call:expr) => {
+        match $self {
+            Source::Memtable($source) => $call,
+            Source::Table($source) => $call,
+            Source::Level($source) => $call,
+        }
+    };
+}
+
+impl InternalIterator for Source {
+    #[inline]
+    fn valid(&self) -> bool {
+        each!(self, s => s.valid())
+    }
+    fn seek_to_first(&mut self) -> Result<()> {
+        each!(self, s => s.seek_to_first())
+    }
+    fn seek_to_last(&mut self) -> Result<()> {
+        each!(self, s => s.seek_to_last())
+    }
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        each!(self, s => s.seek(key))
+    }
+    fn seek_before(&mut self, key: &[u8]) -> Result<()> {
+        each!(self, s => s.seek_before(key))
+    }
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        each!(self, s => s.next())
+    }
+    #[inline]
+    fn prev(&mut self) -> Result<()> {
+        each!(self, s => s.prev())
+    }
+    #[inline]
+    fn key(&self) -> &[u8] {
+        each!(self, s => s.key())
+    }
+    #[inline]
+    fn trailer(&self) -> Trailer {
+        each!(self, s => s.trailer())
+    }
+    #[inline]
+    fn value(&self) -> &[u8] {
+        each!(self, s => s.value())
+    }
+    #[inline]
+    fn next_key(&mut self) -> Result<()> {
+        each!(self, s => s.next_key())
+    }
+}
+
+/// A scan over a range of keys at one instant, in one direction. It keeps the memtables and files
+/// that it reads alive until it is dropped.
+pub struct Scan {
+    core: Arc<Core>,
+    tree: Arc<Tree>,
+    state: Arc<TreeState>,
+    inner: VisibleIter<MergingIter<Source>>,
+    pin: Option<SeqNo>,
+    keys_only: bool,
+    /// The present value, if it was read from a blob file.
+    blob: Option<Value>,
+    entries: u64,
+}
+
+impl Scan {
+    /// Advances; `false` at the end. Must be called before the first entry. After an error the scan
+    /// may be continued by [`Scan::seek`] only.
+    #[allow(clippy::should_implement_trait, reason = "a lending iterator, which Iterator cannot be")]
+    pub fn next(&mut self) -> Result<bool> {
+        self.blob = None;
+        let more = self.inner.next().inspect_err(|e| self.core.note_error(e))?;
+        if more {
+            self.entries += 1;
+            if self.inner.kind().is_blob() && !self.keys_only {
+                let (key, pointer) = (self.inner.key(), self.inner.raw_value());
+                let value = self.core.read_blob(&self.state.levels, key, pointer);
+                self.blob = Some(value.inspect_err(|e| self.core.note_error(e))?);
+            }
+        }
+        Ok(more)
+    }
+
+    /// The key.
+    pub fn key(&self) -> &[u8] {
+        self.inner.key()
+    }
+
+    /// The value; empty if only keys were asked for.
+    pub fn value(&self) -> &[u8] {
+        match &self.blob {
+            Some(value) => value,
+            None if self.keys_only => &[],
+            None => self.inner.raw_value(),
+        }
+    }
+
+    /// The sequence number of the operation that wrote it.
+    pub fn version(&self) -> SeqNo {
+        self.inner.trailer().seqno()
+    }
+
+    /// When it ceases to exist, in Unix milliseconds, if ever.
+    pub fn expires_at_ms(&self) -> Option<u64> {
+        self.inner.expires_at_ms()
+    }
+
+    /// Continues elsewhere: the following [`Scan::next`] goes to the first key at or after `key` (at
+    /// or before it in a reverse scan) that is inside of the bounds.
+    pub fn seek(&mut self, key: &[u8]) -> Result<()> {
+        self.blob = None;
+        self.inner.seek(key)
+    }
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        self.core.observer.counters.scan_entries.add(self.entries);
+        if let Some(seqno) = self.pin {
+            self.core.snapshots.unpin(seqno);
+        }
+    }
+}
+
+impl std::fmt::Debug for Scan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scan").field("namespace", &self.tree.name).finish_non_exhaustive()
+    }
+}
+
+impl IntoIterator for Scan {
+    type Item = Result<(Vec<u8>, Vec<u8>)>;
+    type IntoIter = Pairs;
+
+    fn into_iter(self) -> Pairs {
+        Pairs { scan: self, ended: false }
+    }
+}
+
+/// A scan as an iterator of copies. Ends after an error.
+#[derive(Debug)]
+pub struct Pairs {
+    scan: Scan,
+    ended: bool,
+}
+
+impl Iterator for Pairs {
+    type Item = Result<(Vec<u8>, Vec<u8>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        match self.scan.next() {
+            Ok(true) => Some(Ok((self.scan.key().to_vec(), self.scan.value().to_vec()))),
+            Ok(false) => {
+                self.ended = true;
+                None
+            }
+            Err(error) => {
+                self.ended = true;
+                Some(Err(error))
+            }
+        }
+    }
+}

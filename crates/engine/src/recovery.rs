@@ -1,0 +1,233 @@
+//! Opening a database: CURRENT, manifest, clean-up, log.
+//!
+//! 1. Lock the directory.
+//! 2. Read the manifest that CURRENT names: the namespaces, their files, and up to which sequence
+//!    number each is in SSTables. A new manifest is begun, so that the old one is never appended to
+//!    after a doubtful write.
+//! 3. Remove files that no manifest names: what a crash left of a flush, a compaction, a manifest.
+//! 4. Replay the log into memtables, leaving out what SSTables have. A torn tail that nobody was
+//!    promised is cut; damage anywhere else is an error, and then nothing was changed.
+//! 5. Begin to accept calls. SSTables are opened when they are first read, so opening takes as long
+//!    as the log is long, however large the database is.
+//!
+//! Each step can be repeated: a crash in the middle leads to the same state at the next open.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+
+use arc_swap::ArcSwap;
+use firn_io::Env;
+use firn_io::exec::Priority;
+use firn_io::wal::{self, Log, LogOptions};
+use parking_lot::{Condvar, Mutex};
+
+use crate::batch::BatchReader;
+use crate::blob::BlobFile;
+use crate::cache::BlockCache;
+use crate::compaction::pacing::Pacer;
+use crate::core::{
+    CommitState, Core, OpenTables, RECORD_BATCH, Settings, Trees, WorkState, remove_quietly,
+};
+use crate::error::{Error, Result};
+use crate::event::{Event, Observer};
+use crate::key::{Kind, NamespaceId, SeqNo};
+use crate::names::{self, FileKind};
+use crate::options::Options;
+use crate::snapshot::SnapshotList;
+use crate::tree::{TableSlot, Tree};
+use crate::version::set::VersionSet;
+use crate::version::{FileClass, Purger};
+use crate::work;
+
+/// Opens the database in `dir`.
+pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
+    let settings = Settings::new(options)?;
+    let started = env.clock.monotonic();
+    let read_only = settings.given.read_only;
+    let exists = env.fs.exists(&dir.join(names::CURRENT))?;
+    if !exists && (read_only || !settings.given.create_if_missing) {
+        let detail = format!("there is no database in {}", dir.display());
+        return Err(Error::InvalidArgument(detail));
+    }
+    let lock = if read_only { None } else { Some(lock(&env, dir)?) };
+
+    let cache = Arc::new(BlockCache::new(settings.cache_bytes as u64));
+    let observer = Arc::new(Observer::default());
+    let purger = purger(&env, dir);
+    let versions: VersionSet<TableSlot, BlobFile> = if read_only {
+        VersionSet::recover_read_only(env.clone(), dir, purger)?
+    } else {
+        let versions = VersionSet::open(env.clone(), dir, purger)?;
+        remove_orphans(&env, dir, &versions)?;
+        versions
+    };
+
+    let mut trees = Trees::default();
+    for (id, name) in versions.namespaces() {
+        trees.insert(Arc::new(Tree::new(id, name.into(), versions.current(id))));
+    }
+    let mut replay = Replay::new(&trees, &versions);
+    let wal_dir = dir.join(names::WAL_DIR);
+    let log_options = LogOptions {
+        segment_bytes: settings.log_segment_bytes,
+        mapped: settings.given.log_mapped,
+        from: versions.log_start(),
+        ..LogOptions::default()
+    };
+    let apply = |record: wal::Record<'_>| replay.apply(&wal_dir, &record);
+    let (log, report) = if read_only {
+        (None, wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?)
+    } else {
+        let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
+        (Some(log), report)
+    };
+    let last_seqno = replay.last_seqno;
+    let core = Arc::new(Core {
+        pacer: Pacer::new(Arc::clone(&env.clock), settings.memtable_bytes as u64),
+        env,
+        dir: dir.to_path_buf(),
+        observer,
+        cache,
+        log,
+        versions,
+        snapshots: SnapshotList::default(),
+        trees: ArcSwap::from_pointee(trees),
+        namespace_change: Mutex::new(()),
+        commit: Mutex::new(CommitState { last_seqno, unpublished: VecDeque::new() }),
+        memtables_bytes: AtomicUsize::new(0),
+        work: Mutex::new(WorkState::default()),
+        work_done: Condvar::new(),
+        acks: Mutex::new(VecDeque::new()),
+        log_segment: AtomicU32::new(0),
+        sync_armed: AtomicBool::new(false),
+        disk_full: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        tables: OpenTables::default(),
+        lock: Mutex::new(lock),
+        poisoned: Mutex::new(None),
+        settings,
+    });
+    core.snapshots.publish(last_seqno);
+    core.recount_memtables();
+    if !read_only {
+        listen_to_syncs(&core)?;
+        // Without the ballast the database works; a full disk then has less room for deletes.
+        let _ = work::place_ballast(&core);
+        work::schedule(&core);
+    }
+    let micros = core.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
+    core.observer.emit(Event::RecoveryEnd {
+        records: report.records,
+        log_bytes: report.bytes,
+        torn_bytes: report.torn_bytes,
+        micros,
+    });
+    Ok(core)
+}
+
+/// Takes the directory for this process, making it first if need be.
+fn lock(env: &Env, dir: &Path) -> Result<Box<dyn firn_io::fs::FileLock>> {
+    env.fs.create_dir_all(dir)?;
+    match env.fs.lock(&dir.join(names::LOCK)) {
+        Ok(lock) => Ok(lock),
+        Err(error) if error.source.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(Error::Locked(dir.to_path_buf()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes files in the background once the last reader has let go of them.
+fn purger(env: &Env, dir: &Path) -> Purger {
+    let (env, dir) = (env.clone(), dir.to_path_buf());
+    Arc::new(move |id, class| {
+        let path = match class {
+            FileClass::Sstable => names::sstable_path(&dir, id),
+            FileClass::Blob => names::blob_path(&dir, id),
+        };
+        let task_env = env.clone();
+        env.exec.submit(Priority::Low, Box::new(move || remove_quietly(&task_env, &path)));
+    })
+}
+
+/// Removes what a crash left behind.
+fn remove_orphans(env: &Env, dir: &Path, versions: &VersionSet<TableSlot, BlobFile>) -> Result<()> {
+    let live: BTreeSet<_> = versions.live_files().into_iter().collect();
+    for entry in env.fs.list(dir)? {
+        let orphan = match names::parse(&entry.name) {
+            Some(FileKind::Sstable(id) | FileKind::Blob(id)) => !live.contains(&id),
+            Some(FileKind::Manifest(id)) => id != versions.manifest_id(),
+            None => entry.name == names::CURRENT_TMP,
+        };
+        if orphan && !entry.is_dir {
+            env.fs.remove_file(&dir.join(&entry.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the commit path of every sync, whoever did it.
+fn listen_to_syncs(core: &Arc<Core>) -> Result<()> {
+    let weak = Arc::downgrade(core);
+    core.log()?.set_sync_listener(Arc::new(move |result| {
+        let Some(core) = weak.upgrade() else { return };
+        match result {
+            Ok(synced) => core.publish_synced(synced),
+            Err(error) => {
+                let error = core.poison(&error);
+                core.fail_acks(&error);
+            }
+        }
+    }));
+    Ok(())
+}
+
+/// Puts log records back into memtables.
+struct Replay<'a> {
+    trees: &'a Trees,
+    /// By namespace, the operations that SSTables have.
+    flushed: BTreeMap<NamespaceId, SeqNo>,
+    last_seqno: SeqNo,
+}
+
+impl<'a> Replay<'a> {
+    fn new(trees: &'a Trees, versions: &VersionSet<TableSlot, BlobFile>) -> Self {
+        let flushed = trees.iter().map(|t| (t.id, versions.flushed_seqno(t.id))).collect();
+        Self { trees, flushed, last_seqno: versions.last_seqno() }
+    }
+
+    fn apply(&mut self, dir: &Path, record: &wal::Record<'_>) -> Result<()> {
+        let damaged = |detail: &str| {
+            Error::corruption(dir, record.start.0, format!("log record: {detail}"))
+        };
+        if record.kind != RECORD_BATCH {
+            return Err(Error::UnsupportedFormat(format!(
+                "log record of kind {} in {}",
+                record.kind,
+                dir.display()
+            )));
+        }
+        let batch = BatchReader::new(record.payload).map_err(damaged)?;
+        let mut seqno = batch.base;
+        for operation in batch.operations() {
+            let operation = operation.map_err(damaged)?;
+            // A namespace that is gone was dropped; its operations with it.
+            if let Some(tree) = self.trees.get(operation.namespace)
+                && self.flushed.get(&tree.id).is_none_or(|&flushed| seqno > flushed)
+            {
+                tree.note_record(record.start);
+                let state = tree.state();
+                if operation.kind == Kind::RangeDelete {
+                    state.active.add_range_tombstone(operation.key, operation.value, seqno);
+                } else {
+                    state.active.insert(operation.key, seqno, operation.kind, operation.value);
+                }
+            }
+            self.last_seqno = self.last_seqno.max(seqno);
+            seqno.0 += 1;
+        }
+        Ok(())
+    }
+}

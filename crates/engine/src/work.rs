@@ -1,0 +1,293 @@
+//! Background work: what runs, when, and what happens when it fails.
+//!
+//! [`schedule`] is called whenever something may have become due (a memtable was retired, a job
+//! ended, a retry timer fired) and submits at most one flush per tree and as many compactions as
+//! there are threads to spare. Jobs never call each other; the end of one schedules the next.
+//!
+//! A failed job leaves the database as it was, is told to the listener, and is tried again after a
+//! delay that doubles up to half a minute. It never blocks writes by itself: writers wait only when
+//! memtables cannot be flushed. When the reason is a full disk, the ballast is given back, puts are
+//! refused, and every retry looks whether there is room again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use firn_io::exec::Priority;
+
+use crate::compaction::run::{self, Job};
+use crate::core::{Core, WorkState};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::flush;
+use crate::names;
+use crate::tree::Tree;
+
+/// First delay before a failed job is tried again.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest delay.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How often a full disk is looked at.
+const DISK_FULL_RETRY: Duration = Duration::from_millis(500);
+
+/// Starts whatever is due.
+pub fn schedule(core: &Arc<Core>) {
+    let mut work = core.work.lock();
+    if core.closed.load(Ordering::Acquire) {
+        return;
+    }
+    if work.last_error.is_some() && work.retry_armed {
+        // The timer will come back here.
+        return;
+    }
+    for tree in core.trees.load().iter() {
+        submit_flush(core, &mut work, tree);
+    }
+    let most = core.env.exec.threads().saturating_sub(1).max(1);
+    while work.compactions < most && work.compaction_paused == 0 {
+        let Some(job) = run::pick(core) else { break };
+        work.compactions += 1;
+        let core = Arc::clone(core);
+        let exec = Arc::clone(&core.env.exec);
+        exec.submit(Priority::Low, Box::new(move || run_compaction(&core, job)));
+    }
+    update_pacing(core);
+}
+
+fn submit_flush(core: &Arc<Core>, work: &mut WorkState, tree: &Arc<Tree>) {
+    let state = tree.state();
+    let Some(oldest) = state.immutables.last() else { return };
+    if work.flush_only_up_to.is_some_and(|most| oldest.last_seqno > most) {
+        return;
+    }
+    if tree.flushing.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    work.flushes += 1;
+    let (core, tree) = (Arc::clone(core), Arc::clone(tree));
+    let exec = Arc::clone(&core.env.exec);
+    exec.submit(Priority::High, Box::new(move || run_flush(&core, &tree)));
+}
+
+fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
+    let result = flush::flush_oldest(core, tree);
+    core.recount_memtables();
+    let mut work = core.work.lock();
+    work.flushes -= 1;
+    tree.flushing.store(false, Ordering::Release);
+    finish(core, work, "flush", result);
+}
+
+fn run_compaction(core: &Arc<Core>, job: Job) {
+    let result = run::run(core, &job);
+    job.release();
+    drop(job);
+    let mut work = core.work.lock();
+    work.compactions -= 1;
+    finish(core, work, "compaction", result);
+}
+
+/// Ends a job: notes how it went, wakes who waits, starts what is next.
+fn finish(
+    core: &Arc<Core>,
+    mut work: parking_lot::MutexGuard<'_, WorkState>,
+    task: &'static str,
+    result: Result<()>,
+) {
+    match result {
+        Ok(()) => {
+            work.failures = 0;
+            work.last_error = None;
+            core.work_done.notify_all();
+            drop(work);
+            if core.disk_full.load(Ordering::Acquire) {
+                look_for_room(core);
+            }
+            schedule(core);
+        }
+        Err(_) if core.closed.load(Ordering::Acquire) => {
+            core.work_done.notify_all();
+        }
+        Err(error) => {
+            core.observer.counters.background_failures.add(1);
+            let full = error.is_out_of_space();
+            let delay = if full {
+                DISK_FULL_RETRY
+            } else {
+                let doubled = RETRY_FIRST * 2u32.saturating_pow(work.failures.min(16));
+                doubled.min(RETRY_MAX)
+            };
+            work.failures += 1;
+            work.last_error = Some(error.duplicate());
+            let armed = std::mem::replace(&mut work.retry_armed, true);
+            core.work_done.notify_all();
+            drop(work);
+            core.note_error(&error);
+            core.observer.emit(Event::BackgroundError {
+                task,
+                error: error.to_string(),
+                retry_ms: delay.as_millis() as u64,
+            });
+            if full {
+                disk_full(core, &error.to_string());
+            }
+            if !armed {
+                retry_after(core, delay);
+            }
+        }
+    }
+}
+
+fn retry_after(core: &Arc<Core>, delay: Duration) {
+    let weak = Arc::downgrade(core);
+    core.env.exec.submit_after(
+        delay,
+        Priority::High,
+        Box::new(move || {
+            let Some(core) = weak.upgrade() else { return };
+            core.work.lock().retry_armed = false;
+            if core.disk_full.load(Ordering::Acquire) {
+                look_for_room(&core);
+            }
+            schedule(&core);
+        }),
+    );
+}
+
+/// Goes into the state in which puts are refused: gives the ballast back, so that deletes can be
+/// logged and memtables flushed, and looks for room from time to time.
+pub fn disk_full(core: &Arc<Core>, detail: &str) {
+    if core.disk_full.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    core.observer.emit(Event::DiskFull { detail: detail.to_string() });
+    // If there is no ballast there is nothing to give back.
+    let _ = core.env.fs.remove_file(&core.dir.join(names::BALLAST));
+    core.work_done.notify_all();
+    let armed = std::mem::replace(&mut core.work.lock().retry_armed, true);
+    if !armed {
+        retry_after(core, DISK_FULL_RETRY);
+    }
+}
+
+/// Leaves the disk-full state if there is room for the ballast and a memtable's flush.
+fn look_for_room(core: &Arc<Core>) {
+    match make_room(core) {
+        Ok(true) => {
+            core.disk_full.store(false, Ordering::Release);
+            core.work.lock().last_error = None;
+            core.observer.emit(Event::DiskRecovered);
+        }
+        Ok(false) | Err(_) => {
+            let armed = std::mem::replace(&mut core.work.lock().retry_armed, true);
+            if !armed {
+                retry_after(core, DISK_FULL_RETRY);
+            }
+        }
+    }
+}
+
+/// Whether there is room for writes; restores the ballast if so.
+fn make_room(core: &Core) -> Result<bool> {
+    let space = core.env.fs.space(&core.dir)?;
+    let ballast = ballast_bytes(core, space.total);
+    let flush = core.settings.memtable_bytes as u64 + core.settings.log_segment_bytes;
+    if space.available < ballast + flush {
+        return Ok(false);
+    }
+    place_ballast(core)?;
+    Ok(true)
+}
+
+/// The ballast: as configured, but at most a hundredth of the disk.
+fn ballast_bytes(core: &Core, total: u64) -> u64 {
+    core.settings.given.ballast_bytes.min(total / 100)
+}
+
+/// Reserves the ballast, if it is not there. Errors: no room for it.
+pub fn place_ballast(core: &Core) -> Result<()> {
+    let bytes = ballast_bytes(core, core.env.fs.space(&core.dir)?.total);
+    let path = core.dir.join(names::BALLAST);
+    if bytes == 0 || core.env.fs.exists(&path)? {
+        return Ok(());
+    }
+    let file = core.env.fs.open(&path, firn_io::fs::OpenMode::Create)?;
+    if let Err(error) = file.allocate(bytes) {
+        crate::core::remove_quietly(&core.env, &path);
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+/// Tells the pacer how far behind the background is.
+pub fn update_pacing(core: &Core) {
+    core.pacer.update(run::load(core));
+}
+
+/// Waits until no flush is due or running; errors if one fails.
+pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
+    schedule(core);
+    core.wait_for(|work| {
+        if let Some(error) = &work.last_error {
+            return Some(Err(error.duplicate()));
+        }
+        let due = core.trees.load().iter().any(|tree| {
+            let state = tree.state();
+            state.immutables.last().is_some_and(|oldest| {
+                work.flush_only_up_to.is_none_or(|most| oldest.last_seqno <= most)
+            })
+        });
+        (work.flushes == 0 && !due).then_some(Ok(()))
+    })
+}
+
+/// Waits until nothing is due or running; errors if something fails.
+pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
+    loop {
+        wait_for_flushes(core)?;
+        core.wait_for(|work| {
+            if let Some(error) = &work.last_error {
+                return Some(Err(error.duplicate()));
+            }
+            (work.compactions == 0 && work.flushes == 0).then_some(Ok(()))
+        })?;
+        schedule(core);
+        let work = core.work.lock();
+        if work.compactions == 0 && work.flushes == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits until no job runs; for closing. New ones are not started once `closed` is set.
+pub fn wait_stopped(core: &Core) {
+    core.wait_for(|work| (work.compactions == 0 && work.flushes == 0).then_some(()));
+}
+
+/// Keeps compaction from starting while the guard lives, and waits for those that run.
+#[derive(Debug)]
+pub struct CompactionPause {
+    core: Arc<Core>,
+}
+
+impl CompactionPause {
+    /// Pauses.
+    pub fn new(core: &Arc<Core>) -> Self {
+        core.work.lock().compaction_paused += 1;
+        let pause = Self { core: Arc::clone(core) };
+        core.wait_for(|work| (work.compactions == 0).then_some(()));
+        pause
+    }
+}
+
+impl Drop for CompactionPause {
+    fn drop(&mut self) {
+        self.core.work.lock().compaction_paused -= 1;
+        schedule(&self.core);
+    }
+}
+
+/// What a job answers when the database is being closed under it.
+pub fn closing() -> Error {
+    Error::Closed("the database is being closed")
+}

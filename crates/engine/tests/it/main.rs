@@ -1,0 +1,6 @@
+//! The engine as embedders meet it: through its public API, on disks that fail.
+
+mod crash;
+mod faults;
+mod model;
+mod world;
