@@ -4,10 +4,12 @@
 //! 2. Read the manifest that CURRENT names: the namespaces, their files, and up to which sequence
 //!    number each is in SSTables. A new manifest is begun, so that the old one is never appended to
 //!    after a doubtful write.
-//! 3. Remove files that no manifest names: what a crash left of a flush, a compaction, a manifest.
+//! 3. Check that every file that it names is there, by name and length.
 //! 4. Replay the log into memtables, leaving out what SSTables have. A torn tail that nobody was
-//!    promised is cut; damage anywhere else is an error, and then nothing was changed.
-//! 5. Begin to accept calls. SSTables are opened when they are first read, so opening takes as long
+//!    promised is cut; damage anywhere else is an error, and then no data was touched.
+//! 5. Remove files that no manifest names: what a crash left of a flush, a compaction, a manifest.
+//!    After 4, because a log that begins too late shows that the manifest is not the latest.
+//! 6. Begin to accept calls. SSTables are opened when they are first read, so opening takes as long
 //!    as the log is long, however large the database is.
 //!
 //! Each step can be repeated: a crash in the middle leads to the same state at the next open.
@@ -59,10 +61,9 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     let versions: VersionSet<TableSlot, BlobFile> = if read_only {
         VersionSet::recover_read_only(env.clone(), dir, purger)?
     } else {
-        let versions = VersionSet::open(env.clone(), dir, purger)?;
-        remove_orphans(&env, dir, &versions)?;
-        versions
+        VersionSet::open(env.clone(), dir, purger)?
     };
+    versions.check_files_exist()?;
 
     let mut trees = Trees::default();
     for (id, name) in versions.namespaces() {
@@ -81,6 +82,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         (None, wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?)
     } else {
         let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
+        remove_orphans(&env, dir, &versions)?;
         (Some(log), report)
     };
     let last_seqno = replay.last_seqno;
