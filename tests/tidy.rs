@@ -210,10 +210,19 @@ struct Order(Vec<String>);
 
 impl Order {
     fn read(lib: &str) -> Option<Self> {
-        let docs: Vec<&str> = lib.lines().filter_map(|line| line.strip_prefix("//!")).collect();
+        let docs: Vec<&str> = lib
+            .lines()
+            .filter_map(|line| line.strip_prefix("//!"))
+            .collect();
         let docs = docs.join("\n");
         let list = docs.split("Module order").nth(1)?.split("\n\n").next()?;
-        Some(Self(list.split('`').skip(1).step_by(2).map(str::to_owned).collect()))
+        Some(Self(
+            list.split('`')
+                .skip(1)
+                .step_by(2)
+                .map(str::to_owned)
+                .collect(),
+        ))
     }
 
     /// Where a path stands: by the longest listed beginning of it. A module of which only parts are
@@ -237,10 +246,14 @@ impl Order {
 /// The module path of a file: `compaction/pick.rs` is `compaction::pick`.
 fn module_of(path: &Path, src: &Path) -> String {
     let relative = path.strip_prefix(src).unwrap().with_extension("");
-    let parts: Vec<_> =
-        relative.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    let parts: Vec<_> = relative
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned())
+        .collect();
     let module = parts.join("::");
-    module.strip_suffix("::mod").map_or(module.clone(), str::to_owned)
+    module
+        .strip_suffix("::mod")
+        .map_or(module.clone(), str::to_owned)
 }
 
 /// The lines before `#[cfg(test)]`, numbered from 1. Tests may look anywhere.
@@ -421,7 +434,10 @@ fn unsafe_is_allowed_by_name() {
 fn the_checks_bite() {
     assert_eq!(named_paths("use crate::db::Db; // crate::x"), ["db::Db"]);
     assert_eq!(named_paths("use crate::{a, b};"), [""]);
-    assert_eq!(named_paths("pub(crate) fn f(x: &crate::key::SeqNo)"), ["key::SeqNo"]);
+    assert_eq!(
+        named_paths("pub(crate) fn f(x: &crate::key::SeqNo)"),
+        ["key::SeqNo"]
+    );
     assert!(named_paths("use mycrate::db;").is_empty());
     let docs = "//! Module order (why): `a`, `c::x`,\n//! `b`, `c::y`.\n//!\n//! `d`";
     let order = Order::read(docs).unwrap();

@@ -114,7 +114,7 @@ fn stats_json(stats: &Stats) -> Value {
     let levels: Vec<Value> = stats
         .levels
         .iter()
-        .map(|l| json!({ "level": l.level, "files": l.files, "bytes": l.bytes, "score": l.score }))
+        .map(|l| json!({ "level": l.level, "files": l.files, "bytes": l.bytes }))
         .collect();
     let namespaces: Vec<Value> = stats
         .namespaces
@@ -127,10 +127,10 @@ fn stats_json(stats: &Stats) -> Value {
         })
         .collect();
     json!({
-        "last_version": stats.last_seqno,
+        "last_version": stats.last_seqno.0,
         "disk_bytes": stats.disk_bytes,
         "compaction_debt_bytes": stats.compaction_debt_bytes,
-        "log": { "segments": stats.log.segments, "bytes": stats.log.bytes },
+        "log": { "segments": stats.log.segments, "disk_bytes": stats.log.disk_bytes },
         "blobs": {
             "files": stats.blob_files, "bytes": stats.blob_bytes,
             "garbage_bytes": stats.blob_garbage_bytes,

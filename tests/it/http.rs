@@ -5,37 +5,44 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 /// A kept-alive connection.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: BufReader<TcpStream>,
 }
 
 /// What came back.
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
     }
 }
 
 impl Connection {
-    pub fn open(address: &str) -> io::Result<Self> {
+    pub(crate) fn open(address: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     /// Sends a request and reads the whole reply.
-    pub fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
-        let mut request =
-            format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len())
-                .into_bytes();
+    pub(crate) fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
+        let mut request = format!(
+            "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
         request.extend_from_slice(body);
         self.stream.get_mut().write_all(&request)?;
         self.reply(method)
@@ -52,15 +59,25 @@ impl Connection {
     fn reply(&mut self, method: &str) -> io::Result<Reply> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidData);
         let status = self.line()?;
-        let status = status.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(invalid)?;
-        let mut reply = Reply { status, headers: Vec::new(), body: Vec::new() };
+        let status = status
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .ok_or_else(invalid)?;
+        let mut reply = Reply {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+        };
         loop {
             let line = self.line()?;
             if line.is_empty() {
                 break;
             }
             let (name, value) = line.split_once(':').ok_or_else(invalid)?;
-            reply.headers.push((name.to_owned(), value.trim().to_owned()));
+            reply
+                .headers
+                .push((name.to_owned(), value.trim().to_owned()));
         }
         if method == "HEAD" || status == 204 || status == 304 {
             return Ok(reply);
@@ -76,7 +93,10 @@ impl Connection {
                 reply.body.extend_from_slice(&chunk[..size]);
             }
         }
-        let length = reply.header("content-length").map_or(Ok(0), str::parse).map_err(|_| invalid())?;
+        let length = reply
+            .header("content-length")
+            .map_or(Ok(0), str::parse)
+            .map_err(|_| invalid())?;
         reply.body.resize(length, 0);
         self.stream.read_exact(&mut reply.body)?;
         Ok(reply)

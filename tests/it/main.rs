@@ -1,12 +1,13 @@
 //! The whole product as a user meets it: the binary, real processes, temporary directories, free
 //! ports.
-#![allow(clippy::disallowed_methods, reason = "tests of processes, from outside of the database")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests of processes, from outside of the database"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 #![allow(clippy::print_stderr, reason = "seeds and counts of long tests")]
 
 mod cli;
-mod crash;
 mod http;
-mod kill;
 mod process;
 mod serve;

@@ -10,60 +10,64 @@ use tempfile::TempDir;
 
 /// How a run of the command ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub code: i32,
-    pub stdout: Vec<u8>,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
 }
 
 impl Ended {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).expect("text on stdout")
     }
 
     /// Stdout of a run that must have succeeded.
     #[track_caller]
-    pub fn ok(self) -> Vec<u8> {
+    pub(crate) fn ok(self) -> Vec<u8> {
         assert_eq!(self.code, 0, "{self:?}");
         self.stdout
     }
 
     #[track_caller]
-    pub fn fails(self, code: i32) -> Self {
+    pub(crate) fn fails(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
         self
     }
 }
 
 /// The command, without the settings of whoever runs the tests.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firn"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FIRN_")) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FIRN_"))
+    {
         command.env_remove(name);
     }
     command
 }
 
 /// A directory for one test.
-pub struct Place {
-    pub dir: TempDir,
+pub(crate) struct Place {
+    pub(crate) dir: TempDir,
 }
 
 impl Place {
-    pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+    pub(crate) fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Ended {
+    pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Ended {
         self.run_with(args, b"")
     }
 
     /// Runs the command in this directory with `input` on stdin.
-    pub fn run_with<S: AsRef<std::ffi::OsStr>>(&self, args: &[S], input: &[u8]) -> Ended {
+    pub(crate) fn run_with<S: AsRef<std::ffi::OsStr>>(&self, args: &[S], input: &[u8]) -> Ended {
         let mut child = command()
             .args(args)
             .current_dir(self.dir.path())
@@ -89,17 +93,17 @@ impl Place {
 }
 
 /// A server that is ready.
-pub struct Server {
-    pub child: Child,
-    pub ready_line: String,
-    pub address: String,
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) ready_line: String,
+    pub(crate) address: String,
 }
 
 /// How long a server may take to answer, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Server {
-    pub fn start(dir: &Path, extra: &[&str]) -> Self {
+    pub(crate) fn start(dir: &Path, extra: &[&str]) -> Self {
         match Self::try_start(dir, extra) {
             Ok(server) => server,
             Err(ended) => panic!("the server did not start: {ended:?}"),
@@ -107,7 +111,7 @@ impl Server {
     }
 
     /// Starts a server on a free port and waits for its ready line; or for its end.
-    pub fn try_start(dir: &Path, extra: &[&str]) -> Result<Self, Ended> {
+    pub(crate) fn try_start(dir: &Path, extra: &[&str]) -> Result<Self, Ended> {
         let mut child = spawn(dir, extra);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let (send, receive) = mpsc::channel();
@@ -130,7 +134,11 @@ impl Server {
             let mut pipe = child.stderr.take().unwrap();
             let code = child.wait().unwrap().code().unwrap_or(-1);
             let _ = pipe.read_to_string(&mut stderr);
-            return Err(Ended { code, stdout: line.into_bytes(), stderr });
+            return Err(Ended {
+                code,
+                stdout: line.into_bytes(),
+                stderr,
+            });
         }
         let mut stderr = child.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
@@ -139,10 +147,14 @@ impl Server {
             .find_map(|word| word.strip_prefix("http="))
             .expect("the ready line names the address")
             .to_owned();
-        Ok(Self { child, ready_line: line, address })
+        Ok(Self {
+            child,
+            ready_line: line,
+            address,
+        })
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([&format!("-{name}"), &self.child.id().to_string()])
             .status()
@@ -151,7 +163,7 @@ impl Server {
     }
 
     /// Waits for the end; the exit code, -1 if a signal ended it.
-    pub fn wait(&mut self) -> i32 {
+    pub(crate) fn wait(&mut self) -> i32 {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -163,7 +175,7 @@ impl Server {
     }
 
     /// As power for a process: nothing is closed, nothing is flushed.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -177,7 +189,7 @@ impl Drop for Server {
 }
 
 /// A server process with pipes.
-pub fn spawn(dir: &Path, extra: &[&str]) -> Child {
+pub(crate) fn spawn(dir: &Path, extra: &[&str]) -> Child {
     command()
         .arg("serve")
         .arg("--data-dir")

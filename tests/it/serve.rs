@@ -32,7 +32,9 @@ fn it_finishes_what_it_has_begun() {
     let mut server = Server::start(&place.path("d"), &[]);
     // Half a request is on its way when the signal comes.
     let mut stream = TcpStream::connect(&server.address).unwrap();
-    stream.write_all(b"PUT /v1/keys/slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nha").unwrap();
+    stream
+        .write_all(b"PUT /v1/keys/slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nha")
+        .unwrap();
     // A second connection proves that the first was accepted before it.
     let mut other = Connection::open(&server.address).unwrap();
     assert_eq!(other.request("GET", "/readyz", b"").unwrap().status, 200);
@@ -50,7 +52,9 @@ fn a_second_signal_ends_it_at_once() {
     let place = Place::new();
     let mut server = Server::start(&place.path("d"), &["--drain-timeout", "5m"]);
     let mut stream = TcpStream::connect(&server.address).unwrap();
-    stream.write_all(b"PUT /v1/keys/slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nha").unwrap();
+    stream
+        .write_all(b"PUT /v1/keys/slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nha")
+        .unwrap();
     let mut other = Connection::open(&server.address).unwrap();
     assert_eq!(other.request("GET", "/readyz", b"").unwrap().status, 200);
     server.signal("TERM");
@@ -71,7 +75,10 @@ fn one_process_holds_a_directory() {
         Err(ended) => ended,
     };
     assert_eq!(ended.code, 4, "{ended:?}");
-    assert!(ended.stderr.contains("held open by another process"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("held open by another process"),
+        "{ended:?}"
+    );
     let ended = place.run(&["put", "--data-dir", "d", "k", "v"]).fails(4);
     assert!(ended.stderr.contains("--server"), "{}", ended.stderr);
     server.kill();
@@ -114,19 +121,32 @@ fn the_verbs_speak_to_a_server() {
     run(&["get", "none"], b"").fails(1);
     run(&["put", "all", "x", "--if-absent"], b"").fails(1);
     run(&["put", "--key-encoding", "hex", "00ff2f", "odd"], b"").ok();
-    assert_eq!(run(&["get", "--key-encoding", "hex", "00ff2f"], b"").ok(), b"odd");
+    assert_eq!(
+        run(&["get", "--key-encoding", "hex", "00ff2f"], b"").ok(),
+        b"odd"
+    );
     run(&["put", "a/b c?d", "v"], b"").ok();
-    let batch = b"{\"op\":\"put\",\"key\":\"x\",\"value\":\"1\"}\n{\"op\":\"delete\",\"key\":\"all\"}\n";
+    let batch =
+        b"{\"op\":\"put\",\"key\":\"x\",\"value\":\"1\"}\n{\"op\":\"delete\",\"key\":\"all\"}\n";
     run(&["batch"], batch).ok();
-    assert_eq!(run(&["scan"], b"").ok(), b"\\x00\\xff/\todd\na/b c?d\tv\nx\t1\n");
-    assert_eq!(run(&["scan", "--reverse", "--limit", "1", "--keys"], b"").ok(), b"x\n");
+    assert_eq!(
+        run(&["scan"], b"").ok(),
+        b"\\x00\\xff/\todd\na/b c?d\tv\nx\t1\n"
+    );
+    assert_eq!(
+        run(&["scan", "--reverse", "--limit", "1", "--keys"], b"").ok(),
+        b"x\n"
+    );
     let lines: String = (0..3000).map(|i| format!("p/{i:05}\t{i}\n")).collect();
     run(&["import", "--from", "lines"], lines.as_bytes()).ok();
     assert_eq!(run(&["scan", "--prefix", "p/"], b"").ok(), lines.as_bytes());
     let export = run(&["export", "--format", "dump"], b"").ok();
     run(&["ns", "create", "copy"], b"").ok();
     run(&["import", "--from", "dump", "--ns", "copy"], &export).ok();
-    assert_eq!(run(&["export", "--format", "dump", "--ns", "copy"], b"").ok(), export);
+    assert_eq!(
+        run(&["export", "--format", "dump", "--ns", "copy"], b"").ok(),
+        export
+    );
     assert_eq!(run(&["ns", "list"], b"").ok(), b"copy\ndefault\n");
     run(&["ns", "drop", "copy", "--yes"], b"").ok();
     run(&["del", "--prefix", "p/", "--yes"], b"").ok();
@@ -136,7 +156,13 @@ fn the_verbs_speak_to_a_server() {
     run(&["verify"], b"").ok();
     run(&["inspect"], b"").ok();
     run(&["checkpoint", "before"], b"").ok();
-    let bench = ["bench", "--mix", "fillrandom,readrandom,readseq,ycsb-e", "--keys", "200"];
+    let bench = [
+        "bench",
+        "--mix",
+        "fillrandom,readrandom,readseq,ycsb-e",
+        "--keys",
+        "200",
+    ];
     run(&bench, b"").ok();
 }
 
