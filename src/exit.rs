@@ -131,7 +131,7 @@ impl From<firn_io::Error> for Failure {
 impl From<firn_client::Error> for Failure {
     fn from(error: firn_client::Error) -> Self {
         let failure = Self::with_code(error.exit_code(), error.to_string());
-        if failure.exit == Exit::Unreachable {
+        if matches!(error.kind, firn_client::ErrorKind::Unreachable) {
             return failure.advise(
                 "is it running? `firn serve` starts one; --server ADDR names another, \
                  --data-dir DIR works on files that no server holds",
@@ -141,9 +141,14 @@ impl From<firn_client::Error> for Failure {
     }
 }
 
+/// An engine that does not open is told with the same advice as for the verbs that open it
+/// themselves.
 impl From<firn_server::serve::ServeError> for Failure {
     fn from(error: firn_server::serve::ServeError) -> Self {
-        Self::with_code(error.exit_code(), error.to_string())
+        match error {
+            firn_server::serve::ServeError::Engine(error) => Self::from(error),
+            other => Self::with_code(other.exit_code(), other.to_string()),
+        }
     }
 }
 

@@ -313,6 +313,7 @@ impl<'a> Run<'a> {
             reverse: self.mix == Mix::Readreverse,
             ..Range::default()
         };
+        let mut measured = 0;
         loop {
             let before = tally.ops;
             let mut more = true;
@@ -320,11 +321,11 @@ impl<'a> Run<'a> {
                 tally.ops += 1;
                 tally.bytes += (key.len() + value.len()) as u64;
                 left -= 1;
-                if tally.ops.is_multiple_of(RUN) {
+                if tally.ops - measured == RUN {
                     let now = host::now();
                     let mean = (now - last).as_nanos() as u64 / RUN;
                     tally.latency.saturating_record_n(mean, RUN);
-                    last = now;
+                    (last, measured) = (now, tally.ops);
                     more = deadline.is_none_or(|deadline| now < deadline);
                 }
                 more &= left > 0;
@@ -337,6 +338,12 @@ impl<'a> Run<'a> {
         }
         tally.found = tally.ops;
         tally.ended = host::now();
+        // The last run, which was cut short.
+        let rest = tally.ops - measured;
+        if rest > 0 {
+            let mean = (tally.ended - last).as_nanos() as u64 / rest;
+            tally.latency.saturating_record_n(mean, rest);
+        }
         Ok(())
     }
 }

@@ -114,16 +114,16 @@ codes! {
     ConditionFailed "condition_failed" 412 "ERR" FailedPrecondition 1
         "A condition did not hold; nothing was written",
         "Read the key again and decide again; the member version is the version it has now.";
-    KeyTooLarge "key_too_large" 413 "ERR" InvalidArgument 2
+    KeyTooLarge "key_too_large" 413 "ERR" InvalidArgument 4
         "The key is too long",
         "Use a shorter key; the members limit and actual are in bytes.";
-    ValueTooLarge "value_too_large" 413 "ERR" InvalidArgument 2
+    ValueTooLarge "value_too_large" 413 "ERR" InvalidArgument 4
         "The value is too large",
         "Split the value, or raise limits.value_bytes where the server runs.";
-    BodyTooLarge "body_too_large" 413 "ERR" InvalidArgument 2
+    BodyTooLarge "body_too_large" 413 "ERR" InvalidArgument 4
         "The request body is too large",
         "Send less at a time.";
-    LimitExceeded "limit_exceeded" 413 "ERR" InvalidArgument 2
+    LimitExceeded "limit_exceeded" 413 "ERR" InvalidArgument 4
         "A limit is exceeded",
         "The detail names the limit, the members limit and actual have its value and yours.";
     Internal "internal" 500 "ERR" Internal 3
@@ -132,7 +132,7 @@ codes! {
     OutcomeUnknown "outcome_unknown" 500 "ERR" Unavailable 3
         "The server stopped before the write was acknowledged",
         "The write may or may not have happened: read the key, or repeat it under a condition.";
-    IoError "io_error" 500 "ERR" Internal 3
+    IoError "io_error" 500 "ERR" Internal 4
         "The disk refused an operation",
         "Look at the server's log and at the disk.";
     Corruption "corruption" 500 "ERR" DataLoss 5
@@ -147,7 +147,7 @@ codes! {
     ShuttingDown "shutting_down" 503 "ERR" Unavailable 3
         "The server is about to stop",
         "Repeat the request after the delay, or elsewhere.";
-    LogPoisoned "log_poisoned" 503 "ERR" Unavailable 3
+    LogPoisoned "log_poisoned" 503 "ERR" Unavailable 4
         "Writes are refused: an earlier write to the log failed",
         "Mend the disk and restart the server. Reads go on; no acknowledged write is lost.";
     DiskFull "disk_full" 507 "OOM" ResourceExhausted 4

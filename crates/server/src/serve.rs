@@ -90,12 +90,14 @@ impl From<io::Error> for ServeError {
 }
 
 impl ServeError {
-    /// The exit code of the process: 2 usage, 3 could not serve, 5 damage found.
+    /// The exit code of the process: 2 usage, 3 could not serve, 4 the database refused to open
+    /// (another process holds it, the disk), 5 damage found.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
             Self::Engine(error) if error.is_corruption() => 5,
-            Self::Bind { .. } | Self::Engine(_) | Self::Io(_) => 3,
+            Self::Engine(_) => 4,
+            Self::Bind { .. } | Self::Io(_) => 3,
         }
     }
 }
