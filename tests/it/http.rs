@@ -38,9 +38,20 @@ impl Connection {
 
     /// Sends a request and reads the whole reply.
     pub(crate) fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
+        self.request_with(method, target, "", body)
+    }
+
+    /// The same with more headers, each line of them ended by CR LF.
+    pub(crate) fn request_with(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &str,
+        body: &[u8],
+    ) -> io::Result<Reply> {
+        let length = body.len();
         let mut request = format!(
-            "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n",
-            body.len()
+            "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n{headers}\r\n"
         )
         .into_bytes();
         request.extend_from_slice(body);

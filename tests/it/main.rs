@@ -5,9 +5,14 @@
     reason = "tests of processes, from outside of the database"
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-#![allow(clippy::print_stderr, reason = "seeds and counts of long tests")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "seeds and counts of long tests"
+)]
 
 mod cli;
 mod http;
+mod kill;
 mod process;
 mod serve;
