@@ -286,8 +286,3 @@ impl Drop for CompactionPause {
         schedule(&self.core);
     }
 }
-
-/// What a job answers when the database is being closed under it.
-pub fn closing() -> Error {
-    Error::Closed("the database is being closed")
-}

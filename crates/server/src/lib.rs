@@ -12,6 +12,7 @@
 //!
 //! A request goes `serve` -> `http` -> `service` -> engine and back; nothing is kept between
 //! requests of a connection.
+#![deny(missing_docs)]
 
 pub mod config;
 pub mod connection;
