@@ -396,11 +396,16 @@ pub(crate) enum Source {
 /// same input ends in the same state. Of entries with the same key the last wins.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  apt-cache dumpavail | firn import --from deb822 -\n  firn import --from dir /usr/share/doc --prefix doc/\n  firn export | firn import --from ndjson - --ns copy --server other:8080"
+    after_help = "Examples:\n  apt-cache dumpavail | firn import --format deb822 -\n  firn import --format dir /usr/share/doc --prefix doc/\n  firn export | firn import --format ndjson - --ns copy --server other:8080"
 )]
 pub(crate) struct ImportArgs {
     /// The kind of input
-    #[arg(long, value_enum, value_name = "KIND")]
+    #[arg(
+        long = "format",
+        visible_alias = "from",
+        value_enum,
+        value_name = "KIND"
+    )]
     pub(crate) from: Source,
     /// The file or directory; `-` is stdin
     #[arg(value_name = "PATH", default_value = "-")]
@@ -409,7 +414,12 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "KEY", default_value = "")]
     pub(crate) prefix: OsString,
     /// deb822: the field that is the key
-    #[arg(long, value_name = "NAME", default_value = "Package")]
+    #[arg(
+        long = "key",
+        visible_alias = "key-field",
+        value_name = "FIELD",
+        default_value = "Package"
+    )]
     pub(crate) key_field: String,
     /// dir: store everything so many times, under PREFIX0000/, PREFIX0001/...
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]

@@ -15,4 +15,5 @@ mod cli;
 mod http;
 mod kill;
 mod process;
+mod readme;
 mod serve;

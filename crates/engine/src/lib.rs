@@ -55,3 +55,8 @@ pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
 pub use crate::value::{Entry, Value};
+
+/// The program in the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
