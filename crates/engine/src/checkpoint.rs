@@ -14,7 +14,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use firn_io::fs::OpenMode;
+use firn_io::fs::{OpenMode, parent_of};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
     clear(core, &partial)?;
     let result = fill(core, &partial, &pinned, last_seqno).and_then(|()| {
         core.env.fs.rename(&partial, dir)?;
-        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) = parent_of(dir) {
             core.env.fs.sync_dir(parent)?;
         }
         Ok(())
@@ -82,7 +82,7 @@ fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
 /// Step 4, but for the rename.
 fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned, last_seqno: SeqNo) -> Result<()> {
     let fs = &core.env.fs;
-    fs.create_dir_all(dir)?;
+    fs.create_dir_durable(dir)?;
     let mut ops = Vec::new();
     for (tree, levels) in pinned {
         let namespace = tree.id;

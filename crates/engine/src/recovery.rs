@@ -134,7 +134,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
 
 /// Takes the directory for this process, making it first if need be.
 fn lock(env: &Env, dir: &Path) -> Result<Box<dyn firn_io::fs::FileLock>> {
-    env.fs.create_dir_all(dir)?;
+    // Where there is CURRENT, the directory's own name was synced before.
+    if !env.fs.exists(&dir.join(names::CURRENT))? {
+        env.fs.create_dir_durable(dir)?;
+    }
     match env.fs.lock(&dir.join(names::LOCK)) {
         Ok(lock) => Ok(lock),
         Err(error) if error.source.kind() == std::io::ErrorKind::WouldBlock => {
