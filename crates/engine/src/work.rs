@@ -17,7 +17,7 @@ use firn_io::exec::Priority;
 
 use crate::compaction::run::{self, Job};
 use crate::core::{Core, WorkState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::Event;
 use crate::flush;
 use crate::names;
