@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -351,7 +351,9 @@ async fn next_signal() -> i32 {
 
 /// Log lines go to the standard error. A logger that is there already stays.
 fn start_logging(config: &Config) {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let lines = tracing_subscriber::fmt()
+        .with_ansi(colours)
         .with_max_level(config.log_level)
         .with_writer(io::stderr);
     let _ = match config.log_format {
