@@ -16,7 +16,7 @@
 //! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
 //! `db`.
 
-#![allow(missing_docs)]
+#![deny(missing_docs)]
 
 pub mod batch;
 pub mod blob;
@@ -55,3 +55,8 @@ pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
 pub use crate::value::{Entry, Value};
+
+/// The program in the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

@@ -78,7 +78,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         ..LogOptions::default()
     };
     let apply = |record: wal::Record<'_>| replay.apply(&wal_dir, &record);
-    let (log, report) = if read_only {
+    let (log, report) = if read_only && log_options.from.is_none() && !env.fs.exists(&wal_dir)? {
+        // A checkpoint: everything is in SSTables, and nobody has written to it yet.
+        (None, wal::reader::ScanReport::default())
+    } else if read_only {
         (None, wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?)
     } else {
         let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
