@@ -42,6 +42,7 @@ pub mod snapshot;
 pub mod sstable;
 pub mod tree;
 pub mod value;
+pub mod verify;
 pub mod version;
 pub mod work;
 
@@ -54,3 +55,4 @@ pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
 pub use crate::value::{Entry, Value};
+pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};

@@ -3,4 +3,5 @@
 mod crash;
 mod faults;
 mod model;
+mod verify;
 mod world;
