@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
-use crate::key::SeqNo;
+use crate::blob::BlobValue;
 use crate::cache::BlockSlice;
+use crate::key::SeqNo;
 
 /// A value. Dereferences to its bytes. A value that was read from a cached block is a slice of it,
 /// not a copy, and keeps the block in memory until it is dropped.
@@ -15,6 +17,7 @@ pub struct Value(Repr);
 enum Repr {
     Owned(Box<[u8]>),
     Block(BlockSlice),
+    Blob(Arc<BlobValue>),
 }
 
 impl Value {
@@ -33,6 +36,10 @@ impl Value {
         match self.0 {
             Repr::Owned(bytes) => bytes.into_vec(),
             Repr::Block(slice) => slice.to_vec(),
+            Repr::Blob(value) => match Arc::try_unwrap(value) {
+                Ok(value) => value.into_vec(),
+                Err(shared) => shared.to_vec(),
+            },
         }
     }
 }
@@ -40,6 +47,12 @@ impl Value {
 impl From<Vec<u8>> for Value {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Repr::Owned(bytes.into()))
+    }
+}
+
+impl From<BlobValue> for Value {
+    fn from(value: BlobValue) -> Self {
+        Self(Repr::Blob(Arc::new(value)))
     }
 }
 
@@ -51,6 +64,7 @@ impl Deref for Value {
         match &self.0 {
             Repr::Owned(bytes) => bytes,
             Repr::Block(slice) => slice,
+            Repr::Blob(value) => value,
         }
     }
 }

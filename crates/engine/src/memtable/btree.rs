@@ -52,7 +52,8 @@ const MAX_LEAF: usize = 15;
 /// Most children of an inner node.
 const MAX_INNER: usize = 63;
 /// Levels of inner nodes. A level is added when the root has no room, so that each multiplies the
-/// number of leaves by half a node's children at least.
+/// number of leaves by half a node's children at least: with four children, the least allowed, by
+/// two.
 const MAX_HEIGHT: usize = 24;
 /// The generation that is a node's last.
 const LAST_GENERATION: u32 = 127;
@@ -394,7 +395,7 @@ impl<const L: usize, const I: usize> fmt::Debug for Tree<L, I> {
 
 impl<const L: usize, const I: usize> Tree<L, I> {
     pub(super) fn new() -> Self {
-        const { assert!(2 <= L && L <= MAX_LEAF && 2 <= I && I <= MAX_INNER) };
+        const { assert!(2 <= L && L <= MAX_LEAF && 4 <= I && I <= MAX_INNER) };
         Self {
             root: AtomicPtr::new(ptr::null_mut()),
             counters: Counters {

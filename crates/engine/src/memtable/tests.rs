@@ -217,7 +217,7 @@ fn check<const L: usize, const I: usize>(tree: &Arc<Tree<L, I>>, model: &Model) 
 proptest! {
     #[test]
     fn behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 0..400)) {
-        run::<2, 2>(steps.clone());
+        run::<2, 4>(steps.clone());
         run::<3, 4>(steps.clone());
         run::<LEAF, INNER>(steps);
     }
@@ -254,9 +254,9 @@ fn many_keys_in_every_order() {
         fill::<LEAF, INNER>((0..20_000).map(|i| i * 7919 % 20_011), prefix);
         // Several ascending runs at once.
         fill::<LEAF, INNER>((0..20_000).map(|i| i % 8 * 10_000_000 + i), prefix);
-        fill::<2, 2>((0..3_000).map(|i| i * 7919 % 20_011), prefix);
-        fill::<3, 3>(0..3_000, prefix);
-        fill::<3, 3>((0..3_000).rev(), prefix);
+        fill::<2, 4>((0..3_000).map(|i| i * 7919 % 20_011), prefix);
+        fill::<3, 5>(0..3_000, prefix);
+        fill::<3, 5>((0..3_000).rev(), prefix);
     }
 }
 
@@ -465,6 +465,6 @@ fn stress<const L: usize, const I: usize>(writers: u64, keys_each: u64) {
 fn readers_among_writers() {
     stress::<LEAF, INNER>(3, 20_000);
     // Tiny nodes: splits and reuse all the time.
-    stress::<2, 2>(2, 5_000);
+    stress::<2, 4>(2, 5_000);
     stress::<3, 4>(3, 5_000);
 }

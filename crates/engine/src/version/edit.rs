@@ -434,7 +434,7 @@ pub(crate) mod tests {
             &[2, 1, 2],
             &[4, 4, 1, 6, 0xab, 2],
             &[5, 7, 1, 7, 0xf4, 3, 4, 0x84, 2],
-            &[3, 26, 1, 2, 0xac, 2, 0x80, 0x20, 0xa8, 0x46, 70, 2, 1, 2], b"aa", &[1], b"b",
+            &[3, 25, 1, 2, 0xac, 2, 0x80, 0x20, 0xa8, 0x46, 70, 2, 1, 2], b"aa", &[1], b"b",
             &[1, 5, 0xe8, 7, 1, 7, 3, 0xc8, 1],
             &[6, 3, 1, 0xe8, 7],
             &[16, 2, 0xad, 2],
@@ -569,7 +569,7 @@ pub(crate) mod tests {
             let mut out = Vec::new();
             sample().encode(&mut out);
             let at = at % out.len();
-            out[at] ^= 1 << bit;
+            out[at] ^= 1u8 << bit;
             let _ = VersionEdit::decode(&out);
         }
     }

@@ -354,8 +354,8 @@ mod tests {
         assert_eq!(want[28..32], GOLDEN_FRAME_CRC.to_le_bytes());
     }
 
-    const GOLDEN_HEADER_CRC: u32 = 0;
-    const GOLDEN_FRAME_CRC: u32 = 0;
+    const GOLDEN_HEADER_CRC: u32 = 0x9ee7_5708;
+    const GOLDEN_FRAME_CRC: u32 = 0xa67f_821e;
 
     #[test]
     fn what_was_appended_is_read() {

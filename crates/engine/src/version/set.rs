@@ -96,7 +96,7 @@ impl<T, B> State<T, B> {
         &self,
         edit: &VersionEdit,
         purger: Option<&Purger>,
-    ) -> Result<Staged<T, B>, String> {
+    ) -> std::result::Result<Staged<T, B>, String> {
         let mut staged =
             Staged { state: self.clone(), removed: Vec::new(), removed_blobs: Vec::new() };
         let mut builders: BTreeMap<NamespaceId, VersionBuilder<T, B>> = BTreeMap::new();
@@ -146,28 +146,34 @@ impl<T, B> State<T, B> {
     }
 }
 
+/// The builder of a namespace's next version, begun if need be.
+fn builder_of<'b, T, B>(
+    builders: &'b mut BTreeMap<NamespaceId, VersionBuilder<T, B>>,
+    namespaces: &BTreeMap<NamespaceId, NamespaceState<T, B>>,
+    id: NamespaceId,
+    purger: Option<&Purger>,
+) -> std::result::Result<&'b mut VersionBuilder<T, B>, String> {
+    let tree = namespaces.get(&id).ok_or_else(|| format!("there is no namespace {}", id.0))?;
+    let begin = || VersionBuilder::new(Arc::clone(&tree.version), purger.cloned());
+    Ok(builders.entry(id).or_insert_with(begin))
+}
+
 impl<T, B> Staged<T, B> {
     fn apply(
         &mut self,
         op: &Op,
         builders: &mut BTreeMap<NamespaceId, VersionBuilder<T, B>>,
         purger: Option<&Purger>,
-    ) -> Result<(), String> {
+    ) -> std::result::Result<(), String> {
         let namespaces = &mut self.state.namespaces;
-        let mut builder = |id: NamespaceId| match namespaces.get(&id) {
-            Some(namespace) => Ok(builders.entry(id).or_insert_with(|| {
-                VersionBuilder::new(Arc::clone(&namespace.version), purger.cloned())
-            })),
-            None => Err(format!("there is no namespace {}", id.0)),
-        };
         match op {
             Op::AddFile { namespace, level, meta } => {
-                builder(*namespace)?.add_file(*level, meta.clone())
+                builder_of(builders, namespaces, *namespace, purger)?.add_file(*level, meta.clone())
             }
             Op::RemoveFile { namespace, level, id } => {
-                builder(*namespace)?.remove_file(*level, *id)
+                builder_of(builders, namespaces, *namespace, purger)?.remove_file(*level, *id)
             }
-            Op::AddBlob { namespace, meta } => builder(*namespace)?.add_blob(meta.clone()),
+            Op::AddBlob { namespace, meta } => builder_of(builders, namespaces, *namespace, purger)?.add_blob(meta.clone()),
             Op::Flushed { namespace, seqno } => match namespaces.get_mut(namespace) {
                 Some(tree) => {
                     tree.flushed = tree.flushed.max(*seqno);

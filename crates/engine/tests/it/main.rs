@@ -1,4 +1,5 @@
 //! The engine as embedders meet it: through its public API, on disks that fail.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod crash;
 mod faults;
