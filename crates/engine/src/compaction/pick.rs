@@ -1,0 +1,1183 @@
+//! Which files to compact next: a pure decision from a [`Version`] to a [`Plan`], without I/O.
+//!
+//! # The shape of a tree
+//!
+//! L0 holds flushed memtables, which overlap. The levels below are sorted runs. The last level has
+//! most of the data and its size sets the targets of those above it, each smaller by
+//! [`PickOptions::level_ratio`] (RocksDB's idea of dynamic level sizes): at most a ratio's share of
+//! the data lies above the last level, whatever the size of the tree. L0 is compacted into the *base
+//! level*, the first whose target is at most [`PickOptions::base_bytes`]; a small tree has L0 and the
+//! last level only. No level between L0 and the base level has files.
+//!
+//! # What is picked, in this order
+//!
+//! 1. *Size.* The level with the highest score: L0 by the number of files and by bytes, the others
+//!    by bytes over target. Files that are being compacted do not count. From L0 go the oldest files
+//!    and what overlaps them; from another level goes the file that overlaps the least of the next
+//!    level for its size, files with many tombstones preferred.
+//! 2. *Tombstones.* A file that consists mostly of tombstones goes down, or is rewritten without
+//!    them if no older data lies below it.
+//! 3. *Blob garbage.* A table that refers to a blob file with too much garbage is rewritten in its
+//!    place, which moves the live values.
+//!
+//! A file that overlaps nothing in the output level is moved without being rewritten.
+//!
+//! # Why it ends
+//!
+//! Without flushes, picking and running comes to an end: a plan of the first kind, or a tombstone
+//! file that goes down, takes entries to a deeper level. A rewrite in place happens only if all
+//! entries are visible to the oldest snapshot and nothing lies below, so that every tombstone in
+//! the file can be and is dropped; or if the file refers to a blob file to be collected, after which
+//! it does not.
+//!
+//! # Why several may run
+//!
+//! The invariant to keep: *for every user key each entry in a level is newer than every entry in a
+//! deeper level*, and the files of a level do not overlap. A plan knows of running ones only by the
+//! marks on their inputs; where they will write cannot be seen. These rules suffice:
+//!
+//! * **R1.** No input is marked.
+//! * **R2.** The hull of the inputs from L0 does not overlap the hull of marked files of L0.
+//! * **R3.** With a file from L0 go all older files of L0 that overlap the hull; all files of the
+//!   output level that overlap the inputs are inputs.
+//! * **R4.** The inputs leave no gap: the hull of those from L0, or of the one file that a plan from
+//!   a deeper level began with, together with the ranges of the others, is one interval. (A plan
+//!   that moves several files of L0 is several plans carried out at once.) What is written lies
+//!   inside it; call it the range of the plan.
+//! * **R5.** A plan leads from L0 to a level with only empty levels between, or from a level to the
+//!   next, or to the same.
+//!
+//! *Claim: the ranges of running plans with the same output level do not overlap.* Say `P` starts
+//! while `C` runs, both write to `q`, and a key is in both ranges. By R4 it lies in a piece (a file,
+//! or a hull in L0) of each.
+//!
+//! * Two files of one level do not overlap; two hulls in L0 do not by R2.
+//! * If the piece of `C` is a file of `q`, the piece of `P` above it makes that file an input of `P`
+//!   (R3), which R1 forbids.
+//! * If the piece of `P` is a file of `q` under an upper piece of `C`: if it was there when `C`
+//!   began, it is an input of `C` (R3), which R1 forbids. If it came later, the plan that wrote it ran
+//!   beside `C` with the same output level, and did not overlap, by induction.
+//! * If `P` comes from L0 and `C` from `q - 1`: that level has files, so `P` may not lead to `q` (R5).
+//! * If `C` comes from L0 and `P` from `q - 1`: that level was empty when `C` began (R5). What is in it
+//!   came from L0 later, disjoint from the hull of `C` by R2, and by R4 stays so when merged.
+//!
+//! *Claim: newer stays above older.* `P` could take an entry below an older one of the same key only
+//! if the older one is in flight from L0 (R2 forbids that), or is in a file that `P` passes by: in L0
+//! (R3), in the output level (R3), or between (R5). The older one may be in a file that runs from
+//! `P`'s output level downwards: it is still there, so it would be an input of `P`. And what a plan
+//! finds empty below its range stays empty of older data: whatever is to come there is visible now,
+//! in a file that overlaps, or in L0 (R2).
+//!
+//! A crash changes nothing here: marks and plans live in memory only.
+
+use std::sync::Arc;
+
+use crate::key::{FileId, SeqNo};
+use crate::options::LEVELS;
+use crate::version::{FileMeta, KeyRange, LevelFile, Version};
+
+/// The deepest level.
+const LAST: usize = LEVELS - 1;
+/// A plan grows by choice only up to this many SSTables' bytes.
+const MAX_TABLES: u64 = 25;
+/// A file that overlaps more than this many SSTables' bytes of the level below its new one is
+/// rewritten and cut rather than moved, so that its next compaction is not that large.
+const MAX_GRANDPARENT_TABLES: u64 = 10;
+/// Fewer tombstones than this are not worth a compaction.
+const MIN_TOMBSTONES: u64 = 64;
+/// A range tombstone hinders readers as much as this many tombstones.
+const RANGE_TOMBSTONE_WEIGHT: u64 = 64;
+/// How urgent tombstones are: less than any level that is over its size.
+const TOMBSTONE_SCORE: f64 = 0.5;
+/// How urgent blob garbage is.
+const BLOB_SCORE: f64 = 0.25;
+
+/// How a compaction is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PlanKind {
+    /// The files change their level and nothing is read or written.
+    Move,
+    /// The files are merged and written anew.
+    Merge,
+}
+
+/// Why a compaction is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// L0 has too many files or bytes.
+    L0,
+    /// A level is over its size.
+    LevelSize,
+    /// A file is mostly tombstones.
+    Tombstones,
+    /// A blob file is mostly garbage.
+    BlobGarbage,
+    /// Somebody asked for it.
+    Manual,
+}
+
+impl Reason {
+    /// Its name, for events.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::L0 => "L0 is full",
+            Self::LevelSize => "level size",
+            Self::Tombstones => "tombstones",
+            Self::BlobGarbage => "blob garbage",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// A compaction to run.
+#[derive(Debug)]
+pub struct Plan<T = ()> {
+    /// The level it starts from.
+    pub level: usize,
+    /// The level it writes to.
+    pub output_level: usize,
+    /// The files by level, upper level first; those of L0 newest first, others by key.
+    pub inputs: Vec<(usize, Vec<Arc<LevelFile<T>>>)>,
+    /// The files of the level below the output that overlap the inputs, by key.
+    pub grandparents: Vec<Arc<LevelFile<T>>>,
+    /// Whether the files are merged or only change their level.
+    pub kind: PlanKind,
+    /// Why it is due.
+    pub reason: Reason,
+    /// No level below the output has a file that overlaps the inputs.
+    pub bottommost: bool,
+    /// How urgent it is: over 1 if a level is over its size.
+    pub score: f64,
+}
+
+impl<T> Plan<T> {
+    /// All inputs.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<LevelFile<T>>> {
+        self.inputs.iter().flat_map(|(_, files)| files)
+    }
+
+    /// All inputs, with their levels.
+    pub fn files_with_levels(&self) -> impl Iterator<Item = (usize, &Arc<LevelFile<T>>)> {
+        self.inputs.iter().flat_map(|(level, files)| files.iter().map(|file| (*level, file)))
+    }
+}
+
+/// How the picker is set.
+#[derive(Clone, Copy, Debug)]
+pub struct PickOptions {
+    /// Number of L0 files that starts a compaction.
+    pub l0_trigger: usize,
+    /// Size ratio between levels, at least 2.
+    pub level_ratio: u64,
+    /// Largest target of the base level, and bytes of L0 that start a compaction.
+    pub base_bytes: u64,
+    /// Target size of an SSTable.
+    pub sstable_bytes: u64,
+    /// Share of a blob file that must be garbage before its live values are moved.
+    pub blob_garbage_ratio: f64,
+}
+
+/// The most urgent compaction of a tree that can start now; `None` if there is none.
+/// `oldest_snapshot` is the oldest number that must stay readable. The caller must keep marks and
+/// version from changing until it has marked the plan's inputs.
+pub fn pick<T, B>(
+    version: &Version<T, B>,
+    options: &PickOptions,
+    oldest_snapshot: SeqNo,
+) -> Option<Plan<T>> {
+    let picker = Picker::new(version, options, oldest_snapshot);
+    let mut held = None;
+    for (level, score) in picker.due() {
+        let plan = match level {
+            0 => picker.from_l0(score),
+            _ if held == Some(level) => None,
+            _ => picker.from_level(level, score),
+        };
+        if plan.is_some() {
+            return plan;
+        }
+        if level == 0 {
+            // L0 waits for compactions of the base level. New ones there would let it starve.
+            held = Some(picker.base);
+        }
+    }
+    picker.of_tombstones(held).or_else(|| picker.of_blob_garbage(held))
+}
+
+/// One step of compacting everything from `start` (inclusive) to `end` (exclusive): takes what
+/// `level` has in that range down, to the last level if there is nothing below it; in the level that
+/// has the last of it, rewrites what carries tombstones or refers to blob files to be collected.
+/// `None` if there is nothing to do in this level. REQUIRES: no other compaction of the tree runs.
+pub fn pick_range<T, B>(
+    version: &Version<T, B>,
+    options: &PickOptions,
+    level: usize,
+    start: Option<&[u8]>,
+    end: Option<&[u8]>,
+) -> Option<Plan<T>> {
+    if level >= LEVELS {
+        return None;
+    }
+    let picker = Picker::new(version, options, SeqNo::MAX);
+    let range = KeyRange::of_user(start, end);
+    let (upper, hull) = if level == 0 {
+        let files = version.files(0);
+        let chosen = files.iter().map(|file| range.overlaps_file(&file.meta)).collect();
+        let mut group = Group::new(files, chosen)?;
+        group.close();
+        (group.files(), group.hull)
+    } else {
+        let mut upper = version.overlapping(level, &range);
+        if level == LAST {
+            // One run without gaps, from the first to the last file that gains by it.
+            let gains = |file: &Arc<LevelFile<T>>| {
+                file.meta.tombstones() > 0 || picker.refers_to_garbage(&file.meta)
+            };
+            let first = upper.iter().position(gains)?;
+            let last = upper.iter().rposition(gains)?;
+            upper = upper[first..=last].to_vec();
+        }
+        let hull = hull_of(&upper)?;
+        (upper, hull)
+    };
+    let output_level = if picker.nothing_below(level, &hull) {
+        LAST
+    } else if level == 0 {
+        picker.base
+    } else {
+        level + 1
+    };
+    let lower = match output_level == level {
+        true => Vec::new(),
+        false => version.overlapping(output_level, &hull),
+    };
+    if upper.iter().chain(&lower).any(|file| file.is_being_compacted()) {
+        return None;
+    }
+    // What goes to the bottom is rewritten even if it could move: who asks for a compaction wants
+    // what expired or was overwritten to be gone.
+    let may_move = output_level < LAST && level > 0;
+    Some(picker.plan(level, output_level, upper, lower, Reason::Manual, 1.0, may_move))
+}
+
+/// About how many bytes compaction must read, level by level, until every level is within its size.
+pub fn debt_bytes<T, B>(version: &Version<T, B>, options: &PickOptions) -> u64 {
+    let picker = Picker::new(version, options, SeqNo::ZERO);
+    let level_bytes = |level: usize| version.levels()[level].bytes();
+    let mut debt = 0u64;
+    let mut incoming = 0u64;
+    if level_bytes(0) >= picker.targets[0] || version.files(0).len() >= options.l0_trigger.max(1) {
+        incoming = level_bytes(0);
+        debt = incoming.saturating_add(level_bytes(picker.base));
+    }
+    for level in picker.base..LAST {
+        let bytes = level_bytes(level).saturating_add(incoming);
+        incoming = bytes.saturating_sub(picker.targets[level]);
+        if incoming > 0 {
+            let share = incoming as f64 / bytes as f64;
+            let overlapped = (level_bytes(level + 1) as f64 * share) as u64;
+            debt = debt.saturating_add(incoming).saturating_add(overlapped);
+        }
+    }
+    debt
+}
+
+fn hull_of<T>(files: &[Arc<LevelFile<T>>]) -> Option<KeyRange> {
+    KeyRange::hull(files.iter().map(|file| &file.meta))
+}
+
+fn bytes_of<T>(files: &[Arc<LevelFile<T>>]) -> u64 {
+    files.iter().map(|file| file.meta.file_bytes).fold(0, u64::saturating_add)
+}
+
+/// Whether a file is mostly tombstones.
+fn is_dense(meta: &FileMeta) -> bool {
+    let ranges = meta.range_tombstone_count.saturating_mul(RANGE_TOMBSTONE_WEIGHT);
+    let tombstones = meta.tombstone_count.saturating_add(ranges);
+    tombstones >= MIN_TOMBSTONES
+        && tombstones.saturating_mul(2) > meta.entry_count.saturating_add(ranges)
+}
+
+/// Files of L0 that go together.
+struct Group<'a, T> {
+    all: &'a [Arc<LevelFile<T>>],
+    chosen: Vec<bool>,
+    hull: KeyRange,
+}
+
+impl<T> Clone for Group<'_, T> {
+    fn clone(&self) -> Self {
+        Self { all: self.all, chosen: self.chosen.clone(), hull: self.hull.clone() }
+    }
+}
+
+impl<'a, T> Group<'a, T> {
+    fn new(all: &'a [Arc<LevelFile<T>>], chosen: Vec<bool>) -> Option<Self> {
+        let files = all.iter().zip(&chosen).filter(|(_, chosen)| **chosen);
+        let hull = KeyRange::hull(files.map(|(file, _)| &file.meta))?;
+        Some(Self { all, chosen, hull })
+    }
+
+    fn add(&mut self, at: usize) {
+        self.chosen[at] = true;
+        self.hull.extend(&self.all[at].meta);
+    }
+
+    /// Adds every file that is older than one of the group and overlaps its hull (R3).
+    fn close(&mut self) {
+        let newest = self.chosen.iter().position(|&chosen| chosen).unwrap_or(self.all.len());
+        let mut grew = true;
+        while std::mem::take(&mut grew) {
+            for at in newest..self.all.len() {
+                if !self.chosen[at] && self.hull.overlaps_file(&self.all[at].meta) {
+                    self.add(at);
+                    grew = true;
+                }
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<Arc<LevelFile<T>>> {
+        let chosen = self.all.iter().zip(&self.chosen).filter(|(_, chosen)| **chosen);
+        chosen.map(|(file, _)| Arc::clone(file)).collect()
+    }
+}
+
+struct Picker<'a, T, B> {
+    version: &'a Version<T, B>,
+    options: &'a PickOptions,
+    oldest_snapshot: SeqNo,
+    /// Where L0 is compacted to.
+    base: usize,
+    /// Bytes that each level should have at most.
+    targets: [u64; LEVELS],
+    /// The blob files whose live values should be moved, ascending. The condition is that of the
+    /// merge, so that a table which is rewritten because of one no longer refers to it.
+    garbage: Vec<FileId>,
+}
+
+impl<'a, T, B> Picker<'a, T, B> {
+    fn new(version: &'a Version<T, B>, options: &'a PickOptions, oldest_snapshot: SeqNo) -> Self {
+        let ratio = options.level_ratio.max(2);
+        let base_bytes = options.base_bytes.max(1);
+        // As a rule the last level is the largest. It is not while a tree grows or heals.
+        let largest = version.levels()[1..].iter().map(|level| level.bytes()).max().unwrap_or(0);
+
+        let mut targets = [u64::MAX; LEVELS];
+        targets[0] = base_bytes;
+        let mut target = largest;
+        for level in (1..LAST).rev() {
+            target /= ratio;
+            targets[level] = target.max(base_bytes / ratio).max(1);
+        }
+        let mut base = LAST;
+        let mut target = largest;
+        while base > 1 && target > base_bytes {
+            base -= 1;
+            target /= ratio;
+        }
+        let occupied = (1..LEVELS).find(|&level| !version.levels()[level].is_empty());
+        let over = |garbage: f64| garbage > options.blob_garbage_ratio;
+        let garbage = version.blobs().iter().filter(|blob| over(blob.garbage_ratio()));
+        let garbage = garbage.map(|blob| blob.file.meta.id).collect();
+        let base = base.min(occupied.unwrap_or(LAST));
+        Self { version, options, oldest_snapshot, base, targets, garbage }
+    }
+
+    /// The levels that are over their size with their scores, the most urgent first.
+    fn due(&self) -> Vec<(usize, f64)> {
+        let mut due = Vec::new();
+        for level in 0..LAST {
+            let idle = self.version.files(level).iter().filter(|file| !file.is_being_compacted());
+            let (count, bytes) = idle.fold((0usize, 0u64), |(count, bytes), file| {
+                (count + 1, bytes.saturating_add(file.meta.file_bytes))
+            });
+            let mut score = bytes as f64 / self.targets[level] as f64;
+            if level == 0 {
+                score = score.max(count as f64 / self.options.l0_trigger.max(1) as f64);
+            }
+            if score > 1.0 || (level == 0 && score >= 1.0) {
+                due.push((level, score));
+            }
+        }
+        due.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        due
+    }
+
+    /// The oldest files of L0 and what overlaps them, to the base level.
+    fn from_l0(&self, score: f64) -> Option<Plan<T>> {
+        let files = self.version.files(0);
+        let marked = files.iter().filter(|file| file.is_being_compacted());
+        let busy = KeyRange::hull(marked.map(|file| &file.meta));
+        let is_free = |range: &KeyRange| busy.as_ref().is_none_or(|busy| !busy.overlaps(range));
+        for seed in (0..files.len()).rev() {
+            let Some(group) = self.group(seed, &is_free) else { continue };
+            let lower = self.version.overlapping(self.base, &group.hull);
+            if lower.iter().any(|file| file.is_being_compacted()) {
+                continue;
+            }
+            let mut upper = group.files();
+            let movable = |file: &Arc<LevelFile<T>>| self.is_movable(&file.meta, self.base);
+            let may_move = upper.len() == 1 && upper.iter().all(movable);
+            if may_move {
+                // More that can move goes with it, in one edit.
+                for at in (0..seed).rev() {
+                    let range = KeyRange::of_file(&files[at].meta);
+                    let mut older = files[at + 1..].iter();
+                    if is_free(&range)
+                        && !older.any(|file| range.overlaps_file(&file.meta))
+                        && movable(&files[at])
+                    {
+                        upper.insert(0, Arc::clone(&files[at]));
+                    }
+                }
+            }
+            return Some(self.plan(0, self.base, upper, lower, Reason::L0, score, may_move));
+        }
+        None
+    }
+
+    /// The file at `seed` with all that must go with it and newer files that overlap it, as long as
+    /// the group is not too large; `None` if what must go with it cannot.
+    fn group(
+        &self,
+        seed: usize,
+        is_free: &impl Fn(&KeyRange) -> bool,
+    ) -> Option<Group<'a, T>> {
+        let files = self.version.files(0);
+        let mut group = Group::new(files, (0..files.len()).map(|at| at == seed).collect())?;
+        group.close();
+        if !is_free(&group.hull) {
+            return None;
+        }
+        let limit = self.options.sstable_bytes.saturating_mul(MAX_TABLES);
+        for at in (0..seed).rev() {
+            if group.chosen[at] || !group.hull.overlaps_file(&files[at].meta) {
+                continue;
+            }
+            let mut larger = group.clone();
+            larger.add(at);
+            larger.close();
+            if !is_free(&larger.hull) || bytes_of(&larger.files()) > limit {
+                break;
+            }
+            group = larger;
+        }
+        Some(group)
+    }
+
+    /// The file of a level that costs least to take down for what it brings.
+    fn from_level(&self, level: usize, score: f64) -> Option<Plan<T>> {
+        let next = self.version.files(level + 1);
+        let mut first = 0;
+        let mut best: Option<(f64, &Arc<LevelFile<T>>)> = None;
+        for file in self.version.files(level) {
+            let meta = &file.meta;
+            while next.get(first).is_some_and(|lower| lower.meta.ends_before(&meta.smallest)) {
+                first += 1;
+            }
+            let lower = next[first..].iter();
+            let mut lower = lower.take_while(|lower| !meta.ends_before(&lower.meta.smallest));
+            let overlap = lower.try_fold(0u64, |sum, lower| {
+                (!lower.is_being_compacted()).then(|| sum.saturating_add(lower.meta.file_bytes))
+            });
+            let Some(overlap) = overlap.filter(|_| !file.is_being_compacted()) else { continue };
+            let tombstones = meta.tombstones() as f64 / meta.entry_count.max(1) as f64;
+            let gain = meta.file_bytes.max(1) as f64 * (1.0 + 3.0 * tombstones.min(1.0));
+            let cost = overlap as f64 / gain;
+            if best.is_none_or(|(least, _)| cost < least) {
+                best = Some((cost, file));
+            }
+        }
+        self.down(level, best?.1, Reason::LevelSize, score)
+    }
+
+    /// A file of a level and what it overlaps of the next one, if none of it is being compacted;
+    /// and more files of the level if that adds none of the next.
+    fn down(
+        &self,
+        level: usize,
+        file: &Arc<LevelFile<T>>,
+        reason: Reason,
+        score: f64,
+    ) -> Option<Plan<T>> {
+        let is_marked = |files: &[Arc<LevelFile<T>>]| files.iter().any(|f| f.is_being_compacted());
+        let mut upper = vec![Arc::clone(file)];
+        let lower = self.version.overlapping(level + 1, &KeyRange::of_file(&file.meta));
+        if is_marked(&upper) || is_marked(&lower) {
+            return None;
+        }
+        if let Some(mut hull) = hull_of(&lower) {
+            hull.extend(&file.meta);
+            let more = self.version.overlapping(level, &hull);
+            let limit = self.options.sstable_bytes.saturating_mul(MAX_TABLES);
+            if more.len() > 1
+                && !is_marked(&more)
+                && bytes_of(&more).saturating_add(bytes_of(&lower)) <= limit
+                && let Some(hull) = hull_of(&more)
+                && self.version.overlapping(level + 1, &hull).len() == lower.len()
+            {
+                upper = more;
+            }
+        }
+        Some(self.plan(level, level + 1, upper, lower, reason, score, true))
+    }
+
+    /// A file that is mostly tombstones, all of which every snapshot sees: before that they cannot
+    /// be dropped.
+    fn of_tombstones(&self, held: Option<usize>) -> Option<Plan<T>> {
+        for level in (1..LEVELS).filter(|&level| held != Some(level)) {
+            for file in self.version.files(level) {
+                if file.is_being_compacted() || !self.is_dense_and_settled(&file.meta) {
+                    continue;
+                }
+                let (reason, score) = (Reason::Tombstones, TOMBSTONE_SCORE);
+                if self.nothing_below(level, &KeyRange::of_file(&file.meta)) {
+                    return Some(self.in_place(level, file, reason, score));
+                }
+                if let Some(plan) = self.down(level, file, reason, score) {
+                    return Some(plan);
+                }
+            }
+        }
+        None
+    }
+
+    /// A table that refers to a blob file to be collected. Those of L0 have their turn soon.
+    fn of_blob_garbage(&self, held: Option<usize>) -> Option<Plan<T>> {
+        if self.garbage.is_empty() {
+            return None;
+        }
+        for level in (1..LEVELS).rev().filter(|&level| held != Some(level)) {
+            let mut files = self.version.files(level).iter();
+            let due = files.find(|f| !f.is_being_compacted() && self.refers_to_garbage(&f.meta));
+            if let Some(file) = due {
+                return Some(self.in_place(level, file, Reason::BlobGarbage, BLOB_SCORE));
+            }
+        }
+        None
+    }
+
+    fn in_place(
+        &self,
+        level: usize,
+        file: &Arc<LevelFile<T>>,
+        reason: Reason,
+        score: f64,
+    ) -> Plan<T> {
+        self.plan(level, level, vec![Arc::clone(file)], Vec::new(), reason, score, false)
+    }
+
+    fn is_dense_and_settled(&self, meta: &FileMeta) -> bool {
+        meta.max_seqno <= self.oldest_snapshot && is_dense(meta)
+    }
+
+    fn refers_to_garbage(&self, meta: &FileMeta) -> bool {
+        !self.garbage.is_empty()
+            && meta.blob_refs.iter().any(|r| self.garbage.binary_search(&r.file).is_ok())
+    }
+
+    fn nothing_below(&self, level: usize, range: &KeyRange) -> bool {
+        let mut deeper = self.version.levels()[level + 1..].iter();
+        deeper.all(|level| level.overlapping(range).is_empty())
+    }
+
+    /// Whether a file can go to a level as it is.
+    fn is_movable(&self, meta: &FileMeta, output_level: usize) -> bool {
+        let range = KeyRange::of_file(meta);
+        if !self.version.levels()[output_level].overlapping(&range).is_empty()
+            || self.refers_to_garbage(meta)
+            || (self.is_dense_and_settled(meta) && self.nothing_below(output_level, &range))
+        {
+            return false;
+        }
+        let limit = self.options.sstable_bytes.saturating_mul(MAX_GRANDPARENT_TABLES);
+        bytes_of(&self.grandparents(output_level, &range)) <= limit
+    }
+
+    fn grandparents(&self, output_level: usize, range: &KeyRange) -> Vec<Arc<LevelFile<T>>> {
+        match output_level < LAST {
+            true => self.version.overlapping(output_level + 1, range),
+            false => Vec::new(),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a constructor of one call's length each")]
+    fn plan(
+        &self,
+        level: usize,
+        output_level: usize,
+        upper: Vec<Arc<LevelFile<T>>>,
+        lower: Vec<Arc<LevelFile<T>>>,
+        reason: Reason,
+        score: f64,
+        may_move: bool,
+    ) -> Plan<T> {
+        let movable = |file: &Arc<LevelFile<T>>| self.is_movable(&file.meta, output_level);
+        let moves = may_move && lower.is_empty() && upper.iter().all(movable);
+        let files = upper.iter().chain(&lower).map(|file| &file.meta);
+        let hull = KeyRange::hull(files).unwrap_or_else(KeyRange::all);
+        let mut inputs = vec![(level, upper)];
+        if !lower.is_empty() {
+            inputs.push((output_level, lower));
+        }
+        Plan {
+            level,
+            output_level,
+            inputs,
+            grandparents: self.grandparents(output_level, &hull),
+            kind: if moves { PlanKind::Move } else { PlanKind::Merge },
+            reason,
+            bottommost: self.nothing_below(output_level, &hull),
+            score,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::atomic::Ordering;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::version::tests::{build, meta};
+    use crate::version::{BlobMeta, BlobRef, VersionBuilder};
+
+    fn options() -> PickOptions {
+        PickOptions {
+            l0_trigger: 3,
+            level_ratio: 3,
+            base_bytes: 2500,
+            sstable_bytes: 1000,
+            blob_garbage_ratio: 0.5,
+        }
+    }
+
+    fn ids(plan: &Plan) -> Vec<(usize, Vec<u64>)> {
+        let numbers = |files: &[Arc<LevelFile>]| files.iter().map(|f| f.meta.id.0).collect();
+        plan.inputs.iter().map(|(level, files)| (*level, numbers(files))).collect()
+    }
+
+    fn pick_of(files: &[(usize, FileMeta)]) -> Option<Plan> {
+        pick(&build(files).unwrap(), &options(), SeqNo(1000))
+    }
+
+    fn wide(id: u64, level_one_bytes: u64) -> FileMeta {
+        FileMeta { file_bytes: level_one_bytes, ..meta(id, "a", "z", (1, 1)) }
+    }
+
+    fn dense(mut file: FileMeta) -> FileMeta {
+        file.entry_count = 100;
+        file.tombstone_count = 90;
+        file
+    }
+
+    #[test]
+    fn nothing_is_due_in_a_tree_within_its_sizes() {
+        assert!(pick_of(&[]).is_none());
+        let two = [(0, meta(3, "a", "c", (5, 6))), (0, meta(2, "a", "c", (3, 4)))];
+        assert!(pick_of(&two).is_none());
+        assert!(pick_of(&[(6, wide(1, 1 << 40))]).is_none());
+        assert_eq!(debt_bytes(&build(&two).unwrap(), &options()), 0);
+    }
+
+    #[test]
+    fn l0_goes_to_the_base_level_with_everything_that_overlaps() {
+        let l0 = [
+            (0, meta(9, "a", "c", (9, 9))),
+            (0, meta(8, "b", "m", (8, 8))),
+            (0, meta(7, "l", "n", (7, 7))),
+        ];
+        let plan = pick_of(&l0).unwrap();
+        assert_eq!((plan.output_level, plan.kind, plan.bottommost), (6, PlanKind::Merge, true));
+        assert_eq!(ids(&plan), [(0, vec![9, 8, 7])]);
+        let mut files = l0.to_vec();
+        files.push((6, wide(1, 2000)));
+        assert_eq!(ids(&pick_of(&files).unwrap()), [(0, vec![9, 8, 7]), (6, vec![1])]);
+        assert_eq!(debt_bytes(&build(&files).unwrap(), &options()), 5000);
+        // The last level has outgrown L0: one level between takes the load from it.
+        files[3].1.file_bytes = 7000;
+        let plan = pick_of(&files).unwrap();
+        assert_eq!((plan.output_level, plan.bottommost, plan.grandparents.len()), (5, false, 1));
+        assert_eq!(ids(&plan), [(0, vec![9, 8, 7])]);
+        // A level that has files is never passed by.
+        files.push((4, FileMeta { file_bytes: 500, ..meta(2, "x", "y", (2, 2)) }));
+        assert_eq!(pick_of(&files).unwrap().output_level, 4);
+    }
+
+    #[test]
+    fn files_that_overlap_nothing_are_moved_together() {
+        let mut files = vec![
+            (0, meta(9, "a", "b", (9, 9))),
+            (0, meta(8, "c", "d", (8, 8))),
+            (0, meta(7, "e", "f", (7, 7))),
+            (6, meta(1, "g", "h", (1, 1))),
+        ];
+        let plan = pick_of(&files).unwrap();
+        assert_eq!((plan.kind, plan.output_level), (PlanKind::Move, 6));
+        assert_eq!(ids(&plan), [(0, vec![9, 8, 7])]);
+        // Not over an older one, not onto another.
+        files[0].1 = meta(9, "c", "d", (9, 9));
+        files[2].1 = meta(7, "g", "i", (7, 7));
+        let plan = pick_of(&files).unwrap();
+        assert_eq!((plan.kind, ids(&plan)), (PlanKind::Merge, vec![(0, vec![7]), (6, vec![1])]));
+        files[2].1 = meta(7, "e", "f", (7, 7));
+        let plan = pick_of(&files).unwrap();
+        assert_eq!((plan.kind, ids(&plan)), (PlanKind::Move, vec![(0, vec![8, 7])]));
+    }
+
+    #[test]
+    fn a_backlog_is_taken_in_parts_from_its_old_end() {
+        let files: Vec<_> =
+            (1..=40).map(|id| (0, meta(id, "a", "z", (id * 10, id * 10 + 9)))).collect();
+        let plan = pick_of(&files).unwrap();
+        assert_eq!(ids(&plan), [(0, (1..=25).rev().collect())]);
+    }
+
+    #[test]
+    fn a_level_over_its_size_sheds_what_costs_least() {
+        let mut files = vec![
+            (5, meta(11, "a", "c", (5, 5))),
+            (5, meta(12, "d", "f", (5, 5))),
+            (5, meta(13, "g", "i", (5, 5))),
+            (6, meta(1, "a", "b", (1, 1))),
+            (6, meta(2, "c", "e", (1, 1))),
+            (6, FileMeta { file_bytes: 900, ..meta(3, "h", "i", (1, 1)) }),
+        ];
+        let plan = pick_of(&files).unwrap();
+        assert_eq!(ids(&plan), [(5, vec![13]), (6, vec![3])]);
+        assert_eq!((plan.kind, plan.reason), (PlanKind::Merge, Reason::LevelSize));
+        // Another file of the level comes along if it adds nothing below.
+        files[5].1.largest = b"m"[..].into();
+        files.push((5, meta(14, "k", "m", (5, 5))));
+        assert_eq!(ids(&pick_of(&files).unwrap()), [(5, vec![13, 14]), (6, vec![3])]);
+        files.remove(5);
+        let plan = pick_of(&files).unwrap();
+        assert_eq!((plan.kind, ids(&plan)), (PlanKind::Move, vec![(5, vec![13])]));
+    }
+
+    #[test]
+    fn a_file_over_too_much_is_rewritten_not_moved() {
+        let above = FileMeta { file_bytes: 3000, ..meta(1, "a", "z", (2, 2)) };
+        let mut files = [(4, above), (6, wide(2, 9_000))];
+        assert_eq!(pick_of(&files).unwrap().kind, PlanKind::Move);
+        files[1].1.file_bytes = 11_000;
+        let plan = pick_of(&files).unwrap();
+        assert_eq!((plan.kind, plan.level, plan.output_level), (PlanKind::Merge, 4, 5));
+        assert_eq!((ids(&plan), plan.grandparents.len()), (vec![(4, vec![1])], 1));
+    }
+
+    #[test]
+    fn tombstones_go_when_every_snapshot_sees_them() {
+        let files = [(6, dense(meta(1, "a", "c", (5, 8)))), (6, meta(2, "d", "e", (1, 1)))];
+        let version = build(&files).unwrap();
+        assert!(pick(&version, &options(), SeqNo(7)).is_none());
+        let plan = pick(&version, &options(), SeqNo(8)).unwrap();
+        assert_eq!((plan.level, plan.output_level, plan.kind), (6, 6, PlanKind::Merge));
+        assert_eq!((ids(&plan), plan.bottommost), (vec![(6, vec![1])], true));
+        // With older data below they go down to it.
+        let plan = pick_of(&[(4, dense(meta(1, "a", "c", (5, 8)))), (6, meta(2, "c", "e", (1, 1)))]);
+        let plan = plan.unwrap();
+        assert_eq!((plan.output_level, plan.kind), (5, PlanKind::Move));
+        let plan = pick_of(&[(5, dense(meta(1, "a", "c", (5, 8)))), (6, meta(2, "c", "e", (1, 1)))]);
+        assert_eq!(ids(&plan.unwrap()), [(5, vec![1]), (6, vec![2])]);
+        // Nothing below the next level: they are dropped on the way.
+        let moved = [
+            (4, FileMeta { file_bytes: 3000, ..dense(meta(1, "a", "c", (5, 8))) }),
+            (6, wide(2, 3000)),
+        ];
+        let mut moved = moved.to_vec();
+        moved[1].1.smallest = b"x"[..].into();
+        let plan = pick_of(&moved).unwrap();
+        assert_eq!((plan.reason, plan.kind), (Reason::LevelSize, PlanKind::Merge));
+        // A range tombstone alone is reason enough, a few tombstones are not.
+        let mut range = meta(1, "a", "c", (5, 8));
+        (range.entry_count, range.range_tombstone_count) = (0, 1);
+        assert!(pick_of(&[(6, range.clone())]).is_some());
+        (range.entry_count, range.tombstone_count, range.range_tombstone_count) = (63, 63, 0);
+        assert!(pick_of(&[(6, range)]).is_none());
+    }
+
+    #[test]
+    fn tables_leave_blob_files_that_are_garbage() {
+        let mut builder = VersionBuilder::<(), ()>::new(Arc::new(Version::empty()), None);
+        let refers = |id, key: &str, file, bytes| {
+            let mut table = FileMeta { file_bytes: 500, ..meta(id, key, key, (1, 1)) };
+            table.blob_refs.push(BlobRef { file: FileId(file), count: 1, bytes });
+            table
+        };
+        for (level, table) in [
+            (0, refers(1, "a", 101, 10)),
+            (5, refers(2, "b", 102, 60)),
+            (6, refers(3, "c", 101, 30)),
+        ] {
+            builder.add_file(level, table).unwrap();
+        }
+        for id in [101, 102] {
+            let blob = BlobMeta { id: FileId(id), file_bytes: 200, value_count: 9, value_bytes: 100 };
+            builder.add_blob(blob).unwrap();
+        }
+        let version = builder.finish().unwrap().version;
+        let plan = pick(&version, &options(), SeqNo::ZERO).unwrap();
+        assert_eq!((plan.reason, plan.kind), (Reason::BlobGarbage, PlanKind::Merge));
+        assert_eq!((ids(&plan), plan.output_level), (vec![(6, vec![3])], 6));
+        version.files(6)[0].being_compacted.store(true, Ordering::Release);
+        assert!(pick(&version, &options(), SeqNo::ZERO).is_none());
+        version.files(6)[0].being_compacted.store(false, Ordering::Release);
+        let plan = pick_range(&version, &options(), 6, None, None).unwrap();
+        assert_eq!(ids(&plan), [(6, vec![3])]);
+    }
+
+    #[test]
+    fn a_range_is_taken_down_to_the_last_level() {
+        let l0 = |id: u64, from: &str, to: &str| (0, meta(id, from, to, (id, id)));
+        let files =
+            [l0(9, "a", "c"), l0(8, "x", "y"), l0(7, "c", "m"), (6, meta(1, "k", "p", (1, 1)))];
+        let version = build(&files).unwrap();
+        let step = |level, start: &str, end: &str| {
+            pick_range(&version, &options(), level, Some(start.as_bytes()), Some(end.as_bytes()))
+        };
+        let plan = step(0, "a", "b").unwrap();
+        assert_eq!((ids(&plan), plan.output_level), (vec![(0, vec![9, 7]), (6, vec![1])], 6));
+        assert_eq!(ids(&step(0, "d", "e").unwrap()), [(0, vec![7]), (6, vec![1])]);
+        let plan = step(0, "x", "z").unwrap();
+        assert_eq!((plan.kind, plan.bottommost, plan.output_level), (PlanKind::Merge, true, 6));
+        assert!(step(0, "q", "r").is_none() && step(6, "a", "z").is_none());
+        assert!(step(3, "a", "z").is_none() && step(7, "a", "z").is_none());
+
+        let files = [
+            (4, meta(9, "a", "c", (9, 9))),
+            (4, meta(8, "x", "y", (9, 9))),
+            (6, dense(meta(1, "a", "b", (1, 1)))),
+            (6, meta(2, "c", "d", (1, 1))),
+            (6, dense(meta(3, "e", "f", (1, 1)))),
+            (6, meta(4, "g", "h", (1, 1))),
+        ];
+        let version = build(&files).unwrap();
+        let all = |level| pick_range(&version, &options(), level, None, None);
+        let plan = all(4).unwrap();
+        assert_eq!((ids(&plan), plan.output_level), (vec![(4, vec![9, 8])], 5));
+        assert_eq!(plan.kind, PlanKind::Move);
+        let plan = pick_range(&version, &options(), 4, Some(b"d"), None).unwrap();
+        assert_eq!((ids(&plan), plan.output_level), (vec![(4, vec![8])], 6));
+        assert_eq!(ids(&all(6).unwrap()), [(6, vec![1, 2, 3])]);
+    }
+
+    /// An entry: key, sequence number, whether it is a tombstone.
+    type Entry = (u16, u64, bool);
+
+    const ENTRY_BYTES: u64 = 20;
+
+    fn key(number: u16) -> Box<[u8]> {
+        format!("{number:05}").into_bytes().into()
+    }
+
+    /// A database in miniature: real versions, and files as lists of entries.
+    struct World {
+        version: Arc<Version>,
+        contents: BTreeMap<FileId, Vec<Entry>>,
+        running: Vec<Plan>,
+        next_file: u64,
+        last_seqno: u64,
+        snapshots: Vec<u64>,
+        /// Per key its entries, oldest first.
+        history: BTreeMap<u16, Vec<(u64, bool)>>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                version: Arc::new(Version::empty()),
+                contents: BTreeMap::new(),
+                running: Vec::new(),
+                next_file: 1,
+                last_seqno: 0,
+                snapshots: Vec::new(),
+                history: BTreeMap::new(),
+            }
+        }
+
+        fn options() -> PickOptions {
+            PickOptions {
+                l0_trigger: 3,
+                level_ratio: 3,
+                base_bytes: 1000,
+                sstable_bytes: 400,
+                blob_garbage_ratio: 0.5,
+            }
+        }
+
+        fn oldest(&self) -> SeqNo {
+            SeqNo(self.snapshots.iter().copied().min().unwrap_or(self.last_seqno))
+        }
+
+        /// A file whose range is wider than its keys by `slack`, as with range tombstones.
+        fn file(&mut self, entries: Vec<Entry>, slack: u16) -> FileMeta {
+            let id = FileId(self.next_file);
+            self.next_file += 1;
+            let seqnos = || entries.iter().map(|e| SeqNo(e.1));
+            let meta = FileMeta {
+                id,
+                file_bytes: ENTRY_BYTES * entries.len() as u64,
+                raw_bytes: 0,
+                entry_count: entries.len() as u64,
+                // Weighed up, for the sake of `MIN_TOMBSTONES`.
+                tombstone_count: entries.iter().filter(|e| e.2).count() as u64,
+                range_tombstone_count: entries.iter().filter(|e| e.2).count() as u64,
+                smallest: key(entries[0].0),
+                largest: key(entries.last().unwrap().0 + slack),
+                largest_exclusive: slack > 0,
+                min_seqno: seqnos().min().unwrap(),
+                max_seqno: seqnos().max().unwrap(),
+                blob_refs: Vec::new(),
+            };
+            self.contents.insert(id, entries);
+            meta
+        }
+
+        fn flush(&mut self, start: u16, stride: u16, count: u16, deletes: u16, slack: u16) {
+            let entries: Vec<Entry> = (0..count)
+                .map(|i| {
+                    self.last_seqno += 1;
+                    (start + i * stride, self.last_seqno, i * 7 % 10 < deletes)
+                })
+                .collect();
+            for &(key, seqno, deleted) in &entries {
+                self.history.entry(key).or_default().push((seqno, deleted));
+            }
+            let meta = self.file(entries, slack);
+            self.apply(|builder| builder.add_file(0, meta));
+        }
+
+        fn apply(&mut self, edit: impl FnOnce(&mut VersionBuilder) -> Result<(), String>) {
+            let mut builder = VersionBuilder::new(self.version.clone(), None);
+            edit(&mut builder).unwrap();
+            self.version = Arc::new(builder.finish().unwrap().version);
+        }
+
+        fn begin(&mut self, plan: Plan) {
+            let mut seen = BTreeSet::new();
+            for (level, file) in plan.files_with_levels() {
+                assert!(!file.being_compacted.swap(true, Ordering::AcqRel), "{file:?} twice");
+                assert!(seen.insert(file.meta.id));
+                assert!(self.version.files(level).iter().any(|f| Arc::ptr_eq(f, file)));
+            }
+            assert!(!seen.is_empty());
+            self.running.push(plan);
+        }
+
+        fn end(&mut self, at: usize) {
+            let plan = self.running.swap_remove(at);
+            let mut outputs = Vec::new();
+            if plan.kind == PlanKind::Move {
+                assert!(plan.level < plan.output_level);
+                outputs.extend(plan.files().map(|file| file.meta.clone()));
+            } else {
+                for entries in self.merge(&plan) {
+                    outputs.push(self.file(entries, 0));
+                }
+            }
+            self.apply(|builder| {
+                for (level, file) in plan.files_with_levels() {
+                    builder.remove_file(level, file.meta.id)?;
+                }
+                outputs.into_iter().try_for_each(|meta| builder.add_file(plan.output_level, meta))
+            });
+            plan.files().for_each(|file| file.being_compacted.store(false, Ordering::Release));
+            self.check();
+        }
+
+        /// What a merge writes, cut into files of several sizes.
+        fn merge(&self, plan: &Plan) -> Vec<Vec<Entry>> {
+            let mut entries: Vec<Entry> =
+                plan.files().flat_map(|file| self.contents[&file.meta.id].clone()).collect();
+            entries.sort_by_key(|&(key, seqno, _)| (key, std::cmp::Reverse(seqno)));
+            let oldest = self.oldest().0;
+            let mut kept: Vec<Entry> = Vec::new();
+            let mut hidden = None;
+            for (key, seqno, deleted) in entries {
+                if hidden == Some(key) {
+                    continue;
+                }
+                if seqno <= oldest {
+                    hidden = Some(key);
+                    if deleted && plan.bottommost {
+                        continue;
+                    }
+                }
+                kept.push((key, seqno, deleted));
+            }
+            let mut files: Vec<Vec<Entry>> = Vec::new();
+            for entry in kept {
+                let size = 5 + (self.next_file as usize + files.len()) % 15;
+                match files.last_mut() {
+                    Some(file) if file.len() < size || file.last().unwrap().0 == entry.0 => {
+                        file.push(entry);
+                    }
+                    _ => files.push(vec![entry]),
+                }
+            }
+            files
+        }
+
+        /// Newer above older, and nothing lost or come back.
+        fn check(&self) {
+            self.version.check().unwrap();
+            let mut by_key: BTreeMap<u16, Vec<(u64, bool)>> = BTreeMap::new();
+            for level in 0..LEVELS {
+                let mut here: BTreeMap<u16, Vec<(u64, bool)>> = BTreeMap::new();
+                for file in self.version.files(level) {
+                    let mut entries = self.contents[&file.meta.id].clone();
+                    entries.sort_by_key(|&(key, seqno, _)| (key, std::cmp::Reverse(seqno)));
+                    for (key, seqno, deleted) in entries {
+                        here.entry(key).or_default().push((seqno, deleted));
+                    }
+                }
+                for (key, entries) in here {
+                    by_key.entry(key).or_default().extend(entries);
+                }
+            }
+            let mut readers = self.snapshots.clone();
+            readers.push(self.last_seqno);
+            for (key, history) in &self.history {
+                let tree = by_key.remove(key).unwrap_or_default();
+                assert!(tree.windows(2).all(|w| w[0].0 > w[1].0), "{key}: {tree:?}");
+                for &at in &readers {
+                    let want = history.iter().rev().find(|e| e.0 <= at).filter(|e| !e.1);
+                    let found = tree.iter().find(|e| e.0 <= at).filter(|e| !e.1);
+                    assert_eq!(found, want, "key {key} at {at}: {:?}", self.version);
+                }
+            }
+        }
+
+        fn pick(&self) -> Option<Plan> {
+            pick(&self.version, &Self::options(), self.oldest())
+        }
+
+        /// With nothing running: to the fixed point.
+        fn settle(&mut self) {
+            let mut steps = 0;
+            while let Some(plan) = self.pick() {
+                steps += 1;
+                assert!(steps < 2000, "{plan:?} {:?}", self.version);
+                self.begin(plan);
+                self.end(0);
+            }
+            let (version, options) = (&self.version, Self::options());
+            assert!(version.files(0).len() < options.l0_trigger);
+            let picker = Picker::new(version, &options, self.oldest());
+            for level in 0..LAST {
+                assert!(version.levels()[level].bytes() <= picker.targets[level]);
+            }
+            let settled = |f: &FileMeta| picker.is_dense_and_settled(f);
+            assert!(!version.all_files().any(|(level, f)| level > 0 && settled(&f.meta)));
+            assert_eq!(debt_bytes(version, &options), 0);
+        }
+
+        /// As the user's compaction does it.
+        fn compact_range(&mut self, start: u16, end: u16) {
+            let (start, end) = (key(start), key(end));
+            let range = KeyRange::of_user(Some(&start), Some(&end));
+            for level in 0..LEVELS {
+                let options = Self::options();
+                let plan =
+                    pick_range(&self.version, &options, level, Some(&start), Some(&end));
+                if let Some(plan) = plan {
+                    self.begin(plan);
+                    self.end(0);
+                }
+                if level < LAST {
+                    assert!(self.version.overlapping(level, &range).is_empty());
+                }
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Flush { start: u16, stride: u16, count: u16, deletes: u16, slack: u16 },
+        Begin,
+        End(usize),
+        Snapshot,
+        Release(usize),
+        CompactRange(u16, u16),
+        Settle,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let flush = (0u16..700, 1u16..20, 1u16..25, 0u16..=10, prop_oneof![Just(0u16), 0u16..200])
+            .prop_map(|(start, stride, count, deletes, slack)| Step::Flush {
+                start,
+                stride,
+                count,
+                deletes: if deletes < 5 { 0 } else { deletes },
+                slack,
+            });
+        prop_oneof![
+            12 => flush,
+            14 => Just(Step::Begin),
+            10 => any::<usize>().prop_map(Step::End),
+            1 => Just(Step::Snapshot),
+            1 => any::<usize>().prop_map(Step::Release),
+            1 => (0u16..900, 1u16..900).prop_map(|(a, b)| Step::CompactRange(a, a + b)),
+            1 => Just(Step::Settle),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Flushes and up to three compactions at a time, in any order.
+        #[test]
+        fn any_schedule_keeps_the_order_and_comes_to_an_end(
+            steps in proptest::collection::vec(step(), 1..250),
+        ) {
+            let mut world = World::new();
+            for step in steps {
+                match step {
+                    Step::Flush { start, stride, count, deletes, slack } => {
+                        world.flush(start, stride, count, deletes, slack);
+                        world.check();
+                    }
+                    Step::Begin => {
+                        if world.running.len() < 3 && let Some(plan) = world.pick() {
+                            world.begin(plan);
+                        }
+                    }
+                    Step::End(at) => {
+                        if !world.running.is_empty() {
+                            world.end(at % world.running.len());
+                        }
+                    }
+                    Step::Snapshot => world.snapshots.push(world.last_seqno),
+                    Step::Release(at) => {
+                        if !world.snapshots.is_empty() {
+                            let at = at % world.snapshots.len();
+                            world.snapshots.swap_remove(at);
+                        }
+                    }
+                    Step::CompactRange(start, end) => {
+                        while !world.running.is_empty() {
+                            world.end(0);
+                        }
+                        world.compact_range(start, end);
+                    }
+                    Step::Settle => {
+                        while !world.running.is_empty() {
+                            world.end(0);
+                        }
+                        world.settle();
+                    }
+                }
+            }
+            while !world.running.is_empty() {
+                world.end(0);
+            }
+            world.settle();
+            world.snapshots.clear();
+            world.settle();
+        }
+    }
+}
