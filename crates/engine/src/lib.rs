@@ -55,6 +55,7 @@ pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
 pub use crate::value::{Entry, Value};
+pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};
 
 /// The program in the README is compiled.
 #[cfg(doctest)]
