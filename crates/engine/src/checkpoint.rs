@@ -28,7 +28,10 @@ use crate::work;
 pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
     core.log()?;
     if core.env.fs.exists(dir)? {
-        return Err(Error::InvalidArgument(format!("{} exists already", dir.display())));
+        return Err(Error::InvalidArgument(format!(
+            "{} exists already",
+            dir.display()
+        )));
     }
     let (pinned, last_seqno) = pin(core)?;
     let mut partial = dir.as_os_str().to_owned();
@@ -75,7 +78,10 @@ fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
     let _gate = FlushGate(core);
     work::wait_for_flushes(core)?;
     let trees = core.trees.load();
-    let pinned = trees.iter().map(|t| (Arc::clone(t), Arc::clone(&t.state().levels))).collect();
+    let pinned = trees
+        .iter()
+        .map(|t| (Arc::clone(t), Arc::clone(&t.state().levels)))
+        .collect();
     Ok((pinned, cut))
 }
 
@@ -86,20 +92,38 @@ fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned, last_seqno: SeqNo) -> Res
     let mut ops = Vec::new();
     for (tree, levels) in pinned {
         let namespace = tree.id;
-        ops.push(Op::CreateNamespace { id: namespace, name: tree.name.to_string() });
+        ops.push(Op::CreateNamespace {
+            id: namespace,
+            name: tree.name.to_string(),
+        });
         for blob in levels.blobs() {
             let meta = blob.file.meta.clone();
             let id = meta.id;
-            link(core, &names::blob_path(&core.dir, id), &names::blob_path(dir, id))?;
+            link(
+                core,
+                &names::blob_path(&core.dir, id),
+                &names::blob_path(dir, id),
+            )?;
             ops.push(Op::AddBlob { namespace, meta });
         }
         for (level, file) in levels.all_files() {
             let meta = file.meta.clone();
             let id = meta.id;
-            link(core, &names::sstable_path(&core.dir, id), &names::sstable_path(dir, id))?;
-            ops.push(Op::AddFile { namespace, level, meta });
+            link(
+                core,
+                &names::sstable_path(&core.dir, id),
+                &names::sstable_path(dir, id),
+            )?;
+            ops.push(Op::AddFile {
+                namespace,
+                level,
+                meta,
+            });
         }
-        ops.push(Op::Flushed { namespace, seqno: last_seqno });
+        ops.push(Op::Flushed {
+            namespace,
+            seqno: last_seqno,
+        });
     }
     let mut edit = VersionEdit::of(ops);
     edit.last_seqno = Some(last_seqno);

@@ -53,7 +53,11 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         let detail = format!("there is no database in {}", dir.display());
         return Err(Error::InvalidArgument(detail));
     }
-    let lock = if read_only { None } else { Some(lock(&env, dir)?) };
+    let lock = if read_only {
+        None
+    } else {
+        Some(lock(&env, dir)?)
+    };
 
     let cache = Arc::new(BlockCache::new(settings.cache_bytes as u64));
     let observer = Arc::new(Observer::default());
@@ -82,7 +86,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         // A checkpoint: everything is in SSTables, and nobody has written to it yet.
         (None, wal::reader::ScanReport::default())
     } else if read_only {
-        (None, wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?)
+        (
+            None,
+            wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?,
+        )
     } else {
         let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
         remove_orphans(&env, dir, &versions)?;
@@ -100,7 +107,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         snapshots: SnapshotList::default(),
         trees: ArcSwap::from_pointee(trees),
         namespace_change: Mutex::new(()),
-        commit: Mutex::new(CommitState { last_seqno, unpublished: VecDeque::new() }),
+        commit: Mutex::new(CommitState {
+            last_seqno,
+            unpublished: VecDeque::new(),
+        }),
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
@@ -123,7 +133,12 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         let _ = work::place_ballast(&core);
         work::schedule(&core);
     }
-    let micros = core.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
+    let micros = core
+        .env
+        .clock
+        .monotonic()
+        .saturating_sub(started)
+        .as_micros() as u64;
     core.observer.emit(Event::RecoveryEnd {
         records: report.records,
         log_bytes: report.bytes,
@@ -157,7 +172,10 @@ fn purger(env: &Env, dir: &Path) -> Purger {
             FileClass::Blob => names::blob_path(&dir, id),
         };
         let task_env = env.clone();
-        env.exec.submit(Priority::Low, Box::new(move || remove_quietly(&task_env, &path)));
+        env.exec.submit(
+            Priority::Low,
+            Box::new(move || remove_quietly(&task_env, &path)),
+        );
     })
 }
 
@@ -215,14 +233,20 @@ struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     fn new(trees: &'a Trees, versions: &VersionSet<TableSlot, BlobFile>) -> Self {
-        let flushed = trees.iter().map(|t| (t.id, versions.flushed_seqno(t.id))).collect();
-        Self { trees, flushed, last_seqno: versions.last_seqno() }
+        let flushed = trees
+            .iter()
+            .map(|t| (t.id, versions.flushed_seqno(t.id)))
+            .collect();
+        Self {
+            trees,
+            flushed,
+            last_seqno: versions.last_seqno(),
+        }
     }
 
     fn apply(&mut self, dir: &Path, record: &wal::Record<'_>) -> Result<()> {
-        let damaged = |detail: &str| {
-            Error::corruption(dir, record.start.0, format!("log record: {detail}"))
-        };
+        let damaged =
+            |detail: &str| Error::corruption(dir, record.start.0, format!("log record: {detail}"));
         if record.kind != RECORD_BATCH {
             return Err(Error::UnsupportedFormat(format!(
                 "log record of kind {} in {}",
@@ -236,14 +260,21 @@ impl<'a> Replay<'a> {
             let operation = operation.map_err(damaged)?;
             // A namespace that is gone was dropped; its operations with it.
             if let Some(tree) = self.trees.get(operation.namespace)
-                && self.flushed.get(&tree.id).is_none_or(|&flushed| seqno > flushed)
+                && self
+                    .flushed
+                    .get(&tree.id)
+                    .is_none_or(|&flushed| seqno > flushed)
             {
                 tree.note_record(record.start);
                 let state = tree.state();
                 if operation.kind == Kind::RangeDelete {
-                    state.active.add_range_tombstone(operation.key, operation.value, seqno);
+                    state
+                        .active
+                        .add_range_tombstone(operation.key, operation.value, seqno);
                 } else {
-                    state.active.insert(operation.key, seqno, operation.kind, operation.value);
+                    state
+                        .active
+                        .insert(operation.key, seqno, operation.kind, operation.value);
                 }
             }
             self.last_seqno = self.last_seqno.max(seqno);

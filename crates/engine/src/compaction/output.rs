@@ -80,7 +80,9 @@ pub struct Outputs<'a> {
 
 impl std::fmt::Debug for Outputs<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outputs").field("written", &self.written).finish_non_exhaustive()
+        f.debug_struct("Outputs")
+            .field("written", &self.written)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,7 +125,11 @@ impl<'a> Outputs<'a> {
         expiry: &[u8],
         pointer: &BlobPointer,
     ) -> Result<()> {
-        let kind = if expiry.is_empty() { Kind::BlobPut } else { Kind::BlobPutExpiring };
+        let kind = if expiry.is_empty() {
+            Kind::BlobPut
+        } else {
+            Kind::BlobPutExpiring
+        };
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         scratch.extend_from_slice(expiry);
@@ -132,7 +138,9 @@ impl<'a> Outputs<'a> {
         self.scratch = scratch;
         result?;
         if let Some(table) = &mut self.table {
-            table.writer.add_blob_ref(pointer.file, pointer.record_bytes(key.len()));
+            table
+                .writer
+                .add_blob_ref(pointer.file, pointer.record_bytes(key.len()));
         }
         Ok(())
     }
@@ -148,8 +156,14 @@ impl<'a> Outputs<'a> {
             self.blob = Some(OpenBlob { id, writer });
         }
         // Made above if it was not there.
-        let Some(blob) = &mut self.blob else { return Err(crate::core::closing()) };
-        self.core.observer.counters.blob_bytes_written.add(value.len() as u64);
+        let Some(blob) = &mut self.blob else {
+            return Err(crate::core::closing());
+        };
+        self.core
+            .observer
+            .counters
+            .blob_bytes_written
+            .add(value.len() as u64);
         blob.writer.add(key, value)
     }
 
@@ -176,7 +190,9 @@ impl<'a> Outputs<'a> {
 
     /// Whether the present table has at least `bytes`.
     pub fn table_has(&self, bytes: u64) -> bool {
-        self.table.as_ref().is_some_and(|table| table.writer.estimated_bytes() >= bytes)
+        self.table
+            .as_ref()
+            .is_some_and(|table| table.writer.estimated_bytes() >= bytes)
     }
 
     /// Ends the present table before `key`, which comes next, unless it holds versions of it.
@@ -193,13 +209,19 @@ impl<'a> Outputs<'a> {
         self.paths.push(path.clone());
         let file = self.core.env.fs.open(&path, OpenMode::CreateNew)?;
         let writer = TableWriter::new(file, self.options.table)?;
-        self.table = Some(OpenTable { id, writer, start: self.next_start.take() });
+        self.table = Some(OpenTable {
+            id,
+            writer,
+            start: self.next_start.take(),
+        });
         Ok(())
     }
 
     /// Ends the present table. It carries the range tombstones from its start up to `next`.
     fn end_table(&mut self, next: Option<&[u8]>) -> Result<()> {
-        let Some(mut table) = self.table.take() else { return Ok(()) };
+        let Some(mut table) = self.table.take() else {
+            return Ok(());
+        };
         if !self.tombstones.is_empty() {
             let clipped = self.tombstones.clip(table.start.as_deref(), next);
             for tombstone in clipped.iter_raw() {

@@ -47,7 +47,12 @@ impl World {
             entropy: Arc::new(SeededEntropy::new(seed)),
             exec: exec.clone(),
         };
-        Self { disk, clock, exec, env }
+        Self {
+            disk,
+            clock,
+            exec,
+            env,
+        }
     }
 
     pub(crate) fn open(&self, options: Options) -> Result<Db> {

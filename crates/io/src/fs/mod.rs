@@ -65,7 +65,11 @@ pub struct DirEntry {
 /// The directory that has the name `path`: `.` for a bare name, `None` for a root.
 pub fn parent_of(path: &Path) -> Option<&Path> {
     let parent = path.parent()?;
-    Some(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+    Some(if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    })
 }
 
 /// Space of the file system that holds a path, in bytes.
