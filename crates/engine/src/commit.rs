@@ -394,6 +394,10 @@ impl Core {
             self.env.clock.sleep(delay);
         }
         if self.must_wait() {
+            // Usually there is something to wait for already.
+            let commit = self.lock_commit();
+            self.rotate_for_budget(&commit)?;
+            drop(commit);
             work::schedule(self);
             self.observer.emit(Event::StallBegin { reason: "memtables wait for their flush" });
             let result = self.wait_for(|state| {

@@ -471,3 +471,7 @@ pub fn remove_quietly(env: &Env, path: &Path) {
     let _ = env.fs.remove_file(path);
 }
 
+/// What a job answers when the database is being closed under it.
+pub fn closing() -> Error {
+    Error::Closed("the database is being closed")
+}

@@ -356,6 +356,7 @@ impl Db {
     ) -> Result<()> {
         self.core().check_tree(&namespace.0)?;
         self.flush()?;
+        let _alone = work::CompactionPause::new(self.core());
         crate::compaction::run::compact_range(self.core(), &namespace.0, start, end)
     }
 

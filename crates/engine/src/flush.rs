@@ -57,8 +57,11 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
     core.observer.counters.flush_bytes.add(bytes);
     let micros = core.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
     core.observer.emit(Event::FlushEnd { namespace: tree.id, bytes, micros });
-    // Segments that cannot be let go of now are let go of after the next flush.
-    log.remove_before(core.log_needed_from(None)?)?;
+    // Up to where the manifest says and not further, even if less is needed by now: the next open
+    // begins there. Segments that cannot be let go of now are let go of after the next flush.
+    if let Some(start) = core.versions.log_start() {
+        log.remove_before(start)?;
+    }
     Ok(())
 }
 

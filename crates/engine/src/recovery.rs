@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use firn_io::Env;
@@ -78,7 +78,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         ..LogOptions::default()
     };
     let apply = |record: wal::Record<'_>| replay.apply(&wal_dir, &record);
-    let (log, report) = if read_only {
+    let (log, report) = if read_only && log_options.from.is_none() && !env.fs.exists(&wal_dir)? {
+        // A checkpoint: everything is in SSTables, and nobody has written to it yet.
+        (None, wal::reader::ScanReport::default())
+    } else if read_only {
         (None, wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?)
     } else {
         let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
@@ -116,6 +119,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     core.recount_memtables();
     if !read_only {
         listen_to_syncs(&core)?;
+        retire_replayed(&core)?;
         // Without the ballast the database works; a full disk then has less room for deletes.
         let _ = work::place_ballast(&core);
         work::schedule(&core);
@@ -170,6 +174,18 @@ fn remove_orphans(env: &Env, dir: &Path, versions: &VersionSet<TableSlot, BlobFi
         if orphan && !entry.is_dir {
             env.fs.remove_file(&dir.join(&entry.name))?;
         }
+    }
+    Ok(())
+}
+
+/// Has what was replayed flushed, if it is more than one memtable's worth: the log may hold several.
+fn retire_replayed(core: &Core) -> Result<()> {
+    if core.memtables_bytes.load(Ordering::Relaxed) < core.settings.memtable_bytes {
+        return Ok(());
+    }
+    let commit = core.lock_commit();
+    for tree in core.trees.load().iter() {
+        core.rotate(&commit, tree)?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use firn_io::exec::Priority;
 
 use crate::compaction::run::{self, Job};
 use crate::core::{Core, WorkState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::Event;
 use crate::flush;
 use crate::names;
@@ -290,9 +290,4 @@ impl Drop for CompactionPause {
         self.core.work_done.notify_all();
         schedule(&self.core);
     }
-}
-
-/// What a job answers when the database is being closed under it.
-pub fn closing() -> Error {
-    Error::Closed("the database is being closed")
 }

@@ -497,12 +497,7 @@ impl BlobFile {
     pub fn read(&self, pointer: &BlobPointer, key: &[u8]) -> Result<BlobValue> {
         let offset = pointer.offset;
         let len = pointer.record_bytes(key.len());
-        let inside = offset >= HEADER_BYTES
-            && offset.checked_add(len).is_some_and(|end| end <= self.end)
-            && pointer.file == self.id;
-        if !inside {
-            return Err(self.damaged(offset, "a pointer points outside of the blob file"));
-        }
+        self.check_inside(pointer, key)?;
         let mut bytes = vec![0; len as usize];
         read_exact(&*self.file, &mut bytes, offset)?;
         let record = self.check(&bytes, offset)?;
@@ -522,6 +517,36 @@ impl BlobFile {
             bytes: self.value(&record)?,
             start: 0,
         })
+    }
+
+    /// Checks that `pointer` leads to a record of `key` with its lengths, without reading the value:
+    /// [`BlobFile::verify`] checks that.
+    pub fn check_pointer(&self, pointer: &BlobPointer, key: &[u8]) -> Result<()> {
+        let offset = pointer.offset;
+        self.check_inside(pointer, key)?;
+        let mut bytes = vec![0; RECORD_HEAD_BYTES + key.len()];
+        read_exact(&*self.file, &mut bytes, offset)?;
+        let fits = Head::decode(&bytes).is_some_and(|head| {
+            head.key_len == key.len()
+                && head.stored_len == pointer.stored_len as usize
+                && head.value_len == pointer.value_len
+        });
+        if !fits || bytes[RECORD_HEAD_BYTES..] != *key {
+            return Err(self.damaged(offset, "the record is not the one pointed to"));
+        }
+        Ok(())
+    }
+
+    fn check_inside(&self, pointer: &BlobPointer, key: &[u8]) -> Result<()> {
+        let offset = pointer.offset;
+        let end = offset.checked_add(pointer.record_bytes(key.len()));
+        let inside = offset >= HEADER_BYTES
+            && end.is_some_and(|end| end <= self.end)
+            && pointer.file == self.id;
+        if !inside {
+            return Err(self.damaged(offset, "a pointer points outside of the blob file"));
+        }
+        Ok(())
     }
 
     /// The value of a record.

@@ -148,7 +148,7 @@ impl<'a> Outputs<'a> {
             self.blob = Some(OpenBlob { id, writer });
         }
         // Made above if it was not there.
-        let Some(blob) = &mut self.blob else { return Err(crate::work::closing()) };
+        let Some(blob) = &mut self.blob else { return Err(crate::core::closing()) };
         self.core.observer.counters.blob_bytes_written.add(value.len() as u64);
         blob.writer.add(key, value)
     }

@@ -175,7 +175,7 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
         if since_check == 4096 {
             since_check = 0;
             if core.closed.load(Ordering::Relaxed) || job.tree.is_dropped() {
-                return Err(crate::work::closing());
+                return Err(crate::core::closing());
             }
         }
         let (key, trailer, value) = (input.key(), input.trailer(), input.value());
@@ -341,14 +341,14 @@ fn pick_options(core: &Core) -> pick::PickOptions {
     }
 }
 
-/// Compacts a range level by level, from the top down to the last level with data.
+/// Compacts a range level by level, from the top down to the last level with data. Other compaction
+/// is paused by the caller.
 pub fn compact_range(
     core: &Arc<Core>,
     tree: &Arc<Tree>,
     start: Option<&[u8]>,
     end: Option<&[u8]>,
 ) -> Result<()> {
-    let _alone = crate::work::CompactionPause::new(core);
     let range = KeyRange::of_user(start, end);
     let mut from_level = 0;
     while let Some(level) = (from_level..LEVELS).find(|&level| {

@@ -40,6 +40,7 @@ pub(crate) mod index;
 pub(crate) mod iter;
 pub(crate) mod properties;
 pub(crate) mod reader;
+pub(crate) mod salvage;
 pub(crate) mod stored;
 pub(crate) mod writer;
 

@@ -20,11 +20,12 @@ use crate::key::{FileId, SeqNo, Trailer};
 use crate::options::MAX_KEY_BYTES;
 use crate::range_del::{RangeTombstone, RangeTombstones};
 use crate::sstable::block::{Found, MAX_BLOCK_BYTES};
-use crate::sstable::filter::{Filter, key_hash};
+use crate::sstable::filter::Filter;
 use crate::sstable::footer::{BadFooter, FOOTER_BYTES, Footer, Handle};
 use crate::sstable::index::Index;
 use crate::sstable::iter::{ReadOptions, TableIter};
-use crate::sstable::properties::{KINDS, Properties};
+use crate::sstable::properties::Properties;
+use crate::sstable::salvage::{Parts, Walk};
 use crate::sstable::stored::{self, Bad};
 use crate::sstable::writer::bounds;
 
@@ -69,7 +70,7 @@ impl fmt::Debug for Table {
     }
 }
 
-fn bad(file: &dyn File, offset: u64, why: Bad) -> Error {
+pub(crate) fn bad(file: &dyn File, offset: u64, why: Bad) -> Error {
     match why {
         Bad::Damaged(detail) => Error::corruption(file.path(), offset, detail),
         Bad::Unsupported(detail) => Error::UnsupportedFormat(format!(
@@ -80,7 +81,7 @@ fn bad(file: &dyn File, offset: u64, why: Bad) -> Error {
 }
 
 /// Reads exactly `buf.len()` bytes; a file that ends before is damaged.
-fn read_exact(file: &dyn File, buf: &mut [u8], offset: u64) -> Result<()> {
+pub(crate) fn read_exact(file: &dyn File, buf: &mut [u8], offset: u64) -> Result<()> {
     let read = file.read_at(buf, offset)?;
     if read < buf.len() {
         let detail = format!("the file ends {} bytes early", buf.len() - read);
@@ -89,8 +90,25 @@ fn read_exact(file: &dyn File, buf: &mut [u8], offset: u64) -> Result<()> {
     Ok(())
 }
 
+/// Reads and checks the footer of a file of this length.
+pub(crate) fn read_footer(file: &dyn File, file_bytes: u64) -> Result<Footer> {
+    let Some(offset) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
+        let detail = "the file is too short for an SSTable";
+        return Err(Error::corruption(file.path(), 0, detail));
+    };
+    let mut bytes = [0; FOOTER_BYTES];
+    read_exact(file, &mut bytes, offset)?;
+    Footer::decode(&bytes, file_bytes).map_err(|why| match why {
+        BadFooter::Damaged(detail) => Error::corruption(file.path(), offset, detail),
+        BadFooter::Version(version) => Error::UnsupportedFormat(format!(
+            "{} has format version {version}",
+            file.path().display()
+        )),
+    })
+}
+
 /// Reads a block that is not data.
-fn read_meta(file: &dyn File, handle: Handle) -> Result<Vec<u8>> {
+pub(crate) fn read_meta(file: &dyn File, handle: Handle) -> Result<Vec<u8>> {
     // The footer was checked against the length of the file.
     let mut bytes = vec![0; handle.len as usize];
     read_exact(file, &mut bytes, handle.offset)?;
@@ -107,7 +125,9 @@ fn read_meta(file: &dyn File, handle: Handle) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn decode_range_tombstones(bytes: &[u8]) -> std::result::Result<Vec<RangeTombstone>, &'static str> {
+pub(crate) fn decode_range_tombstones(
+    bytes: &[u8],
+) -> std::result::Result<Vec<RangeTombstone>, &'static str> {
     const BAD: &str = "the range tombstones are malformed";
     let mut reader = Reader::new(bytes);
     let count = reader.varint_u64().ok_or(BAD)?;
@@ -140,22 +160,7 @@ impl Table {
     /// Opens a finished table. Every byte that is not data is read and checked.
     pub fn open(file: Arc<dyn File>, id: FileId, cache: Arc<BlockCache>) -> Result<Self> {
         let file_bytes = file.len()?;
-        let Some(footer_offset) = file_bytes.checked_sub(FOOTER_BYTES as u64) else {
-            return Err(Error::corruption(
-                file.path(),
-                0,
-                "the file is too short for an SSTable",
-            ));
-        };
-        let mut bytes = [0; FOOTER_BYTES];
-        read_exact(&*file, &mut bytes, footer_offset)?;
-        let footer = Footer::decode(&bytes, file_bytes).map_err(|why| match why {
-            BadFooter::Damaged(detail) => Error::corruption(file.path(), footer_offset, detail),
-            BadFooter::Version(version) => Error::UnsupportedFormat(format!(
-                "{} has format version {version}",
-                file.path().display()
-            )),
-        })?;
+        let footer = read_footer(&*file, file_bytes)?;
         let damaged =
             |handle: Handle, detail| Error::corruption(file.path(), handle.offset, detail);
 
@@ -382,125 +387,29 @@ impl Table {
         read_exact(&*self.file, buf, offset)
     }
 
-    /// Reads the whole table from the file, past the cache, and checks all that can be checked:
-    /// checksums, the order of keys, that separators separate, that the filter knows every key, and
-    /// that the properties count right. `progress` is told the bytes read since the last call.
+    /// Reads the whole table from the file, past the cache, and checks all that can be checked (see
+    /// `sstable::salvage`); the first damage is the error. `progress` is told the bytes read since
+    /// the last call.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<TableCheck> {
-        const CHUNK: usize = 1 << 20;
-        // Everything that is not data, as open does.
-        let again = Self::open(Arc::clone(&self.file), self.id, Arc::clone(&self.cache))?;
-        let mut check = TableCheck::default();
-        let meta = self.file_bytes - self.index.data_end();
-        check.bytes += meta;
-        progress(meta);
-
-        let mut counted = Properties::default();
-        let mut seqnos: Option<(u64, u64)> = None;
-        let mut last: Option<(Vec<u8>, u64)> = None;
-        let mut key = Vec::new();
-        let mut block = Block::default();
-        let mut first_key = None;
-        let mut buf = Vec::new();
-        let mut i = 0;
-        while i < self.index.len() {
-            // As many whole blocks as fit.
-            let (start, mut len) = self.index.block(i);
-            let mut end = i + 1;
-            while end < self.index.len() && len + self.index.block(end).1 <= CHUNK {
-                len += self.index.block(end).1;
-                end += 1;
+        let mut parts = Parts::read(Arc::clone(&self.file), self.id)?;
+        if !parts.damage.is_empty() {
+            return Err(parts.damage.swap_remove(0));
+        }
+        let mut walk = Walk::new(parts);
+        let mut error = None;
+        let mut told = 0;
+        while error.is_none() && walk.next(&mut |e| {
+            error.get_or_insert(e);
+        }) {
+            if walk.bytes() > told {
+                progress(walk.bytes() - told);
+                told = walk.bytes();
             }
-            buf.resize(len, 0);
-            self.read_data(&mut buf, start)?;
-            while i < end {
-                let (offset, stored_len) = self.index.block(i);
-                let damaged = |detail| Error::corruption(self.file.path(), offset, detail);
-                let from = (offset - start) as usize;
-                self.decode_block(&buf[from..from + stored_len], offset, &mut block)?;
-                for n in 0..block.count as usize {
-                    let entry = block.entry(n);
-                    block.key_into(n, &entry, &mut key);
-                    let Some(kind) = Trailer(entry.trailer).kind() else {
-                        return Err(damaged("an entry is of no known kind"));
-                    };
-                    let new_key = match &last {
-                        Some((last_key, last_trailer)) => match last_key.cmp(&key) {
-                            std::cmp::Ordering::Less => true,
-                            std::cmp::Ordering::Equal if *last_trailer > entry.trailer => false,
-                            _ => return Err(damaged("the entries are not in order")),
-                        },
-                        None => true,
-                    };
-                    if n == 0 && i > 0 {
-                        let separator = self.index.separator(i - 1);
-                        if separator > key || (separator == key && new_key) {
-                            return Err(damaged("a block starts before the separator before it"));
-                        }
-                    }
-                    if new_key {
-                        counted.key_count += 1;
-                        if !self.may_contain(key_hash(&key)) {
-                            return Err(damaged("the filter does not know a key"));
-                        }
-                    }
-                    if key.len() > MAX_KEY_BYTES {
-                        return Err(damaged("a key is longer than any may be"));
-                    }
-                    let seqno = entry.trailer >> 8;
-                    seqnos =
-                        Some(seqnos.map_or((seqno, seqno), |(a, b)| (a.min(seqno), b.max(seqno))));
-                    counted.kinds[(kind as usize).min(KINDS - 1)] += 1;
-                    counted.raw_key_bytes += key.len() as u64;
-                    counted.raw_value_bytes += (entry.end - entry.value) as u64;
-                    let (last_key, last_trailer) = last.get_or_insert_default();
-                    std::mem::swap(last_key, &mut key);
-                    *last_trailer = entry.trailer;
-                    if first_key.is_none() {
-                        first_key = Some(last_key.clone());
-                    }
-                }
-                if last
-                    .as_ref()
-                    .is_some_and(|(last_key, _)| *last_key > self.index.separator(i))
-                {
-                    return Err(damaged("a block ends after its separator"));
-                }
-                check.blocks += 1;
-                i += 1;
-            }
-            check.bytes += len as u64;
-            progress(len as u64);
         }
-        check.entries = counted.entry_count();
-
-        for tombstone in self.range_tombstones.iter_raw() {
-            let seqno = tombstone.seqno.0;
-            seqnos = Some(seqnos.map_or((seqno, seqno), |(a, b)| (a.min(seqno), b.max(seqno))));
+        if let Some(error) = error {
+            return Err(error);
         }
-        let said = &again.properties;
-        let keys = first_key.zip(last.map(|(key, _)| key));
-        // Repeated tombstones are stored but not kept in the fragmented set, so only entries are
-        // compared with what the properties say of kinds.
-        if (
-            counted.kinds,
-            counted.raw_key_bytes,
-            counted.raw_value_bytes,
-            counted.key_count,
-        ) != (
-            said.kinds,
-            said.raw_key_bytes,
-            said.raw_value_bytes,
-            said.key_count,
-        ) || keys != said.keys
-            || seqnos.map(|(a, b)| (SeqNo(a), SeqNo(b))) != said.seqnos
-        {
-            let detail = "the properties do not fit the entries";
-            return Err(Error::corruption(
-                self.file.path(),
-                self.index.data_end(),
-                detail,
-            ));
-        }
-        Ok(check)
+        progress(walk.bytes() - told);
+        Ok(TableCheck { entries: walk.entries(), blocks: walk.blocks(), bytes: walk.bytes() })
     }
 }

@@ -4,4 +4,5 @@
 mod crash;
 mod faults;
 mod model;
+mod verify;
 mod world;

@@ -1,0 +1,534 @@
+//! Reads an SSTable that may be damaged: everything in it that can be read, and what is wrong.
+//!
+//! [`Parts::read`] reads what is not data and never fails for damage. With the index it knows where
+//! the data blocks are. Without it, it finds them: blocks follow each other from the start of the
+//! file, each ends in a checksum over its offset and bytes, so from a known start the end is where
+//! the bytes up to there and the next four fit together. That is one CRC step a byte and finds all
+//! blocks up to the first damaged one, and behind the data the filter, the range tombstones, the
+//! index and the properties, which tell themselves apart by their form.
+//!
+//! [`Walk`] goes through the entries block by block, past the block cache, and checks all that can
+//! be checked: checksums, the order of keys, that separators separate, that the filter knows every
+//! key, that the properties count right. A block that cannot be read is reported with the keys that
+//! may have been in it, and stepped over; so is an entry that is out of order. What is handed out is
+//! in order and of a known kind.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+use firn_io::checksum::{crc32c, crc32c_append, mask};
+use firn_io::fs::{Advice, File};
+
+use crate::cache::Block;
+use crate::error::{Error, Result};
+use crate::key::{FileId, Kind, SeqNo, Trailer};
+use crate::options::MAX_KEY_BYTES;
+use crate::range_del::RangeTombstones;
+use crate::sstable::block::{Entry, MAX_BLOCK_BYTES};
+use crate::sstable::filter::{Filter, key_hash};
+use crate::sstable::footer::{Footer, Handle};
+use crate::sstable::index::Index;
+use crate::sstable::properties::{KINDS, Properties};
+use crate::sstable::reader::{
+    bad, decode_range_tombstones, read_exact, read_footer, read_meta,
+};
+use crate::sstable::stored::{self, ENVELOPE_BYTES};
+
+/// Bytes of data blocks read at once.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// What an SSTable consists of, as far as it can be read.
+pub(crate) struct Parts {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) id: FileId,
+    pub(crate) file_bytes: u64,
+    pub(crate) footer: Option<Footer>,
+    pub(crate) index: Option<Index>,
+    pub(crate) filter: Option<Filter>,
+    /// `None` if there may have been some and they cannot be read.
+    pub(crate) range_tombstones: Option<Arc<RangeTombstones>>,
+    pub(crate) properties: Option<Properties>,
+    /// Offset and stored length of every data block that was found.
+    pub(crate) blocks: Vec<(u64, usize)>,
+    /// What is wrong, in the order in which it was found.
+    pub(crate) damage: Vec<Error>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parts({}, {} blocks)", self.id, self.blocks.len())
+    }
+}
+
+impl Parts {
+    /// Reads what is not data. Errors: the disk refuses to tell the length of the file.
+    pub(crate) fn read(file: Arc<dyn File>, id: FileId) -> Result<Self> {
+        let file_bytes = file.len()?;
+        file.advise(0, 0, Advice::Sequential);
+        let mut parts = Self {
+            file,
+            id,
+            file_bytes,
+            footer: None,
+            index: None,
+            filter: None,
+            range_tombstones: None,
+            properties: None,
+            blocks: Vec::new(),
+            damage: Vec::new(),
+        };
+        match read_footer(&*parts.file, file_bytes) {
+            Ok(footer) => parts.follow(footer),
+            Err(error) => {
+                parts.damage.push(error);
+                let end = parts.find_blocks(file_bytes);
+                parts.find_meta(end, file_bytes);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Reads the parts that the footer names.
+    fn follow(&mut self, footer: Footer) {
+        self.footer = Some(footer);
+        self.properties = self.part(footer.properties, Properties::decode);
+        let data_bytes = footer.data_bytes();
+        self.index = self.part(footer.index, |bytes| Index::decode(bytes, data_bytes));
+        if let Some(handle) = footer.filter {
+            self.filter = self.part(handle, Filter::decode);
+        }
+        self.range_tombstones = match footer.range_tombstones {
+            Some(handle) => self.part(handle, decode_range_tombstones).map(|list| {
+                Arc::new(RangeTombstones::from_unfragmented(list))
+            }),
+            None => Some(Arc::default()),
+        };
+        match &self.index {
+            Some(index) => self.blocks = (0..index.len()).map(|i| index.block(i)).collect(),
+            None => {
+                self.find_blocks(data_bytes);
+            }
+        }
+        if let Some(detail) = self.contradiction(&footer) {
+            self.damage.push(self.damaged(footer.properties.offset, detail));
+        }
+    }
+
+    fn contradiction(&self, footer: &Footer) -> Option<&'static str> {
+        let properties = self.properties.as_ref()?;
+        let index = self.index.as_ref()?;
+        let wrong = properties.block_count != index.len() as u64
+            || properties.keys.is_some() != (index.len() > 0)
+            || properties.data_bytes != footer.data_bytes()
+            || (footer.range_tombstones.is_none() && properties.range_tombstone_count > 0);
+        wrong.then_some("the properties do not fit the other blocks")
+    }
+
+    fn part<T>(
+        &mut self,
+        handle: Handle,
+        decode: impl FnOnce(&[u8]) -> std::result::Result<T, &'static str>,
+    ) -> Option<T> {
+        let read = read_meta(&*self.file, handle).and_then(|bytes| {
+            decode(&bytes).map_err(|detail| self.damaged(handle.offset, detail))
+        });
+        match read {
+            Ok(part) => Some(part),
+            Err(error) => {
+                self.damage.push(error);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn damaged(&self, offset: u64, detail: impl Into<String>) -> Error {
+        Error::corruption(self.file.path(), offset, detail)
+    }
+
+    /// Finds data blocks without an index; returns where they end, or where the first thing that is
+    /// no data block starts.
+    fn find_blocks(&mut self, end: u64) -> u64 {
+        let mut offset = 0;
+        while offset < end {
+            match find_block(&*self.file, offset, end, |bytes| is_data_block(bytes, offset)) {
+                Some(len) => {
+                    self.blocks.push((offset, len));
+                    offset += len as u64;
+                }
+                None => break,
+            }
+        }
+        offset
+    }
+
+    /// Finds the parts that follow the data, without a footer.
+    fn find_meta(&mut self, mut offset: u64, end: u64) {
+        let data_bytes = offset;
+        while let Some(len) = find_block(&*self.file, offset, end, |_| true) {
+            let handle = Handle { offset, len: len as u64 };
+            offset += len as u64;
+            let Ok(bytes) = read_meta(&*self.file, handle) else { break };
+            // In the order in which they are written; the last accepts the most.
+            if let Ok(filter) = Filter::decode(&bytes) {
+                self.filter = Some(filter);
+            } else if let Ok(index) = Index::decode(&bytes, data_bytes)
+                && index.len() == self.blocks.len()
+            {
+                self.index = Some(index);
+            } else if self.index.is_none()
+                && let Ok(list) = decode_range_tombstones(&bytes)
+            {
+                self.range_tombstones = Some(Arc::new(RangeTombstones::from_unfragmented(list)));
+            } else if let Ok(properties) = Properties::decode(&bytes) {
+                if properties.range_tombstone_count == 0 {
+                    self.range_tombstones.get_or_insert_default();
+                }
+                self.properties = Some(properties);
+                break;
+            }
+        }
+    }
+
+    /// The keys that may have been in block `i`, for people.
+    fn keys_of_block(&self, i: usize) -> String {
+        let Some(index) = &self.index else { return "keys unknown".into() };
+        let last = show_key(&index.separator(i));
+        match i.checked_sub(1) {
+            Some(before) => format!("keys from {} to {last}", show_key(&index.separator(before))),
+            None => format!("keys up to {last}"),
+        }
+    }
+}
+
+/// A key for people, cut where it is long.
+pub(crate) fn show_key(key: &[u8]) -> String {
+    const SHOWN: usize = 64;
+    if key.len() <= SHOWN {
+        return format!("\"{}\"", key.escape_ascii());
+    }
+    format!("\"{}...\" ({} bytes)", key[..SHOWN].escape_ascii(), key.len())
+}
+
+fn is_data_block(bytes: &[u8], offset: u64) -> bool {
+    let mut block = Block::default();
+    let Ok((payload, compression)) = stored::open(bytes, offset) else { return false };
+    stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes).is_ok()
+        && block.build_index().is_ok()
+}
+
+/// The length of the stored block that starts at `offset` and ends at or before `end`, by its
+/// checksum alone. `accept` sees its bytes; by chance, once in four billion, a prefix of a block fits
+/// its checksum.
+fn find_block(
+    file: &dyn File,
+    offset: u64,
+    end: u64,
+    mut accept: impl FnMut(&[u8]) -> bool,
+) -> Option<usize> {
+    const WINDOW: usize = 64 << 10;
+    let most = usize::try_from(end.checked_sub(offset)?).unwrap_or(usize::MAX);
+    let most = most.min(MAX_BLOCK_BYTES + ENVELOPE_BYTES + 4);
+    let mut bytes = Vec::new();
+    let mut crc = crc32c(&offset.to_le_bytes());
+    let mut at = 0;
+    loop {
+        // `at` bytes are in the checksum; the four behind them are to be compared.
+        while at + 4 <= bytes.len() {
+            let stored = bytes.get(at..at + 4).and_then(|four| four.try_into().ok());
+            if at > 0
+                && stored.map(u32::from_le_bytes) == Some(mask(crc))
+                && accept(&bytes[..at + 4])
+            {
+                return Some(at + 4);
+            }
+            crc = crc32c_append(crc, &bytes[at..=at]);
+            at += 1;
+        }
+        let have = bytes.len();
+        let want = most.min(have + WINDOW.max(have));
+        if want <= have {
+            return None;
+        }
+        bytes.resize(want, 0);
+        read_exact(file, &mut bytes[have..], offset + have as u64).ok()?;
+    }
+}
+
+/// See the module's page.
+pub(crate) struct Walk {
+    parts: Parts,
+    next_block: usize,
+    /// Stored bytes of some blocks, and where they start.
+    chunk: Vec<u8>,
+    chunk_offset: u64,
+    block: Block,
+    block_offset: u64,
+    next_entry: usize,
+    entry: Entry,
+    key: Vec<u8>,
+    started: bool,
+    /// The block before the present one was not read.
+    gap: bool,
+    /// Something was left out: the properties cannot be compared.
+    incomplete: bool,
+    counted: Properties,
+    seqnos: Option<(SeqNo, SeqNo)>,
+    first_key: Vec<u8>,
+    room: Vec<u8>,
+    bytes: u64,
+    ended: bool,
+}
+
+impl fmt::Debug for Walk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Walk({:?}, block {})", self.parts, self.next_block)
+    }
+}
+
+impl Walk {
+    /// A walk from the first entry on. What [`Parts::damage`] says is not said again.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let data_end = parts.blocks.last().map_or(0, |&(offset, len)| offset + len as u64);
+        Self {
+            next_block: 0,
+            chunk: Vec::new(),
+            chunk_offset: 0,
+            block: Block::default(),
+            block_offset: 0,
+            next_entry: 0,
+            entry: Entry::default(),
+            key: Vec::new(),
+            started: false,
+            gap: false,
+            incomplete: false,
+            counted: Properties::default(),
+            seqnos: None,
+            first_key: Vec::new(),
+            room: Vec::new(),
+            bytes: parts.file_bytes.saturating_sub(data_end),
+            ended: false,
+            parts,
+        }
+    }
+
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Bytes of the file that were read.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    pub(crate) fn trailer(&self) -> Trailer {
+        Trailer(self.entry.trailer)
+    }
+
+    pub(crate) fn value(&self) -> &[u8] {
+        self.block.value(&self.entry)
+    }
+
+    /// The offset of the block that the entry is in.
+    pub(crate) fn offset(&self) -> u64 {
+        self.block_offset
+    }
+
+    /// Entries handed out.
+    pub(crate) fn entries(&self) -> u64 {
+        self.counted.entry_count()
+    }
+
+    /// Data blocks read.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.counted.block_count
+    }
+
+    /// To the next entry; `false` at the end. `damage` is told what is left out on the way.
+    pub(crate) fn next(&mut self, damage: &mut dyn FnMut(Error)) -> bool {
+        loop {
+            while self.next_entry < self.block.count as usize {
+                let i = self.next_entry;
+                self.next_entry += 1;
+                match self.stand(i) {
+                    Ok(()) => return true,
+                    Err(detail) => {
+                        self.incomplete = true;
+                        damage(self.parts.damaged(self.block_offset, detail));
+                    }
+                }
+            }
+            if let Some(detail) = self.check_separator() {
+                damage(self.parts.damaged(self.block_offset, detail));
+            }
+            if self.next_block == self.parts.blocks.len() {
+                self.block.count = 0;
+                if !std::mem::replace(&mut self.ended, true)
+                    && let Some(error) = self.check_counts()
+                {
+                    damage(error);
+                }
+                return false;
+            }
+            let no = self.next_block;
+            self.next_block += 1;
+            self.block_offset = self.parts.blocks[no].0;
+            self.next_entry = 0;
+            match self.load(no) {
+                Ok(()) => self.counted.block_count += 1,
+                Err(error) => {
+                    self.block.count = 0;
+                    self.gap = true;
+                    self.incomplete = true;
+                    damage(with_keys(error, &self.parts.keys_of_block(no)));
+                }
+            }
+        }
+    }
+
+    /// Reads block `no` into `self.block`.
+    fn load(&mut self, no: usize) -> Result<()> {
+        self.block.count = 0;
+        let (offset, len) = self.parts.blocks[no];
+        self.bytes += len as u64;
+        let end = self.chunk_offset + self.chunk.len() as u64;
+        if offset < self.chunk_offset || offset + len as u64 > end {
+            let mut want = len;
+            let following = self.parts.blocks.get(no + 1..).unwrap_or_default();
+            for &(_, more) in following {
+                if want + more > CHUNK_BYTES {
+                    break;
+                }
+                want += more;
+            }
+            self.read(offset, want).or_else(|_| self.read(offset, len))?;
+        }
+        let from = (offset - self.chunk_offset) as usize;
+        let file = &*self.parts.file;
+        let (payload, compression) = stored::open(&self.chunk[from..from + len], offset)
+            .map_err(|why| bad(file, offset, why))?;
+        stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut self.block.bytes)
+            .map_err(|why| bad(file, offset, why))?;
+        self.block.build_index().map_err(|detail| self.parts.damaged(offset, detail))
+    }
+
+    fn read(&mut self, offset: u64, len: usize) -> Result<()> {
+        self.chunk.clear();
+        self.chunk.resize(len, 0);
+        self.chunk_offset = offset;
+        let result = read_exact(&*self.parts.file, &mut self.chunk, offset);
+        if result.is_err() {
+            self.chunk.clear();
+        }
+        result
+    }
+
+    /// Stands on entry `i` of the block, if it is one that may be there.
+    fn stand(&mut self, i: usize) -> std::result::Result<(), &'static str> {
+        let entry = self.block.entry(i);
+        let mut key = std::mem::take(&mut self.room);
+        self.block.key_into(i, &entry, &mut key);
+        let result = self.check(i, &entry, &key);
+        self.room = key;
+        let (kind, new_key) = result?;
+        if new_key {
+            std::mem::swap(&mut self.key, &mut self.room);
+            self.counted.key_count += 1;
+        }
+        if !self.started {
+            self.started = true;
+            self.first_key.extend_from_slice(&self.key);
+        }
+        self.entry = entry;
+        self.gap = false;
+        let seqno = Trailer(entry.trailer).seqno();
+        let (least, greatest) = self.seqnos.unwrap_or((seqno, seqno));
+        self.seqnos = Some((least.min(seqno), greatest.max(seqno)));
+        self.counted.kinds[(kind as usize).min(KINDS - 1)] += 1;
+        self.counted.raw_key_bytes += self.key.len() as u64;
+        self.counted.raw_value_bytes += (entry.end - entry.value) as u64;
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        i: usize,
+        entry: &Entry,
+        key: &[u8],
+    ) -> std::result::Result<(Kind, bool), &'static str> {
+        let kind = match Trailer(entry.trailer).kind() {
+            Some(Kind::RangeDelete) | None => return Err("an entry is of no known kind"),
+            Some(kind) => kind,
+        };
+        let new_key = !self.started
+            || match self.key[..].cmp(key) {
+                Ordering::Less => true,
+                Ordering::Equal if self.entry.trailer > entry.trailer => false,
+                _ => return Err("the entries are not in order"),
+            };
+        if key.len() > MAX_KEY_BYTES {
+            return Err("a key is longer than any may be");
+        }
+        if i == 0
+            && let Some(before) = self.next_block.checked_sub(2)
+            && let Some(index) = &self.parts.index
+        {
+            let separator = index.separator(before);
+            if separator[..] > *key || (separator == key && new_key && !self.gap) {
+                return Err("a block starts before the separator before it");
+            }
+        }
+        if new_key && self.parts.filter.as_ref().is_some_and(|f| !f.may_contain(key_hash(key))) {
+            return Err("the filter does not know a key");
+        }
+        Ok((kind, new_key))
+    }
+
+    /// Whether the block that ends now ends after its separator.
+    fn check_separator(&self) -> Option<&'static str> {
+        let index = self.parts.index.as_ref().filter(|_| self.block.count > 0)?;
+        let no = self.next_block.checked_sub(1)?;
+        (self.key > index.separator(no)).then_some("a block ends after its separator")
+    }
+
+    /// Compares what was read with what the properties say.
+    fn check_counts(&mut self) -> Option<Error> {
+        if self.incomplete {
+            return None;
+        }
+        let said = self.parts.properties.as_ref()?;
+        let tombstones = self.parts.range_tombstones.as_ref()?;
+        for tombstone in tombstones.iter_raw() {
+            let seqno = tombstone.seqno;
+            let (least, greatest) = self.seqnos.unwrap_or((seqno, seqno));
+            self.seqnos = Some((least.min(seqno), greatest.max(seqno)));
+        }
+        let counted = &self.counted;
+        let keys_fit = match &said.keys {
+            Some((first, last)) => self.started && *first == self.first_key && *last == self.key,
+            None => !self.started,
+        };
+        let fits = keys_fit
+            && self.seqnos == said.seqnos
+            && (counted.kinds, counted.key_count) == (said.kinds, said.key_count)
+            && counted.raw_key_bytes == said.raw_key_bytes
+            && counted.raw_value_bytes == said.raw_value_bytes
+            && counted.block_count == said.block_count;
+        let offset = self.parts.footer.map_or(0, |footer| footer.properties.offset);
+        (!fits).then(|| self.parts.damaged(offset, "the properties do not fit the entries"))
+    }
+}
+
+/// The same error, which also says which keys are concerned.
+fn with_keys(error: Error, keys: &str) -> Error {
+    match error {
+        Error::Corruption { path, offset, detail } => {
+            Error::Corruption { path, offset, detail: format!("{detail} ({keys})") }
+        }
+        other => other,
+    }
+}
