@@ -149,7 +149,11 @@ impl WriteBatch {
     ) -> Result<&mut Self> {
         check("key_bytes", MAX_KEY_BYTES, key.len())?;
         let namespace = namespace.into();
-        self.requirements.push(Requirement { namespace, key: key.to_vec(), condition });
+        self.requirements.push(Requirement {
+            namespace,
+            key: key.to_vec(),
+            condition,
+        });
         Ok(self)
     }
 
@@ -162,11 +166,19 @@ impl WriteBatch {
     ) -> Result<&mut Self> {
         check("key_bytes", MAX_KEY_BYTES, key.len())?;
         let value_len = value[0].len() + value[1].len();
-        let user_len = if kind == Kind::PutExpiring { value[1].len() } else { value_len };
+        let user_len = if kind == Kind::PutExpiring {
+            value[1].len()
+        } else {
+            value_len
+        };
         check("value_bytes", MAX_VALUE_BYTES, user_len)?;
         let most = 1 + 5 + 5 + key.len() + 5 + value_len;
         check("batch_bytes", MAX_BATCH_BYTES, self.encoded.len() + most)?;
-        check("batch_operations", u32::MAX as usize - 1, self.count as usize + 1)?;
+        check(
+            "batch_operations",
+            u32::MAX as usize - 1,
+            self.count as usize + 1,
+        )?;
         self.encoded.push(kind as u8);
         codec::put_varint_u32(&mut self.encoded, namespace.0);
         codec::put_varint_u32(&mut self.encoded, key.len() as u32);
@@ -232,13 +244,20 @@ impl WriteBatch {
 
     /// The operations, in order.
     pub(crate) fn operations(&self) -> Operations<'_> {
-        Operations { rest: codec::Reader::new(&self.encoded[HEADER_BYTES..]), left: self.count }
+        Operations {
+            rest: codec::Reader::new(&self.encoded[HEADER_BYTES..]),
+            left: self.count,
+        }
     }
 }
 
 fn check(limit: &'static str, max: usize, actual: usize) -> Result<()> {
     if actual > max {
-        return Err(Error::LimitExceeded { limit, max: max as u64, actual: actual as u64 });
+        return Err(Error::LimitExceeded {
+            limit,
+            max: max as u64,
+            actual: actual as u64,
+        });
     }
     Ok(())
 }
@@ -272,12 +291,21 @@ impl<'a> BatchReader<'a> {
         let mut reader = codec::Reader::new(record);
         let base = reader.u64().ok_or("the batch is shorter than its header")?;
         let count = reader.u32().ok_or("the batch is shorter than its header")?;
-        let last = base.checked_add(u64::from(count)).ok_or("the sequence number overflows")?;
+        let last = base
+            .checked_add(u64::from(count))
+            .ok_or("the sequence number overflows")?;
         if last > SeqNo::MAX.0 {
             return Err("the sequence number is out of range");
         }
-        let operations = Operations { rest: reader, left: count };
-        Ok(Self { base: SeqNo(base), count, operations })
+        let operations = Operations {
+            rest: reader,
+            left: count,
+        };
+        Ok(Self {
+            base: SeqNo(base),
+            count,
+            operations,
+        })
     }
 
     /// The operations, in order. After an error there is no further item.
@@ -310,7 +338,12 @@ impl<'a> Operations<'a> {
         if kind.is_expiring() && value.len() < 8 {
             return Err("an expiry is cut short");
         }
-        Ok(Operation { kind, namespace, key, value })
+        Ok(Operation {
+            kind,
+            namespace,
+            key,
+            value,
+        })
     }
 }
 
@@ -346,7 +379,9 @@ mod tests {
     fn golden_bytes() {
         let mut batch = WriteBatch::new();
         batch.put(NS, b"k", b"v").unwrap();
-        batch.put_expiring(NamespaceId(300), b"", b"", 0x0102).unwrap();
+        batch
+            .put_expiring(NamespaceId(300), b"", b"", 0x0102)
+            .unwrap();
         batch.delete(NS, b"d").unwrap();
         batch.delete_range(NS, b"a", b"b").unwrap();
         let bytes = batch.seal(SeqNo(9)).to_vec();
@@ -371,7 +406,10 @@ mod tests {
             batch.delete_range(NS, b"", &long).unwrap_err(),
             batch.require(NS, &long, Condition::Absent).unwrap_err(),
         ] {
-            assert_eq!(error.to_string(), "limit key_bytes exceeded: at most 65536, got 65537");
+            assert_eq!(
+                error.to_string(),
+                "limit key_bytes exceeded: at most 65536, got 65537"
+            );
         }
         assert!(batch.delete_range(NS, b"b", b"b").is_err());
         assert!(batch.is_empty());

@@ -14,7 +14,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use firn_io::fs::OpenMode;
+use firn_io::fs::{OpenMode, parent_of};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
@@ -28,7 +28,10 @@ use crate::work;
 pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
     core.log()?;
     if core.env.fs.exists(dir)? {
-        return Err(Error::InvalidArgument(format!("{} exists already", dir.display())));
+        return Err(Error::InvalidArgument(format!(
+            "{} exists already",
+            dir.display()
+        )));
     }
     let (pinned, last_seqno) = pin(core)?;
     let mut partial = dir.as_os_str().to_owned();
@@ -37,7 +40,7 @@ pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
     clear(core, &partial)?;
     let result = fill(core, &partial, &pinned, last_seqno).and_then(|()| {
         core.env.fs.rename(&partial, dir)?;
-        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) = parent_of(dir) {
             core.env.fs.sync_dir(parent)?;
         }
         Ok(())
@@ -75,31 +78,52 @@ fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
     let _gate = FlushGate(core);
     work::wait_for_flushes(core)?;
     let trees = core.trees.load();
-    let pinned = trees.iter().map(|t| (Arc::clone(t), Arc::clone(&t.state().levels))).collect();
+    let pinned = trees
+        .iter()
+        .map(|t| (Arc::clone(t), Arc::clone(&t.state().levels)))
+        .collect();
     Ok((pinned, cut))
 }
 
 /// Step 4, but for the rename.
 fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned, last_seqno: SeqNo) -> Result<()> {
     let fs = &core.env.fs;
-    fs.create_dir_all(dir)?;
+    fs.create_dir_durable(dir)?;
     let mut ops = Vec::new();
     for (tree, levels) in pinned {
         let namespace = tree.id;
-        ops.push(Op::CreateNamespace { id: namespace, name: tree.name.to_string() });
+        ops.push(Op::CreateNamespace {
+            id: namespace,
+            name: tree.name.to_string(),
+        });
         for blob in levels.blobs() {
             let meta = blob.file.meta.clone();
             let id = meta.id;
-            link(core, &names::blob_path(&core.dir, id), &names::blob_path(dir, id))?;
+            link(
+                core,
+                &names::blob_path(&core.dir, id),
+                &names::blob_path(dir, id),
+            )?;
             ops.push(Op::AddBlob { namespace, meta });
         }
         for (level, file) in levels.all_files() {
             let meta = file.meta.clone();
             let id = meta.id;
-            link(core, &names::sstable_path(&core.dir, id), &names::sstable_path(dir, id))?;
-            ops.push(Op::AddFile { namespace, level, meta });
+            link(
+                core,
+                &names::sstable_path(&core.dir, id),
+                &names::sstable_path(dir, id),
+            )?;
+            ops.push(Op::AddFile {
+                namespace,
+                level,
+                meta,
+            });
         }
-        ops.push(Op::Flushed { namespace, seqno: last_seqno });
+        ops.push(Op::Flushed {
+            namespace,
+            seqno: last_seqno,
+        });
     }
     let mut edit = VersionEdit::of(ops);
     edit.last_seqno = Some(last_seqno);

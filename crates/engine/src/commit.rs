@@ -52,7 +52,10 @@ impl WriteOptions {
 
     /// Acknowledged when it survives the death of the process.
     pub fn buffered() -> Self {
-        Self { durability: Durability::Buffered, max_delay: None }
+        Self {
+            durability: Durability::Buffered,
+            max_delay: None,
+        }
     }
 }
 
@@ -103,7 +106,10 @@ impl Ticket {
             return done(Ok(commit));
         }
         let run: AckFn = Box::new(move |result| done(result.map(|()| commit)));
-        self.core.acks.lock().push_back(Ack { last: commit.last, run });
+        self.core.acks.lock().push_back(Ack {
+            last: commit.last,
+            run,
+        });
         match self.core.log() {
             Ok(log) => log.request_sync(),
             Err(error) => return self.core.fail_acks(&error),
@@ -124,7 +130,11 @@ struct Look {
 
 impl Core {
     /// Writes a batch and waits for the acknowledgement.
-    pub fn write(self: &Arc<Self>, batch: &mut WriteBatch, options: &WriteOptions) -> Result<Commit> {
+    pub fn write(
+        self: &Arc<Self>,
+        batch: &mut WriteBatch,
+        options: &WriteOptions,
+    ) -> Result<Commit> {
         let placed = self.place(batch, options)?;
         self.wait_for_ack(&placed)
     }
@@ -143,14 +153,13 @@ impl Core {
         options: &WriteOptions,
     ) -> Result<Ticket> {
         let placed = self.place(batch, options)?;
-        Ok(Ticket { core: Arc::clone(self), placed })
+        Ok(Ticket {
+            core: Arc::clone(self),
+            placed,
+        })
     }
 
-    fn place(
-        self: &Arc<Self>,
-        batch: &mut WriteBatch,
-        options: &WriteOptions,
-    ) -> Result<Placed> {
+    fn place(self: &Arc<Self>, batch: &mut WriteBatch, options: &WriteOptions) -> Result<Placed> {
         self.check_open()?;
         self.log()?;
         let looks = self.look(batch.requirements())?;
@@ -169,7 +178,11 @@ impl Core {
             let last = commit.last_seqno;
             let acked = commit.unpublished.is_empty();
             let lsn = self.log()?.appended();
-            return Ok(Placed { commit: Commit { first: last, last }, lsn, acked });
+            return Ok(Placed {
+                commit: Commit { first: last, last },
+                lsn,
+                acked,
+            });
         }
         let result = self.append_and_insert(&mut commit, batch, options);
         let (placed, rotated) = match result {
@@ -207,7 +220,9 @@ impl Core {
         }
         let use_reserve = batch.only_deletes();
         if self.disk_full.load(Ordering::Relaxed) && !use_reserve {
-            return Err(Error::DiskFull("puts are refused until there is room".into()));
+            return Err(Error::DiskFull(
+                "puts are refused until there is room".into(),
+            ));
         }
         let first = SeqNo(commit.last_seqno.0 + 1);
         let last = SeqNo(commit.last_seqno.0 + batch.len() as u64);
@@ -219,7 +234,10 @@ impl Core {
             });
         }
         let start = log.appended();
-        let record = Entry { kind: RECORD_BATCH, parts: &[batch.seal(first)] };
+        let record = Entry {
+            kind: RECORD_BATCH,
+            parts: &[batch.seal(first)],
+        };
         let lsn = match log.append_many(&[record], use_reserve) {
             Ok(lsn) => lsn,
             Err(error) if error.is_out_of_space() => {
@@ -250,12 +268,16 @@ impl Core {
             let after = memtable.memory_bytes();
             drop(state);
             if after != before {
-                self.memtables_bytes.fetch_add(after - before, Ordering::Relaxed);
+                self.memtables_bytes
+                    .fetch_add(after - before, Ordering::Relaxed);
             }
             if after >= self.settings.memtable_bytes {
                 // A tree that is touched again later in this batch starts a new memtable there: its
                 // part of the batch is then in two memtables, both covered by the same log record.
-                let so_far = CommitState { last_seqno: SeqNo(seqno.0 - 1), ..Default::default() };
+                let so_far = CommitState {
+                    last_seqno: SeqNo(seqno.0 - 1),
+                    ..Default::default()
+                };
                 rotated |= self.rotate(&so_far, tree)?;
             }
         }
@@ -264,14 +286,23 @@ impl Core {
         if acked {
             self.snapshots.publish(last);
         } else {
-            commit.unpublished.push_back(Unpublished { last, lsn, sync });
+            commit
+                .unpublished
+                .push_back(Unpublished { last, lsn, sync });
         }
         rotated |= self.rotate_for_budget(commit)?;
         let counters = &self.observer.counters;
         counters.writes.add(1);
         counters.write_ops.add(batch.len() as u64);
         counters.write_bytes.add(batch.encoded_len() as u64);
-        Ok((Placed { commit: Commit { first, last }, lsn, acked }, rotated))
+        Ok((
+            Placed {
+                commit: Commit { first, last },
+                lsn,
+                acked,
+            },
+            rotated,
+        ))
     }
 
     /// Retires the largest memtable when all together are over their budget, and the one that needs
@@ -298,9 +329,14 @@ impl Core {
             return Ok(false);
         }
         let tree = if over_log {
-            trees.iter().filter(|t| t.needs_log_from().is_some()).min_by_key(|t| t.needs_log_from())
+            trees
+                .iter()
+                .filter(|t| t.needs_log_from().is_some())
+                .min_by_key(|t| t.needs_log_from())
         } else {
-            trees.iter().max_by_key(|tree| tree.state().active.memory_bytes())
+            trees
+                .iter()
+                .max_by_key(|tree| tree.state().active.memory_bytes())
         };
         match tree {
             Some(tree) => self.rotate(commit, tree),
@@ -386,14 +422,22 @@ impl Core {
         if let Some(max) = max_delay
             && delay > max
         {
-            return Err(Error::Overloaded { retry_after_ms: delay.as_millis() as u64 + 1 });
+            return Err(Error::Overloaded {
+                retry_after_ms: delay.as_millis() as u64 + 1,
+            });
         }
         if !delay.is_zero() {
             self.env.clock.sleep(delay);
         }
         if self.must_wait() {
+            // Usually there is something to wait for already.
+            let commit = self.lock_commit();
+            self.rotate_for_budget(&commit)?;
+            drop(commit);
             work::schedule(self);
-            self.observer.emit(Event::StallBegin { reason: "memtables wait for their flush" });
+            self.observer.emit(Event::StallBegin {
+                reason: "memtables wait for their flush",
+            });
             let result = self.wait_for(|state| {
                 if !self.must_wait() {
                     return Some(Ok(()));
@@ -411,13 +455,18 @@ impl Core {
                 }
                 let waited = self.env.clock.monotonic().saturating_sub(started);
                 match max_delay {
-                    Some(max) if waited >= max => {
-                        Some(Err(Error::Overloaded { retry_after_ms: 100 }))
-                    }
+                    Some(max) if waited >= max => Some(Err(Error::Overloaded {
+                        retry_after_ms: 100,
+                    })),
                     _ => None,
                 }
             });
-            let micros = self.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
+            let micros = self
+                .env
+                .clock
+                .monotonic()
+                .saturating_sub(started)
+                .as_micros() as u64;
             self.observer.emit(Event::StallEnd { micros });
             counters.write_stall_micros.add(micros);
             return result;
@@ -493,7 +542,9 @@ impl Core {
 
     /// Sees to it that buffered writes are synced within the configured time.
     fn arm_background_sync(self: &Arc<Self>) {
-        let Some(interval) = self.settings.given.background_sync else { return };
+        let Some(interval) = self.settings.given.background_sync else {
+            return;
+        };
         if self.sync_armed.load(Ordering::Relaxed) || self.sync_armed.swap(true, Ordering::AcqRel) {
             return;
         }

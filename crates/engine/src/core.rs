@@ -15,6 +15,7 @@ use firn_io::Env;
 use firn_io::wal::{Log, Lsn};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::blob::BlobFile;
 use crate::cache::BlockCache;
 use crate::compaction::pacing::Pacer;
 use crate::error::{Error, Result};
@@ -23,7 +24,6 @@ use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::names;
 use crate::options::{Compression, Options};
 use crate::snapshot::SnapshotList;
-use crate::blob::BlobFile;
 use crate::sstable::{Table, TableOptions};
 use crate::tree::{Immutable, TableFile, TableSlot, Tree};
 use crate::version::set::VersionSet;
@@ -67,9 +67,13 @@ impl Settings {
             ));
         }
         if !(64..=4 << 20).contains(&given.block_bytes) {
-            return wrong(format!("block_bytes must be 64 to 4194304, got {}", given.block_bytes));
+            return wrong(format!(
+                "block_bytes must be 64 to 4194304, got {}",
+                given.block_bytes
+            ));
         }
-        if given.restart_interval == 0 || given.l0_compaction_trigger == 0 || given.level_ratio < 2 {
+        if given.restart_interval == 0 || given.l0_compaction_trigger == 0 || given.level_ratio < 2
+        {
             return wrong(
                 "restart_interval and l0_compaction_trigger must be at least 1, level_ratio 2"
                     .into(),
@@ -87,16 +91,20 @@ impl Settings {
             .unwrap_or_else(|| (memory / 8).clamp(1 << 20, 64 << 20))
             .max(16 << 10);
         let memtables_bytes = memtable_bytes * MAX_IMMUTABLES;
-        let log_segment_bytes =
-            given.log_segment_bytes.unwrap_or(memtable_bytes as u64).max(64 << 10);
+        let log_segment_bytes = given
+            .log_segment_bytes
+            .unwrap_or(memtable_bytes as u64)
+            .max(64 << 10);
         // What is left for the cache after three memtables (one filling, two waiting), the mapped
         // log segment, and buffers of flush and compaction.
         let taken = memtable_bytes * (MAX_IMMUTABLES + 1) + log_segment_bytes as usize;
         let cache_bytes = given
             .cache_bytes
             .unwrap_or_else(|| memory.saturating_sub(taken + memory / 8).max(memory / 8));
-        let sstable_bytes =
-            given.sstable_bytes.unwrap_or((memtable_bytes as u64).max(2 << 20)).max(4 << 10);
+        let sstable_bytes = given
+            .sstable_bytes
+            .unwrap_or((memtable_bytes as u64).max(2 << 20))
+            .max(4 << 10);
         let log_bytes = given.log_bytes.unwrap_or(4 * memtable_bytes as u64);
         Ok(Self {
             memtable_bytes,
@@ -244,7 +252,9 @@ pub struct Core {
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("Core")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -261,7 +271,9 @@ pub struct Ack {
 
 impl std::fmt::Debug for Ack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ack").field("last", &self.last).finish_non_exhaustive()
+        f.debug_struct("Ack")
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }
 
@@ -277,7 +289,9 @@ pub struct OpenTables {
 impl Core {
     /// The log of a database that is open for writing.
     pub fn log(&self) -> Result<&Log> {
-        self.log.as_ref().ok_or(Error::Closed("the database is open for reading only"))
+        self.log
+            .as_ref()
+            .ok_or(Error::Closed("the database is open for reading only"))
     }
 
     /// Refuses calls after close.
@@ -331,7 +345,9 @@ impl Core {
         let mut ring = self.tables.ring.lock();
         let mut bytes = 0;
         ring.retain(|weak| {
-            let table = weak.upgrade().and_then(|file| file.table().and_then(TableSlot::peek));
+            let table = weak
+                .upgrade()
+                .and_then(|file| file.table().and_then(TableSlot::peek));
             bytes += table.as_ref().map_or(0, |table| table.pinned_bytes());
             table.is_some()
         });
@@ -368,7 +384,12 @@ impl Core {
 
     /// Recounts the memory of memtables after some were dropped.
     pub fn recount_memtables(&self) {
-        let bytes = self.trees.load().iter().map(|tree| tree.memtable_bytes()).sum();
+        let bytes = self
+            .trees
+            .load()
+            .iter()
+            .map(|tree| tree.memtable_bytes())
+            .sum();
         self.memtables_bytes.store(bytes, Ordering::Relaxed);
     }
 
@@ -379,7 +400,9 @@ impl Core {
         let _no_write = self.commit.lock();
         let appended = self.log()?.appended();
         let trees = self.trees.load();
-        let needed = trees.iter().filter_map(|tree| tree.needs_log_without(flushed));
+        let needed = trees
+            .iter()
+            .filter_map(|tree| tree.needs_log_without(flushed));
         Ok(needed.min().unwrap_or(appended))
     }
 
@@ -393,7 +416,8 @@ impl Core {
                     return result;
                 }
                 if !self.env.exec.is_stepped() {
-                    self.work_done.wait_for(&mut work, Duration::from_millis(50));
+                    self.work_done
+                        .wait_for(&mut work, Duration::from_millis(50));
                     continue;
                 }
             }
@@ -406,7 +430,12 @@ impl Core {
 
     /// Remembers and tells that stored bytes are damaged.
     pub fn note_error(&self, error: &Error) {
-        if let Error::Corruption { path, offset, detail } = error {
+        if let Error::Corruption {
+            path,
+            offset,
+            detail,
+        } = error
+        {
             self.observer.counters.corruptions.add(1);
             self.observer.emit(Event::Corruption {
                 path: path.clone(),
@@ -424,7 +453,9 @@ impl Core {
             None => {
                 let text = format!("the log failed: {error}");
                 *poisoned = Some(text.clone());
-                self.observer.emit(Event::LogPoisoned { error: error.to_string() });
+                self.observer.emit(Event::LogPoisoned {
+                    error: error.to_string(),
+                });
                 text
             }
         };
@@ -448,7 +479,10 @@ pub struct Now<'a> {
 impl<'a> Now<'a> {
     /// Reads the clock when first asked.
     pub fn new(env: &'a Env) -> Self {
-        Self { clock: &*env.clock, read: std::cell::Cell::new(None) }
+        Self {
+            clock: &*env.clock,
+            read: std::cell::Cell::new(None),
+        }
     }
 
     /// The time.
@@ -471,3 +505,7 @@ pub fn remove_quietly(env: &Env, path: &Path) {
     let _ = env.fs.remove_file(path);
 }
 
+/// What a job answers when the database is being closed under it.
+pub fn closing() -> Error {
+    Error::Closed("the database is being closed")
+}

@@ -11,17 +11,15 @@ use crate::checkpoint;
 use crate::commit::{Commit, Ticket, WriteOptions};
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::event::{
-    EventListener, LevelStats, LogStats, MemoryStats, NamespaceStats, Stats,
-};
+use crate::event::{EventListener, LevelStats, LogStats, MemoryStats, NamespaceStats, Stats};
 use crate::key::{NamespaceId, SeqNo};
 use crate::options::{LEVELS, MAX_NAMESPACE_BYTES, Options};
 use crate::read::{Scan, ScanOptions};
 use crate::recovery;
 use crate::tree::Tree;
 use crate::value::{Entry, Value};
-use crate::version::KeyRange;
 use crate::verify::{self, VerifyReport};
+use crate::version::KeyRange;
 use crate::work;
 
 /// The name of the namespace that always exists.
@@ -103,7 +101,12 @@ impl Db {
         let core = recovery::open(env, dir.as_ref(), options)?;
         let tree = core.trees.load().get(NamespaceId::default()).cloned();
         let default = tree.ok_or_else(|| Error::NamespaceNotFound(DEFAULT_NAMESPACE.into()))?;
-        Ok(Self { handle: Arc::new(Handle { core, default: Namespace(default) }) })
+        Ok(Self {
+            handle: Arc::new(Handle {
+                core,
+                default: Namespace(default),
+            }),
+        })
     }
 
     fn core(&self) -> &Arc<Core> {
@@ -126,12 +129,19 @@ impl Db {
     pub fn namespace(&self, name: &str) -> Result<Namespace> {
         self.core().check_open()?;
         let tree = self.core().trees.load().by_name(name).cloned();
-        tree.map(Namespace).ok_or_else(|| Error::NamespaceNotFound(name.into()))
+        tree.map(Namespace)
+            .ok_or_else(|| Error::NamespaceNotFound(name.into()))
     }
 
     /// All namespaces, in the order in which they were made.
     pub fn namespaces(&self) -> Vec<Namespace> {
-        self.core().trees.load().iter().cloned().map(Namespace).collect()
+        self.core()
+            .trees
+            .load()
+            .iter()
+            .cloned()
+            .map(Namespace)
+            .collect()
     }
 
     /// Makes a namespace; durable on return. Errors: the name is taken, empty, or too long.
@@ -190,7 +200,9 @@ impl Db {
             return Err(Error::NamespaceNotFound(name.into()));
         };
         if tree.id == NamespaceId::default() {
-            return Err(Error::InvalidArgument("the default namespace cannot be dropped".into()));
+            return Err(Error::InvalidArgument(
+                "the default namespace cannot be dropped".into(),
+            ));
         }
         // Its flush and compaction must not add files to what is being dropped.
         let _no_compaction = work::CompactionPause::new(core);
@@ -204,10 +216,8 @@ impl Db {
         let log = core.log()?;
         core.sync_log(log, log.appended())?;
         core.wait_for(|_| (!tree.flushing.load(Ordering::Acquire)).then_some(()));
-        if let Err(error) = core.versions.drop_namespace(tree.id) {
-            // Not dropped, or not known to be: it stays out of reach until the next open decides.
-            return Err(error);
-        }
+        // After an error it stays out of reach until the next open decides.
+        core.versions.drop_namespace(tree.id)?;
         core.recount_memtables();
         Ok(())
     }
@@ -259,12 +269,18 @@ impl Db {
 
     /// The value of a key in the default namespace.
     pub fn get(&self, key: &[u8]) -> Result<Option<Value>> {
-        Ok(self.core().get_now(&self.handle.default.0, key)?.map(|entry| entry.value))
+        Ok(self
+            .core()
+            .get_now(&self.handle.default.0, key)?
+            .map(|entry| entry.value))
     }
 
     /// The value of a key.
     pub fn get_in(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Value>> {
-        Ok(self.core().get_now(&namespace.0, key)?.map(|entry| entry.value))
+        Ok(self
+            .core()
+            .get_now(&namespace.0, key)?
+            .map(|entry| entry.value))
     }
 
     /// The value of a key with its version and expiry.
@@ -278,7 +294,9 @@ impl Db {
         core.check_tree(&namespace.0)?;
         let state = namespace.0.state();
         let snapshot = core.snapshots.published();
-        keys.iter().map(|key| core.get_at(&state, key, snapshot)).collect()
+        keys.iter()
+            .map(|key| core.get_at(&state, key, snapshot))
+            .collect()
     }
 
     /// Opens a scan at the present instant.
@@ -310,7 +328,11 @@ impl Db {
         let state = namespace.0.state();
         let mut bytes = 0;
         let range = KeyRange::of_user(start, end);
-        for (_, file) in state.levels.all_files().filter(|(_, f)| range.overlaps_file(&f.meta)) {
+        for (_, file) in state
+            .levels
+            .all_files()
+            .filter(|(_, f)| range.overlaps_file(&f.meta))
+        {
             let table = core.table(file)?;
             let from = start.map_or(0, |key| table.approximate_offset_of(key));
             let to = end.map_or(file.meta.file_bytes, |key| table.approximate_offset_of(key));
@@ -356,6 +378,7 @@ impl Db {
     ) -> Result<()> {
         self.core().check_tree(&namespace.0)?;
         self.flush()?;
+        let _alone = work::CompactionPause::new(self.core());
         crate::compaction::run::compact_range(self.core(), &namespace.0, start, end)
     }
 
@@ -401,7 +424,10 @@ pub struct Snapshot {
 impl Clone for Snapshot {
     fn clone(&self) -> Self {
         self.core.snapshots.pin_again(self.seqno);
-        Self { core: Arc::clone(&self.core), seqno: self.seqno }
+        Self {
+            core: Arc::clone(&self.core),
+            seqno: self.seqno,
+        }
     }
 }
 
@@ -430,7 +456,9 @@ impl Snapshot {
 
     /// Several keys, in the order asked for.
     pub fn multi_get(&self, namespace: &Namespace, keys: &[&[u8]]) -> Result<Vec<Option<Entry>>> {
-        keys.iter().map(|key| self.get_entry(namespace, key)).collect()
+        keys.iter()
+            .map(|key| self.get_entry(namespace, key))
+            .collect()
     }
 
     /// Opens a scan.
@@ -439,7 +467,9 @@ impl Snapshot {
         // The scan has a pin of its own: it may outlive the snapshot.
         self.core.snapshots.pin_again(self.seqno);
         let state = namespace.0.pin_state();
-        let scan = self.core.scan_at(&namespace.0, state, self.seqno, Some(self.seqno), options);
+        let scan = self
+            .core
+            .scan_at(&namespace.0, state, self.seqno, Some(self.seqno), options);
         if scan.is_err() {
             self.core.snapshots.unpin(self.seqno);
         }
@@ -464,8 +494,12 @@ fn approximate_keys(tree: &Tree) -> u64 {
 }
 
 fn stats(core: &Arc<Core>) -> Stats {
-    let mut levels: Vec<LevelStats> =
-        (0..LEVELS).map(|level| LevelStats { level, ..LevelStats::default() }).collect();
+    let mut levels: Vec<LevelStats> = (0..LEVELS)
+        .map(|level| LevelStats {
+            level,
+            ..LevelStats::default()
+        })
+        .collect();
     let mut stats = Stats::default();
     for tree in core.trees.load().iter() {
         let state = tree.state();
@@ -519,7 +553,12 @@ fn stats(core: &Arc<Core>) -> Stats {
     stats.compaction_debt_bytes = crate::compaction::run::debt(core);
     stats.disk_full = core.disk_full.load(Ordering::Relaxed);
     stats.poisoned = core.poisoned.lock().clone();
-    stats.background_error = core.work.lock().last_error.as_ref().map(ToString::to_string);
+    stats.background_error = core
+        .work
+        .lock()
+        .last_error
+        .as_ref()
+        .map(ToString::to_string);
     stats
 }
 
@@ -535,7 +574,10 @@ fn close(core: &Arc<Core>) -> Result<()> {
     if core.poisoned.lock().is_none() && !core.disk_full.load(Ordering::Acquire) {
         let rotated = {
             let commit = core.lock_commit();
-            core.trees.load().iter().try_for_each(|tree| core.rotate(&commit, tree).map(|_| ()))
+            core.trees
+                .load()
+                .iter()
+                .try_for_each(|tree| core.rotate(&commit, tree).map(|_| ()))
         };
         let _ = rotated.and_then(|()| work::wait_for_flushes(core));
     }

@@ -66,7 +66,11 @@ pub enum Error {
 impl Error {
     /// Damage found at `offset` of `path`.
     pub fn corruption(path: impl Into<PathBuf>, offset: u64, detail: impl Into<String>) -> Self {
-        Self::Corruption { path: path.into(), offset, detail: detail.into() }
+        Self::Corruption {
+            path: path.into(),
+            offset,
+            detail: detail.into(),
+        }
     }
 
     /// Whether stored bytes were found damaged.
@@ -88,24 +92,33 @@ impl Error {
     pub fn duplicate(&self) -> Self {
         match self {
             Self::InvalidArgument(s) => Self::InvalidArgument(s.clone()),
-            Self::LimitExceeded { limit, max, actual } => {
-                Self::LimitExceeded { limit, max: *max, actual: *actual }
-            }
-            Self::ConditionFailed { index, actual } => {
-                Self::ConditionFailed { index: *index, actual: *actual }
-            }
+            Self::LimitExceeded { limit, max, actual } => Self::LimitExceeded {
+                limit,
+                max: *max,
+                actual: *actual,
+            },
+            Self::ConditionFailed { index, actual } => Self::ConditionFailed {
+                index: *index,
+                actual: *actual,
+            },
             Self::NamespaceNotFound(s) => Self::NamespaceNotFound(s.clone()),
             Self::NamespaceExists(s) => Self::NamespaceExists(s.clone()),
-            Self::Corruption { path, offset, detail } => {
-                Self::Corruption { path: path.clone(), offset: *offset, detail: detail.clone() }
-            }
+            Self::Corruption {
+                path,
+                offset,
+                detail,
+            } => Self::Corruption {
+                path: path.clone(),
+                offset: *offset,
+                detail: detail.clone(),
+            },
             Self::UnsupportedFormat(s) => Self::UnsupportedFormat(s.clone()),
             Self::Io(e) => Self::Io(e.duplicate()),
             Self::DiskFull(s) => Self::DiskFull(s.clone()),
             Self::Poisoned(s) => Self::Poisoned(s.clone()),
-            Self::Overloaded { retry_after_ms } => {
-                Self::Overloaded { retry_after_ms: *retry_after_ms }
-            }
+            Self::Overloaded { retry_after_ms } => Self::Overloaded {
+                retry_after_ms: *retry_after_ms,
+            },
             Self::Locked(p) => Self::Locked(p.clone()),
             Self::Closed(s) => Self::Closed(s),
         }
@@ -119,16 +132,30 @@ impl fmt::Display for Error {
             Self::LimitExceeded { limit, max, actual } => {
                 write!(f, "limit {limit} exceeded: at most {max}, got {actual}")
             }
-            Self::ConditionFailed { index, actual: Some(version) } => {
+            Self::ConditionFailed {
+                index,
+                actual: Some(version),
+            } => {
                 write!(f, "condition {index} failed: the key has version {version}")
             }
-            Self::ConditionFailed { index, actual: None } => {
+            Self::ConditionFailed {
+                index,
+                actual: None,
+            } => {
                 write!(f, "condition {index} failed: the key does not exist")
             }
             Self::NamespaceNotFound(name) => write!(f, "namespace {name:?} does not exist"),
             Self::NamespaceExists(name) => write!(f, "namespace {name:?} exists already"),
-            Self::Corruption { path, offset, detail } => {
-                write!(f, "corruption in {} at offset {offset}: {detail}", path.display())
+            Self::Corruption {
+                path,
+                offset,
+                detail,
+            } => {
+                write!(
+                    f,
+                    "corruption in {} at offset {offset}: {detail}",
+                    path.display()
+                )
             }
             Self::UnsupportedFormat(detail) => write!(f, "unsupported format: {detail}"),
             Self::Io(e) => write!(f, "{e}"),
@@ -156,7 +183,11 @@ impl From<firn_io::Error> for Error {
     fn from(e: firn_io::Error) -> Self {
         if e.is_corruption() {
             let offset = e.offset.unwrap_or(0);
-            Self::Corruption { path: e.path, offset, detail: e.source.to_string() }
+            Self::Corruption {
+                path: e.path,
+                offset,
+                detail: e.source.to_string(),
+            }
         } else {
             Self::Io(e)
         }

@@ -119,18 +119,44 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RecoveryEnd { records, log_bytes, torn_bytes, micros } => write!(
+            Self::RecoveryEnd {
+                records,
+                log_bytes,
+                torn_bytes,
+                micros,
+            } => write!(
                 f,
                 "opened in {micros} us: {records} log records ({log_bytes} bytes) replayed, \
                  {torn_bytes} torn bytes cut"
             ),
-            Self::FlushBegin { namespace, memtable_bytes } => {
-                write!(f, "flush of namespace {}: {memtable_bytes} bytes of memtable", namespace.0)
+            Self::FlushBegin {
+                namespace,
+                memtable_bytes,
+            } => {
+                write!(
+                    f,
+                    "flush of namespace {}: {memtable_bytes} bytes of memtable",
+                    namespace.0
+                )
             }
-            Self::FlushEnd { namespace, bytes, micros } => {
-                write!(f, "flush of namespace {} wrote {bytes} bytes in {micros} us", namespace.0)
+            Self::FlushEnd {
+                namespace,
+                bytes,
+                micros,
+            } => {
+                write!(
+                    f,
+                    "flush of namespace {} wrote {bytes} bytes in {micros} us",
+                    namespace.0
+                )
             }
-            Self::CompactionBegin { namespace, level, output_level, input_bytes, reason } => write!(
+            Self::CompactionBegin {
+                namespace,
+                level,
+                output_level,
+                input_bytes,
+                reason,
+            } => write!(
                 f,
                 "compaction of namespace {} from level {level} to {output_level}: {input_bytes} \
                  bytes ({reason})",
@@ -149,20 +175,38 @@ impl fmt::Display for Event {
                  {write_bytes} bytes, dropped {dropped_entries} entries in {micros} us",
                 namespace.0
             ),
-            Self::BackgroundError { task, error, retry_ms } => {
+            Self::BackgroundError {
+                task,
+                error,
+                retry_ms,
+            } => {
                 write!(f, "{task} failed, next try in {retry_ms} ms: {error}")
             }
             Self::DiskFull { detail } => {
-                write!(f, "disk full, writes are refused until there is room: {detail}")
+                write!(
+                    f,
+                    "disk full, writes are refused until there is room: {detail}"
+                )
             }
             Self::DiskRecovered => f.write_str("disk has room again, writes are accepted"),
             Self::StallBegin { reason } => write!(f, "writers wait: {reason}"),
             Self::StallEnd { micros } => write!(f, "writers go on after {micros} us"),
             Self::LogPoisoned { error } => {
-                write!(f, "the log failed, writes are refused until restart: {error}")
+                write!(
+                    f,
+                    "the log failed, writes are refused until restart: {error}"
+                )
             }
-            Self::Corruption { path, offset, detail } => {
-                write!(f, "corruption in {} at offset {offset}: {detail}", path.display())
+            Self::Corruption {
+                path,
+                offset,
+                detail,
+            } => {
+                write!(
+                    f,
+                    "corruption in {} at offset {offset}: {detail}",
+                    path.display()
+                )
             }
         }
     }
@@ -399,6 +443,8 @@ impl Observer {
 
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observer").field("counters", &self.counters).finish_non_exhaustive()
+        f.debug_struct("Observer")
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }

@@ -26,13 +26,18 @@ use crate::version::edit::{Op, VersionEdit};
 
 /// Flushes the oldest immutable memtable of a tree; nothing to do is no error.
 pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
-    let Some(oldest) = tree.state().immutables.last().cloned() else { return Ok(()) };
+    let Some(oldest) = tree.state().immutables.last().cloned() else {
+        return Ok(());
+    };
     if tree.is_dropped() {
         return Ok(());
     }
     let started = core.env.clock.monotonic();
     let memtable_bytes = oldest.memtable.memory_bytes() as u64;
-    core.observer.emit(Event::FlushBegin { namespace: tree.id, memtable_bytes });
+    core.observer.emit(Event::FlushBegin {
+        namespace: tree.id,
+        memtable_bytes,
+    });
 
     let log = core.log()?;
     core.sync_log(log, oldest.end_lsn)?;
@@ -41,24 +46,50 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
 
     let namespace = tree.id;
     let mut ops = Vec::new();
-    ops.extend(written.blobs.into_iter().map(|meta| Op::AddBlob { namespace, meta }));
-    ops.extend(written.tables.into_iter().map(|meta| Op::AddFile { namespace, level: 0, meta }));
-    ops.push(Op::Flushed { namespace, seqno: oldest.last_seqno });
+    ops.extend(
+        written
+            .blobs
+            .into_iter()
+            .map(|meta| Op::AddBlob { namespace, meta }),
+    );
+    ops.extend(written.tables.into_iter().map(|meta| Op::AddFile {
+        namespace,
+        level: 0,
+        meta,
+    }));
+    ops.push(Op::Flushed {
+        namespace,
+        seqno: oldest.last_seqno,
+    });
     let mut edit = VersionEdit::of(ops);
     edit.last_seqno = Some(oldest.last_seqno);
     edit.log_start = Some(core.log_needed_from(Some(&oldest))?.0);
     core.versions.apply(edit)?;
     tree.update(|state| {
         state.levels = core.versions.current(tree.id);
-        state.immutables.retain(|immutable| !Arc::ptr_eq(immutable, &oldest));
+        state
+            .immutables
+            .retain(|immutable| !Arc::ptr_eq(immutable, &oldest));
     });
 
     core.observer.counters.flushes.add(1);
     core.observer.counters.flush_bytes.add(bytes);
-    let micros = core.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
-    core.observer.emit(Event::FlushEnd { namespace: tree.id, bytes, micros });
-    // Segments that cannot be let go of now are let go of after the next flush.
-    log.remove_before(core.log_needed_from(None)?)?;
+    let micros = core
+        .env
+        .clock
+        .monotonic()
+        .saturating_sub(started)
+        .as_micros() as u64;
+    core.observer.emit(Event::FlushEnd {
+        namespace: tree.id,
+        bytes,
+        micros,
+    });
+    // Up to where the manifest says and not further, even if less is needed by now: the next open
+    // begins there. Segments that cannot be let go of now are let go of after the next flush.
+    if let Some(start) = core.versions.log_start() {
+        log.remove_before(start)?;
+    }
     Ok(())
 }
 
@@ -92,6 +123,9 @@ fn write(core: &Arc<Core>, tree: &Tree, immutable: &Immutable) -> Result<Written
         entries.next()?;
     }
     let written = outputs.finish()?;
-    core.observer.counters.blob_bytes_written.add(written.blob_value_bytes);
+    core.observer
+        .counters
+        .blob_bytes_written
+        .add(written.blob_value_bytes);
     Ok(written)
 }

@@ -136,7 +136,10 @@ mod tests {
         let old = Trailer::new(SeqNo(7), Kind::PutExpiring);
         let new = Trailer::new(SeqNo(8), Kind::Delete);
         assert!(new > old);
-        assert_eq!((old.seqno(), old.kind()), (SeqNo(7), Some(Kind::PutExpiring)));
+        assert_eq!(
+            (old.seqno(), old.kind()),
+            (SeqNo(7), Some(Kind::PutExpiring))
+        );
         assert_eq!(Trailer(0xff).kind(), None);
         assert_eq!(Trailer::new(SeqNo::MAX, Kind::Delete).seqno(), SeqNo::MAX);
     }

@@ -16,7 +16,7 @@
 //! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
 //! `db`.
 
-#![allow(missing_docs)]
+#![deny(missing_docs)]
 
 pub mod batch;
 pub mod blob;
@@ -58,3 +58,8 @@ pub use crate::read::{Scan, ScanOptions};
 pub use crate::repair::{RepairReport, repair_dir};
 pub use crate::value::{Entry, Value};
 pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};
+
+/// The program in the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

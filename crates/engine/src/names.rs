@@ -93,8 +93,18 @@ mod tests {
         assert_eq!(parse("000012.sst"), Some(FileKind::Sstable(id)));
         assert_eq!(parse("000012.blob"), Some(FileKind::Blob(id)));
         assert_eq!(parse(&manifest_name(id)), Some(FileKind::Manifest(id)));
-        assert_eq!(parse("1234567.sst"), Some(FileKind::Sstable(FileId(1_234_567))));
-        for other in ["CURRENT", "12.sst", "00001x.sst", ".sst", "MANIFEST-", "000012.sst.tmp"] {
+        assert_eq!(
+            parse("1234567.sst"),
+            Some(FileKind::Sstable(FileId(1_234_567)))
+        );
+        for other in [
+            "CURRENT",
+            "12.sst",
+            "00001x.sst",
+            ".sst",
+            "MANIFEST-",
+            "000012.sst.tmp",
+        ] {
             assert_eq!(parse(other), None, "{other}");
         }
     }

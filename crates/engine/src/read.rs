@@ -11,7 +11,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::blob::{BlobPointer, BlobFile};
+use crate::blob::{BlobFile, BlobPointer};
 use crate::cache::BlockSlice;
 use crate::core::{Core, Now};
 use crate::error::{Error, Result};
@@ -99,14 +99,11 @@ impl Core {
     }
 
     /// Reads a key in a picture, at a sequence number.
-    pub fn get_at(
-        &self,
-        state: &TreeState,
-        key: &[u8],
-        snapshot: SeqNo,
-    ) -> Result<Option<Entry>> {
+    pub fn get_at(&self, state: &TreeState, key: &[u8], snapshot: SeqNo) -> Result<Option<Entry>> {
         self.observer.counters.reads.add(1);
-        let found = self.newest(state, key, snapshot).inspect_err(|e| self.note_error(e))?;
+        let found = self
+            .newest(state, key, snapshot)
+            .inspect_err(|e| self.note_error(e))?;
         let Some(found) = found else { return Ok(None) };
         let now = Now::new(&self.env);
         let entry = self.materialize(&state.levels, key, found, &now);
@@ -132,7 +129,9 @@ impl Core {
         key: &[u8],
         snapshot: SeqNo,
     ) -> Result<Option<SeqNo>> {
-        let Some(found) = self.newest(state, key, snapshot)? else { return Ok(None) };
+        let Some(found) = self.newest(state, key, snapshot)? else {
+            return Ok(None);
+        };
         let trailer = found.trailer();
         let kind = stored_kind(&self.dir, trailer)?;
         let exists = match kind {
@@ -149,11 +148,16 @@ impl Core {
     /// tombstone over it).
     pub fn memtables_know(&self, state: &TreeState, key: &[u8]) -> bool {
         let waiting = state.immutables.iter().map(|i| &i.memtable);
-        std::iter::once(&state.active).chain(waiting).any(|memtable| {
-            memtable.latest_seqno(key).is_some()
-                || (memtable.has_range_tombstones()
-                    && memtable.range_tombstones().covering(key, SeqNo::MAX).is_some())
-        })
+        std::iter::once(&state.active)
+            .chain(waiting)
+            .any(|memtable| {
+                memtable.latest_seqno(key).is_some()
+                    || (memtable.has_range_tombstones()
+                        && memtable
+                            .range_tombstones()
+                            .covering(key, SeqNo::MAX)
+                            .is_some())
+            })
     }
 
     /// Makes what the user gets of a version: nothing for a tombstone or an expired value, the blob
@@ -188,21 +192,31 @@ impl Core {
                 Found::Block(_, slice) => Value::block(slice.skip(skip)),
             }
         };
-        Ok(Some(Entry { value, version: trailer.seqno(), expires_at_ms }))
+        Ok(Some(Entry {
+            value,
+            version: trailer.seqno(),
+            expires_at_ms,
+        }))
     }
 
     /// Reads a value that is stored in a blob file.
     fn read_blob(&self, levels: &Levels, key: &[u8], pointer: &[u8]) -> Result<Value> {
         let pointer = BlobPointer::decode(pointer)
             .ok_or_else(|| Error::corruption(&self.dir, 0, "a blob pointer does not decode"))?;
-        Ok(Value::from(self.blob(levels, &pointer)?.read(&pointer, key)?))
+        Ok(Value::from(
+            self.blob(levels, &pointer)?.read(&pointer, key)?,
+        ))
     }
 
     /// The open blob file that a pointer leads to.
     pub fn blob<'l>(&self, levels: &'l Levels, pointer: &BlobPointer) -> Result<&'l BlobFile> {
         let path = names::blob_path(&self.dir, pointer.file);
         let Some(blob) = levels.blob(pointer.file) else {
-            return Err(Error::corruption(path, pointer.offset, "a blob file is missing"));
+            return Err(Error::corruption(
+                path,
+                pointer.offset,
+                "a blob file is missing",
+            ));
         };
         blob.reader_or_open(|meta| {
             let file = self.env.fs.open(&path, firn_io::fs::OpenMode::Read)?;
@@ -225,7 +239,10 @@ impl Core {
         let waiting = state.immutables.iter().map(|i| &i.memtable);
         for memtable in std::iter::once(&state.active).chain(waiting) {
             if !memtable.is_empty() || memtable.has_range_tombstones() {
-                sources.push((Source::Memtable(memtable.iter()), memtable.range_tombstones()));
+                sources.push((
+                    Source::Memtable(memtable.iter()),
+                    memtable.range_tombstones(),
+                ));
             }
         }
         let range = hull(&options);
@@ -233,7 +250,10 @@ impl Core {
             if range.overlaps_file(&file.meta) {
                 let table = self.table(file)?;
                 let tombstones = Arc::clone(table.range_tombstones());
-                sources.push((Source::Table(table.iter(ReadOptions::default())), tombstones));
+                sources.push((
+                    Source::Table(table.iter(ReadOptions::default())),
+                    tombstones,
+                ));
             }
         }
         for level in 1..LEVELS {
@@ -288,7 +308,11 @@ fn hull(options: &ScanOptions) -> KeyRange {
         Bound::Excluded(key) => (Some(key.clone()), true),
         Bound::Unbounded => (None, false),
     };
-    KeyRange { start, end, end_exclusive }
+    KeyRange {
+        start,
+        end,
+        end_exclusive,
+    }
 }
 
 /// Asks one table, and raises `covered` by its range tombstones.
@@ -309,7 +333,9 @@ fn probe(
 
 /// The kind in a stored trailer.
 fn stored_kind(dir: &std::path::Path, trailer: Trailer) -> Result<Kind> {
-    trailer.kind().ok_or_else(|| Error::corruption(dir, 0, "an entry has an unknown kind"))
+    trailer
+        .kind()
+        .ok_or_else(|| Error::corruption(dir, 0, "an entry has an unknown kind"))
 }
 
 /// Splits the expiry from a stored value.
@@ -342,31 +368,50 @@ impl Default for ScanOptions {
 impl ScanOptions {
     /// Every key.
     pub fn all() -> Self {
-        Self { start: Bound::Unbounded, end: Bound::Unbounded, reverse: false, keys_only: false }
+        Self {
+            start: Bound::Unbounded,
+            end: Bound::Unbounded,
+            reverse: false,
+            keys_only: false,
+        }
     }
 
     /// From `start` (inclusive) to `end` (exclusive).
     pub fn range(start: impl Into<Vec<u8>>, end: impl Into<Vec<u8>>) -> Self {
         let (start, end) = (Bound::Included(start.into()), Bound::Excluded(end.into()));
-        Self { start, end, ..Self::all() }
+        Self {
+            start,
+            end,
+            ..Self::all()
+        }
     }
 
     /// Every key that starts with `prefix`.
     pub fn prefix(prefix: &[u8]) -> Self {
         let end = prefix_end(prefix).map_or(Bound::Unbounded, Bound::Excluded);
-        Self { start: Bound::Included(prefix.to_vec()), end, ..Self::all() }
+        Self {
+            start: Bound::Included(prefix.to_vec()),
+            end,
+            ..Self::all()
+        }
     }
 
     /// The same, from the end to the start.
     #[must_use]
     pub fn reverse(self) -> Self {
-        Self { reverse: true, ..self }
+        Self {
+            reverse: true,
+            ..self
+        }
     }
 
     /// The same, without values.
     #[must_use]
     pub fn keys_only(self) -> Self {
-        Self { keys_only: true, ..self }
+        Self {
+            keys_only: true,
+            ..self
+        }
     }
 }
 
@@ -379,14 +424,20 @@ pub struct Run {
 
 impl std::fmt::Debug for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Run").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Run")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 
 impl Run {
     /// The files, which must be in key order and not overlap.
     pub fn new(core: Arc<Core>, files: Vec<Arc<TableFile>>, options: ReadOptions) -> Self {
-        Self { core, files, options }
+        Self {
+            core,
+            files,
+            options,
+        }
     }
 }
 
@@ -413,6 +464,10 @@ impl RunSource for Run {
 }
 
 /// One source of a scan.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "few exist at a time, and a box would cost every step a cache miss"
+)]
 pub enum Source {
     /// A memtable.
     Memtable(MemtableIter),
@@ -502,7 +557,10 @@ pub struct Scan {
 impl Scan {
     /// Advances; `false` at the end. Must be called before the first entry. After an error the scan
     /// may be continued by [`Scan::seek`] only.
-    #[allow(clippy::should_implement_trait, reason = "a lending iterator, which Iterator cannot be")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "a lending iterator, which Iterator cannot be"
+    )]
     pub fn next(&mut self) -> Result<bool> {
         self.blob = None;
         let more = self.inner.next().inspect_err(|e| self.core.note_error(e))?;
@@ -560,7 +618,9 @@ impl Drop for Scan {
 
 impl std::fmt::Debug for Scan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scan").field("namespace", &self.tree.name).finish_non_exhaustive()
+        f.debug_struct("Scan")
+            .field("namespace", &self.tree.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -569,7 +629,10 @@ impl IntoIterator for Scan {
     type IntoIter = Pairs;
 
     fn into_iter(self) -> Pairs {
-        Pairs { scan: self, ended: false }
+        Pairs {
+            scan: self,
+            ended: false,
+        }
     }
 }
 

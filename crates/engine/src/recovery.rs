@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use firn_io::Env;
@@ -53,7 +53,11 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         let detail = format!("there is no database in {}", dir.display());
         return Err(Error::InvalidArgument(detail));
     }
-    let lock = if read_only { None } else { Some(lock(&env, dir)?) };
+    let lock = if read_only {
+        None
+    } else {
+        Some(lock(&env, dir)?)
+    };
 
     let cache = Arc::new(BlockCache::new(settings.cache_bytes as u64));
     let observer = Arc::new(Observer::default());
@@ -78,8 +82,14 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         ..LogOptions::default()
     };
     let apply = |record: wal::Record<'_>| replay.apply(&wal_dir, &record);
-    let (log, report) = if read_only {
-        (None, wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?)
+    let (log, report) = if read_only && log_options.from.is_none() && !env.fs.exists(&wal_dir)? {
+        // A checkpoint: everything is in SSTables, and nobody has written to it yet.
+        (None, wal::reader::ScanReport::default())
+    } else if read_only {
+        (
+            None,
+            wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?,
+        )
     } else {
         let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
         remove_orphans(&env, dir, &versions)?;
@@ -97,7 +107,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         snapshots: SnapshotList::default(),
         trees: ArcSwap::from_pointee(trees),
         namespace_change: Mutex::new(()),
-        commit: Mutex::new(CommitState { last_seqno, unpublished: VecDeque::new() }),
+        commit: Mutex::new(CommitState {
+            last_seqno,
+            unpublished: VecDeque::new(),
+        }),
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
@@ -115,11 +128,17 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     core.recount_memtables();
     if !read_only {
         listen_to_syncs(&core)?;
+        retire_replayed(&core)?;
         // Without the ballast the database works; a full disk then has less room for deletes.
         let _ = work::place_ballast(&core);
         work::schedule(&core);
     }
-    let micros = core.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
+    let micros = core
+        .env
+        .clock
+        .monotonic()
+        .saturating_sub(started)
+        .as_micros() as u64;
     core.observer.emit(Event::RecoveryEnd {
         records: report.records,
         log_bytes: report.bytes,
@@ -131,7 +150,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
 
 /// Takes the directory for this process, making it first if need be.
 fn lock(env: &Env, dir: &Path) -> Result<Box<dyn firn_io::fs::FileLock>> {
-    env.fs.create_dir_all(dir)?;
+    // Where there is CURRENT, the directory's own name was synced before.
+    if !env.fs.exists(&dir.join(names::CURRENT))? {
+        env.fs.create_dir_durable(dir)?;
+    }
     match env.fs.lock(&dir.join(names::LOCK)) {
         Ok(lock) => Ok(lock),
         Err(error) if error.source.kind() == std::io::ErrorKind::WouldBlock => {
@@ -150,7 +172,10 @@ fn purger(env: &Env, dir: &Path) -> Purger {
             FileClass::Blob => names::blob_path(&dir, id),
         };
         let task_env = env.clone();
-        env.exec.submit(Priority::Low, Box::new(move || remove_quietly(&task_env, &path)));
+        env.exec.submit(
+            Priority::Low,
+            Box::new(move || remove_quietly(&task_env, &path)),
+        );
     })
 }
 
@@ -166,6 +191,18 @@ fn remove_orphans(env: &Env, dir: &Path, versions: &VersionSet<TableSlot, BlobFi
         if orphan && !entry.is_dir {
             env.fs.remove_file(&dir.join(&entry.name))?;
         }
+    }
+    Ok(())
+}
+
+/// Has what was replayed flushed, if it is more than one memtable's worth: the log may hold several.
+fn retire_replayed(core: &Core) -> Result<()> {
+    if core.memtables_bytes.load(Ordering::Relaxed) < core.settings.memtable_bytes {
+        return Ok(());
+    }
+    let commit = core.lock_commit();
+    for tree in core.trees.load().iter() {
+        core.rotate(&commit, tree)?;
     }
     Ok(())
 }
@@ -196,14 +233,20 @@ struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     fn new(trees: &'a Trees, versions: &VersionSet<TableSlot, BlobFile>) -> Self {
-        let flushed = trees.iter().map(|t| (t.id, versions.flushed_seqno(t.id))).collect();
-        Self { trees, flushed, last_seqno: versions.last_seqno() }
+        let flushed = trees
+            .iter()
+            .map(|t| (t.id, versions.flushed_seqno(t.id)))
+            .collect();
+        Self {
+            trees,
+            flushed,
+            last_seqno: versions.last_seqno(),
+        }
     }
 
     fn apply(&mut self, dir: &Path, record: &wal::Record<'_>) -> Result<()> {
-        let damaged = |detail: &str| {
-            Error::corruption(dir, record.start.0, format!("log record: {detail}"))
-        };
+        let damaged =
+            |detail: &str| Error::corruption(dir, record.start.0, format!("log record: {detail}"));
         if record.kind != RECORD_BATCH {
             return Err(Error::UnsupportedFormat(format!(
                 "log record of kind {} in {}",
@@ -217,14 +260,21 @@ impl<'a> Replay<'a> {
             let operation = operation.map_err(damaged)?;
             // A namespace that is gone was dropped; its operations with it.
             if let Some(tree) = self.trees.get(operation.namespace)
-                && self.flushed.get(&tree.id).is_none_or(|&flushed| seqno > flushed)
+                && self
+                    .flushed
+                    .get(&tree.id)
+                    .is_none_or(|&flushed| seqno > flushed)
             {
                 tree.note_record(record.start);
                 let state = tree.state();
                 if operation.kind == Kind::RangeDelete {
-                    state.active.add_range_tombstone(operation.key, operation.value, seqno);
+                    state
+                        .active
+                        .add_range_tombstone(operation.key, operation.value, seqno);
                 } else {
-                    state.active.insert(operation.key, seqno, operation.kind, operation.value);
+                    state
+                        .active
+                        .insert(operation.key, seqno, operation.kind, operation.value);
                 }
             }
             self.last_seqno = self.last_seqno.max(seqno);

@@ -119,7 +119,10 @@ pub fn repair_dir(
                 // What is wrong with CURRENT is mended by writing it.
                 let current = dir.join(names::CURRENT);
                 let problems = tried.report.problems.into_iter();
-                repair.report.notes.extend(problems.filter(|p| p.path == current));
+                repair
+                    .report
+                    .notes
+                    .extend(problems.filter(|p| p.path == current));
                 break;
             }
         }
@@ -162,7 +165,8 @@ impl Plan {
             self.last_seqno = self.last_seqno.max(meta.max_seqno);
             tables.push((level, meta));
         }
-        self.blobs.extend(written.blobs.into_iter().map(|meta| (meta.id, meta)));
+        self.blobs
+            .extend(written.blobs.into_iter().map(|meta| (meta.id, meta)));
     }
 
     /// The files of a namespace as a version, if they can be one.
@@ -189,10 +193,16 @@ impl Plan {
     fn edit(&self, next_file: FileId) -> std::result::Result<VersionEdit, String> {
         let mut ops = Vec::new();
         for (&namespace, name) in &self.names {
-            ops.push(Op::CreateNamespace { id: namespace, name: name.clone() });
+            ops.push(Op::CreateNamespace {
+                id: namespace,
+                name: name.clone(),
+            });
             let version = self.version(namespace)?;
             let blobs = version.blobs().iter();
-            ops.extend(blobs.map(|b| Op::AddBlob { namespace, meta: b.file.meta.clone() }));
+            ops.extend(blobs.map(|b| Op::AddBlob {
+                namespace,
+                meta: b.file.meta.clone(),
+            }));
             ops.extend(version.all_files().map(|(level, file)| Op::AddFile {
                 namespace,
                 level,
@@ -228,25 +238,38 @@ impl<'a> Repair<'a> {
         let listing = env.fs.list(dir)?;
         let mut last = 0;
         let lost = dir.join(names::LOST_DIR);
-        let before = if env.fs.exists(&lost)? { env.fs.list(&lost)? } else { Vec::new() };
+        let before = if env.fs.exists(&lost)? {
+            env.fs.list(&lost)?
+        } else {
+            Vec::new()
+        };
         for entry in listing.iter().chain(&before) {
-            if let Some(
-                FileKind::Sstable(id) | FileKind::Blob(id) | FileKind::Manifest(id),
-            ) = names::parse(&entry.name)
+            if let Some(FileKind::Sstable(id) | FileKind::Blob(id) | FileKind::Manifest(id)) =
+                names::parse(&entry.name)
             {
                 last = last.max(id.0);
             }
         }
         let next_file = Arc::new(AtomicU64::new(last.saturating_add(1)));
-        Ok(Self { env, dir, settings, listing, next_file, report: RepairReport::default() })
+        Ok(Self {
+            env,
+            dir,
+            settings,
+            listing,
+            next_file,
+            report: RepairReport::default(),
+        })
     }
 
     /// The manifests in the directory, oldest first.
     fn manifests(&self) -> Vec<FileId> {
-        let manifests = self.listing.iter().filter_map(|entry| match names::parse(&entry.name) {
-            Some(FileKind::Manifest(id)) => Some(id),
-            _ => None,
-        });
+        let manifests = self
+            .listing
+            .iter()
+            .filter_map(|entry| match names::parse(&entry.name) {
+                Some(FileKind::Manifest(id)) => Some(id),
+                _ => None,
+            });
         let mut manifests: Vec<FileId> = manifests.collect();
         manifests.sort_unstable();
         manifests
@@ -276,7 +299,11 @@ impl<'a> Repair<'a> {
     ) -> Outputs<'a> {
         let numbers = Arc::clone(&self.next_file);
         let next_file = Box::new(move || FileId(numbers.fetch_add(1, Ordering::Relaxed)));
-        let place = Place { env: self.env, dir: self.dir, next_file };
+        let place = Place {
+            env: self.env,
+            dir: self.dir,
+            next_file,
+        };
         let options = OutputOptions {
             table: self.settings.table_options(bottom),
             table_bytes,
@@ -301,7 +328,8 @@ impl<'a> Repair<'a> {
         };
         let mut merge = findings.disordered.clone();
         for tree in &state.trees {
-            plan.blobs.extend(tree.blobs.iter().map(|meta| (meta.id, meta.clone())));
+            plan.blobs
+                .extend(tree.blobs.iter().map(|meta| (meta.id, meta.clone())));
             if !merge.contains(&tree.id) {
                 self.mend_tree(tree, findings, &mut plan)?;
                 if let Err(detail) = plan.version(tree.id) {
@@ -333,7 +361,10 @@ impl<'a> Repair<'a> {
         let mut kept = Vec::new();
         for (level, files) in tree.levels.iter().enumerate() {
             for meta in files {
-                let bad_blob = meta.blob_refs.iter().any(|r| findings.bad_blobs.contains(&r.file));
+                let bad_blob = meta
+                    .blob_refs
+                    .iter()
+                    .any(|r| findings.bad_blobs.contains(&r.file));
                 if !bad_blob && !findings.bad_tables.contains(&meta.id) {
                     self.report.tables_kept += 1;
                     self.report.entries_kept += meta.entry_count;
@@ -372,21 +403,33 @@ impl<'a> Repair<'a> {
         };
         let tombstones = self.take_tombstones(&mut parts, meta.range_tombstone_count, &what);
         let found = !parts.blocks.is_empty() || !tombstones.is_empty();
-        let mut outputs =
-            self.outputs(namespace, name, level + 1 == LEVELS, u64::MAX, (*tombstones).clone());
+        let mut outputs = self.outputs(
+            namespace,
+            name,
+            level + 1 == LEVELS,
+            u64::MAX,
+            (*tombstones).clone(),
+        );
         let mut walk = Walk::new(parts);
         while self.walk_on(&mut walk)? {
             let (key, trailer, value) = (walk.key(), walk.trailer(), walk.value());
             if let Some(lost) = copy(&mut outputs, key, trailer, value, blobs)? {
                 outputs.add(key, Trailer::new(trailer.seqno(), Kind::Delete), &[])?;
-                self.loss(Problem { path: path.clone(), offset: Some(walk.offset()), detail: lost });
+                self.loss(Problem {
+                    path: path.clone(),
+                    offset: Some(walk.offset()),
+                    detail: lost,
+                });
             }
         }
         let written = outputs.finish()?;
         if written.tables.is_empty() {
             self.report.tables_lost += 1;
             if !found && meta.entry_count > 0 {
-                self.loss(Problem::new(path, format!("nothing in it can be read: {what} are lost")));
+                self.loss(Problem::new(
+                    path,
+                    format!("nothing in it can be read: {what} are lost"),
+                ));
             }
         } else {
             self.report.tables_rewritten += 1;
@@ -415,12 +458,22 @@ impl<'a> Repair<'a> {
             }
             self.report.notes.push(Problem::of(error, &path));
         }
-        let expected = parts.properties.as_ref().map(|properties| properties.data_bytes);
+        let expected = parts
+            .properties
+            .as_ref()
+            .map(|properties| properties.data_bytes);
         let expected = expected.or(parts.footer.map(|footer| footer.data_bytes()));
-        let found = parts.blocks.last().map_or(0, |&(offset, len)| offset + len as u64);
+        let found = parts
+            .blocks
+            .last()
+            .map_or(0, |&(offset, len)| offset + len as u64);
         if expected.is_none_or(|bytes| bytes > found) && parts.index.is_none() {
             let detail = "the index cannot be read; what may follow here is lost".to_string();
-            self.loss(Problem { path, offset: Some(found), detail });
+            self.loss(Problem {
+                path,
+                offset: Some(found),
+                detail,
+            });
         }
         Ok(Some(parts))
     }
@@ -487,8 +540,10 @@ impl<'a> Repair<'a> {
             } else {
                 plan.replaced.insert(path);
             }
-            let count =
-                parts.properties.as_ref().map_or(0, |properties| properties.range_tombstone_count);
+            let count = parts
+                .properties
+                .as_ref()
+                .map_or(0, |properties| properties.range_tombstone_count);
             tombstones.push(self.take_tombstones(&mut parts, count, "some of all its keys"));
             let keys = parts.properties.and_then(|properties| properties.keys);
             tables.push((id, keys));
@@ -511,7 +566,9 @@ impl<'a> Repair<'a> {
         while let Some(walk) = stream.top() {
             let (key, trailer, value) = (walk.key(), walk.trailer(), walk.value());
             let decision = filter.decide(key, trailer, value)?;
-            let again = lost.as_ref().is_some_and(|(k, s, _)| k == key && *s == trailer.seqno());
+            let again = lost
+                .as_ref()
+                .is_some_and(|(k, s, _)| k == key && *s == trailer.seqno());
             if again || decision == Decision::Keep {
                 if !again {
                     self.give_up(&mut outputs, lost.take())?;
@@ -519,7 +576,11 @@ impl<'a> Repair<'a> {
                 let problem = copy(&mut outputs, key, trailer, value, &blobs)?;
                 lost = problem.map(|detail| {
                     let path = walk.parts().file.path().to_path_buf();
-                    let problem = Problem { path, offset: Some(walk.offset()), detail };
+                    let problem = Problem {
+                        path,
+                        offset: Some(walk.offset()),
+                        detail,
+                    };
                     (key.to_vec(), trailer.seqno(), problem)
                 });
             }
@@ -556,7 +617,8 @@ impl<'a> Repair<'a> {
             applied: hints.applied,
             ..Plan::default()
         };
-        self.next_file.fetch_max(hints.next_file.0, Ordering::Relaxed);
+        self.next_file
+            .fetch_max(hints.next_file.0, Ordering::Relaxed);
         let manifest = self.manifests().last().copied();
         for problem in &findings.report.problems {
             if manifest.is_some_and(|id| problem.path == self.dir.join(names::manifest_name(id))) {
@@ -573,10 +635,17 @@ impl<'a> Repair<'a> {
         let unknown_lost = found.unknown_lost;
         let mut floors = BTreeMap::new();
         for &namespace in plan.names.keys() {
-            let tables = found.tables.get(&namespace).map_or(&[][..], |tables| tables);
+            let tables = found
+                .tables
+                .get(&namespace)
+                .map_or(&[][..], |tables| tables);
             let is_whole = !unknown_lost && tables.iter().all(|table| table.is_sound);
             let newest = tables.iter().map(|table| table.meta.max_seqno).max();
-            let floor = if is_whole { newest.unwrap_or_default() } else { SeqNo::ZERO };
+            let floor = if is_whole {
+                newest.unwrap_or_default()
+            } else {
+                SeqNo::ZERO
+            };
             floors.insert(namespace, floor);
             // What is in tables is not replayed; of the rest the conversion says where it ends.
             plan.flushed.insert(namespace, newest.unwrap_or_default());
@@ -588,7 +657,9 @@ impl<'a> Repair<'a> {
         }
         for (namespace, tables) in &found.tables {
             let from_log = plan.tables.get(namespace).cloned().unwrap_or_default();
-            let all_sound = tables.iter().all(|table| table.is_sound && !table.needs_blobs(findings));
+            let all_sound = tables
+                .iter()
+                .all(|table| table.is_sound && !table.needs_blobs(findings));
             let count = tables.len() + from_log.len();
             if all_sound && count <= MAX_L0_FILES {
                 let level_0 = tables.iter().map(|table| (0, table.meta.clone()));
@@ -603,7 +674,10 @@ impl<'a> Repair<'a> {
             plan.tables.remove(namespace);
             let mut inputs: Vec<FileId> = tables.iter().map(|table| table.meta.id).collect();
             inputs.extend(from_log.iter().map(|(_, meta)| meta.id));
-            let already = from_log.iter().map(|(_, meta)| meta.entry_count).sum::<u64>();
+            let already = from_log
+                .iter()
+                .map(|(_, meta)| meta.entry_count)
+                .sum::<u64>();
             self.report.entries_kept -= already;
             self.merge_tree(*namespace, inputs, findings, &mut plan)?;
             self.report.tables_rewritten -= from_log.len() as u64;
@@ -627,7 +701,9 @@ impl<'a> Repair<'a> {
                 Ok(())
             });
         }
-        hints.names.insert(NamespaceId::default(), DEFAULT_NAMESPACE.to_string());
+        hints
+            .names
+            .insert(NamespaceId::default(), DEFAULT_NAMESPACE.to_string());
         hints
     }
 
@@ -661,7 +737,10 @@ impl<'a> Repair<'a> {
                 }
             };
             let said = parts.properties.as_ref().and_then(|p| p.namespace.clone());
-            let hinted = hints.tables.get(&id).map(|&namespace| (namespace, String::new()));
+            let hinted = hints
+                .tables
+                .get(&id)
+                .map(|&namespace| (namespace, String::new()));
             let Some((namespace, name)) = said.or(hinted) else {
                 let detail = "nothing says to which namespace it belongs; all of it is lost";
                 self.loss(Problem::new(&path, detail));
@@ -743,14 +822,23 @@ impl<'a> Repair<'a> {
                     name.clone_from(said);
                 }
                 _ => {
-                    let detail = format!("the name of namespace {} is lost: now it is {name}", id.0);
+                    let detail =
+                        format!("the name of namespace {} is lost: now it is {name}", id.0);
                     self.loss(Problem::new(self.dir, detail));
                 }
             }
             plan.names.insert(id, name);
         }
-        let last = plan.names.keys().chain(&hints.dropped).max().copied().unwrap_or_default();
-        plan.next_namespace = plan.next_namespace.max(NamespaceId(last.0.saturating_add(1)));
+        let last = plan
+            .names
+            .keys()
+            .chain(&hints.dropped)
+            .max()
+            .copied()
+            .unwrap_or_default();
+        plan.next_namespace = plan
+            .next_namespace
+            .max(NamespaceId(last.0.saturating_add(1)));
         Ok(())
     }
 
@@ -810,9 +898,10 @@ impl<'a> Repair<'a> {
                 bytes += memtable.memory_bytes();
             }
             if bytes > self.settings.memtable_bytes {
-                self.write_memtables(&mut memtables, plan).inspect_err(|error| {
-                    failed = Some(error.duplicate());
-                })?;
+                self.write_memtables(&mut memtables, plan)
+                    .inspect_err(|error| {
+                        failed = Some(error.duplicate());
+                    })?;
             }
             Ok(())
         });
@@ -877,7 +966,8 @@ impl<'a> Repair<'a> {
         let id = self.number();
         let edit = plan.edit(FileId(id.0.saturating_add(1))).map_err(bug)?;
         let lost = self.dir.join(names::LOST_DIR);
-        plan.damaged.retain(|path| matches!(fs.exists(path), Ok(true)));
+        plan.damaged
+            .retain(|path| matches!(fs.exists(path), Ok(true)));
         if !plan.damaged.is_empty() || plan.drop_log {
             fs.create_dir_all(&lost)?;
             for path in &plan.damaged {
@@ -954,14 +1044,18 @@ impl Hints {
                     self.names.remove(id);
                     self.dropped.insert(*id);
                 }
-                Op::AddFile { namespace, meta, .. } => {
+                Op::AddFile {
+                    namespace, meta, ..
+                } => {
                     self.tables.insert(meta.id, *namespace);
                 }
                 Op::RemoveFile { .. } | Op::AddBlob { .. } | Op::Flushed { .. } => {}
             }
         }
         self.next_file = self.next_file.max(edit.next_file.unwrap_or_default());
-        self.next_namespace = self.next_namespace.max(edit.next_namespace.unwrap_or_default());
+        self.next_namespace = self
+            .next_namespace
+            .max(edit.next_namespace.unwrap_or_default());
         self.last_seqno = self.last_seqno.max(edit.last_seqno.unwrap_or_default());
         self.applied = self.applied.max(edit.applied);
     }
@@ -976,7 +1070,10 @@ struct FoundTable {
 impl FoundTable {
     /// Whether it refers to a blob file that cannot be used as it is.
     fn needs_blobs(&self, findings: &Findings) -> bool {
-        self.meta.blob_refs.iter().any(|r| findings.bad_blobs.contains(&r.file))
+        self.meta
+            .blob_refs
+            .iter()
+            .any(|r| findings.bad_blobs.contains(&r.file))
     }
 }
 
@@ -1003,7 +1100,11 @@ fn copy(
             return Ok(None);
         }
         Ok(Some(pointer)) => {
-            let skip = if trailer.kind().is_some_and(Kind::is_expiring) { 8 } else { 0 };
+            let skip = if trailer.kind().is_some_and(Kind::is_expiring) {
+                8
+            } else {
+                0
+            };
             let expiry = value.get(..skip).unwrap_or_default();
             if blobs.stays(&pointer, key) {
                 outputs.add_pointer(key, trailer, expiry, &pointer)?;
@@ -1011,7 +1112,11 @@ fn copy(
             }
             match blobs.read(&pointer, key) {
                 Ok(user) => {
-                    let kind = if skip > 0 { Kind::PutExpiring } else { Kind::Put };
+                    let kind = if skip > 0 {
+                        Kind::PutExpiring
+                    } else {
+                        Kind::Put
+                    };
                     let value = [expiry, &user].concat();
                     outputs.add(key, Trailer::new(trailer.seqno(), kind), &value)?;
                     return Ok(None);
@@ -1021,7 +1126,10 @@ fn copy(
         }
         Err(what) => what.to_string(),
     };
-    Ok(Some(format!("the value of key {} is lost: {lost}", show_key(key))))
+    Ok(Some(format!(
+        "the value of key {} is lost: {lost}",
+        show_key(key)
+    )))
 }
 
 /// The blob files that pointers lead to.
@@ -1035,8 +1143,18 @@ struct Blobs<'a> {
 
 impl<'a> Blobs<'a> {
     fn new(env: &'a Env, dir: &'a Path, plan: &Plan, bad: &BTreeSet<FileId>) -> Self {
-        let sound = plan.blobs.keys().filter(|id| !bad.contains(id)).copied().collect();
-        Self { env, dir, sound, open: std::cell::RefCell::default() }
+        let sound = plan
+            .blobs
+            .keys()
+            .filter(|id| !bad.contains(id))
+            .copied()
+            .collect();
+        Self {
+            env,
+            dir,
+            sound,
+            open: std::cell::RefCell::default(),
+        }
     }
 
     fn file(&self, id: FileId) -> Result<Arc<BlobFile>> {
@@ -1045,7 +1163,10 @@ impl<'a> Blobs<'a> {
         if let Some(blob) = open.get(&id) {
             return Ok(Arc::clone(blob));
         }
-        let handle = self.env.fs.open(&names::blob_path(self.dir, id), OpenMode::Read)?;
+        let handle = self
+            .env
+            .fs
+            .open(&names::blob_path(self.dir, id), OpenMode::Read)?;
         let blob = Arc::new(BlobFile::salvage(handle, id)?);
         if open.len() >= MAX_OPEN {
             open.pop_first();
@@ -1057,7 +1178,9 @@ impl<'a> Blobs<'a> {
     /// Whether the pointer can stay as it is.
     fn stays(&self, pointer: &BlobPointer, key: &[u8]) -> bool {
         self.sound.contains(&pointer.file)
-            && self.file(pointer.file).is_ok_and(|blob| blob.check_pointer(pointer, key).is_ok())
+            && self
+                .file(pointer.file)
+                .is_ok_and(|blob| blob.check_pointer(pointer, key).is_ok())
     }
 
     fn read(&self, pointer: &BlobPointer, key: &[u8]) -> Result<Vec<u8>> {
@@ -1065,8 +1188,11 @@ impl<'a> Blobs<'a> {
     }
 }
 
+/// The smallest and the largest key of a table's entries.
+type KeySpan = (Vec<u8>, Vec<u8>);
+
 /// Sorts tables into as few runs as possible in which none overlaps the next.
-fn runs(mut tables: Vec<(FileId, Option<(Vec<u8>, Vec<u8>)>)>) -> Vec<Vec<FileId>> {
+fn runs(mut tables: Vec<(FileId, Option<KeySpan>)>) -> Vec<Vec<FileId>> {
     tables.sort_by(|a, b| a.1.cmp(&b.1));
     let mut runs: Vec<(Option<Vec<u8>>, Vec<FileId>)> = Vec::new();
     for (id, keys) in tables {
@@ -1102,15 +1228,23 @@ struct Stream {
 
 impl Stream {
     fn new(runs: Vec<Vec<FileId>>, repair: &mut Repair<'_>) -> Result<Self> {
-        let make = |ids: Vec<FileId>| RunOfTables { rest: ids.into_iter(), walk: None };
-        let mut stream = Self { runs: runs.into_iter().map(make).collect(), order: Vec::new() };
+        let make = |ids: Vec<FileId>| RunOfTables {
+            rest: ids.into_iter(),
+            walk: None,
+        };
+        let mut stream = Self {
+            runs: runs.into_iter().map(make).collect(),
+            order: Vec::new(),
+        };
         for i in 0..stream.runs.len() {
             if stream.runs[i].advance(repair)? {
                 stream.order.push(i);
             }
         }
         let runs = &stream.runs;
-        stream.order.sort_by(|&a, &b| RunOfTables::compare(&runs[a], &runs[b]));
+        stream
+            .order
+            .sort_by(|&a, &b| RunOfTables::compare(&runs[a], &runs[b]));
         Ok(stream)
     }
 
@@ -1120,7 +1254,9 @@ impl Stream {
     }
 
     fn advance(&mut self, repair: &mut Repair<'_>) -> Result<()> {
-        let Some(&first) = self.order.first() else { return Ok(()) };
+        let Some(&first) = self.order.first() else {
+            return Ok(());
+        };
         if !self.runs[first].advance(repair)? {
             self.order.remove(0);
             return Ok(());
@@ -1141,9 +1277,10 @@ impl Stream {
 impl RunOfTables {
     fn compare(a: &Self, b: &Self) -> std::cmp::Ordering {
         match (&a.walk, &b.walk) {
-            (Some(a), Some(b)) => {
-                a.key().cmp(b.key()).then_with(|| b.trailer().cmp(&a.trailer()))
-            }
+            (Some(a), Some(b)) => a
+                .key()
+                .cmp(b.key())
+                .then_with(|| b.trailer().cmp(&a.trailer())),
             (a, b) => a.is_none().cmp(&b.is_none()),
         }
     }
@@ -1156,7 +1293,9 @@ impl RunOfTables {
                 return Ok(true);
             }
             self.walk = None;
-            let Some(id) = self.rest.next() else { return Ok(false) };
+            let Some(id) = self.rest.next() else {
+                return Ok(false);
+            };
             let path = names::sstable_path(repair.dir, id);
             let handle = repair.env.fs.open(&path, OpenMode::Read)?;
             // What is wrong with it besides its data was reported when it was first looked at.

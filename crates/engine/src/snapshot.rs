@@ -74,7 +74,11 @@ impl SnapshotList {
     /// The oldest number that must stay readable.
     pub fn oldest(&self) -> SeqNo {
         let pinned = self.pinned.lock();
-        pinned.keys().next().copied().unwrap_or_else(|| self.published())
+        pinned
+            .keys()
+            .next()
+            .copied()
+            .unwrap_or_else(|| self.published())
     }
 
     /// How many snapshots are open.

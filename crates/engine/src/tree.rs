@@ -16,9 +16,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use firn_io::wal::Lsn;
 use parking_lot::Mutex;
 
+use crate::blob::BlobFile;
 use crate::key::{NamespaceId, SeqNo};
 use crate::memtable::Memtable;
-use crate::blob::BlobFile;
 use crate::sstable::Table;
 use crate::version::{LevelFile, Version};
 
@@ -128,7 +128,11 @@ impl Tree {
         Self {
             id,
             name,
-            state: ArcSwap::from_pointee(TreeState { active, immutables: Vec::new(), levels }),
+            state: ArcSwap::from_pointee(TreeState {
+                active,
+                immutables: Vec::new(),
+                levels,
+            }),
             change: Mutex::new(()),
             active_first_lsn: AtomicU64::new(NO_LSN),
             dropped: AtomicBool::new(false),
@@ -171,7 +175,12 @@ impl Tree {
         }
         self.update(|state| {
             let memtable = std::mem::replace(&mut state.active, Arc::new(Memtable::new()));
-            let retired = Immutable { memtable, last_seqno, first_lsn: Lsn(first_lsn), end_lsn };
+            let retired = Immutable {
+                memtable,
+                last_seqno,
+                first_lsn: Lsn(first_lsn),
+                end_lsn,
+            };
             state.immutables.insert(0, Arc::new(retired));
             // Inside of the swap: whoever asks what log is needed must find it here or there.
             self.active_first_lsn.store(NO_LSN, Ordering::Relaxed);
@@ -189,7 +198,12 @@ impl Tree {
         let _no_rotation = self.change.lock();
         let counts = |i: &&Arc<Immutable>| flushed.is_none_or(|flushed| !Arc::ptr_eq(i, flushed));
         let state = self.state.load();
-        let oldest = state.immutables.iter().rev().find(counts).map(|i| i.first_lsn);
+        let oldest = state
+            .immutables
+            .iter()
+            .rev()
+            .find(counts)
+            .map(|i| i.first_lsn);
         let active = self.active_first_lsn.load(Ordering::Relaxed);
         oldest.or((active != NO_LSN).then_some(Lsn(active)))
     }
@@ -197,7 +211,11 @@ impl Tree {
     /// Memory of all memtables, in bytes.
     pub fn memtable_bytes(&self) -> usize {
         let state = self.state.load();
-        let waiting: usize = state.immutables.iter().map(|i| i.memtable.memory_bytes()).sum();
+        let waiting: usize = state
+            .immutables
+            .iter()
+            .map(|i| i.memtable.memory_bytes())
+            .sum();
         state.active.memory_bytes() + waiting
     }
 
@@ -214,6 +232,9 @@ impl Tree {
 
 impl fmt::Debug for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tree").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Tree")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }

@@ -58,18 +58,32 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn new(path: impl Into<PathBuf>, detail: impl Into<String>) -> Self {
-        Self { path: path.into(), offset: None, detail: detail.into() }
+        Self {
+            path: path.into(),
+            offset: None,
+            detail: detail.into(),
+        }
     }
 
     /// What an error says; `path` is the file in question if the error does not name one.
     pub(crate) fn of(error: Error, path: &Path) -> Self {
         match error {
-            Error::Corruption { path, offset, detail } => {
-                Self { path, offset: Some(offset), detail }
-            }
+            Error::Corruption {
+                path,
+                offset,
+                detail,
+            } => Self {
+                path,
+                offset: Some(offset),
+                detail,
+            },
             Error::Io(error) => {
                 let detail = format!("cannot {}: {}", error.op, error.source);
-                Self { path: error.path, offset: error.offset, detail }
+                Self {
+                    path: error.path,
+                    offset: error.offset,
+                    detail,
+                }
             }
             other => Self::new(path, other.to_string()),
         }
@@ -130,9 +144,15 @@ pub fn verify_open(core: &Arc<Core>) -> Result<VerifyReport> {
     let mut checker = Checker::new(&core.env, &core.dir, &mut ignore);
     checker.check_manifest_in_use();
     let trees = core.trees.load_full();
-    let pinned: Vec<_> = trees.iter().map(|tree| Arc::clone(&tree.state().levels)).collect();
-    let files: Vec<TreeFiles> =
-        trees.iter().zip(&pinned).map(|(tree, levels)| TreeFiles::of(tree.id, levels)).collect();
+    let pinned: Vec<_> = trees
+        .iter()
+        .map(|tree| Arc::clone(&tree.state().levels))
+        .collect();
+    let files: Vec<TreeFiles> = trees
+        .iter()
+        .zip(&pinned)
+        .map(|(tree, levels)| TreeFiles::of(tree.id, levels))
+        .collect();
     for tree in &files {
         checker.check_tree(tree);
     }
@@ -228,7 +248,11 @@ impl TreeFiles {
         Self {
             id,
             levels: version.levels().iter().map(files).collect(),
-            blobs: version.blobs().iter().map(|blob| blob.file.meta.clone()).collect(),
+            blobs: version
+                .blobs()
+                .iter()
+                .map(|blob| blob.file.meta.clone())
+                .collect(),
         }
     }
 
@@ -243,7 +267,10 @@ impl State {
         let ids = names.keys().copied();
         Self {
             manifest_id: versions.manifest_id(),
-            trees: ids.clone().map(|id| TreeFiles::of(id, &versions.current(id))).collect(),
+            trees: ids
+                .clone()
+                .map(|id| TreeFiles::of(id, &versions.current(id)))
+                .collect(),
             flushed: ids.map(|id| (id, versions.flushed_seqno(id))).collect(),
             last_seqno: versions.last_seqno(),
             log_start: versions.log_start(),
@@ -267,7 +294,10 @@ pub(crate) fn check_is_database(listing: &[firn_io::fs::DirEntry], dir: &Path) -
     if listing.iter().any(|entry| is_ours(&entry.name)) {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!("there is no database in {}", dir.display())))
+    Err(Error::InvalidArgument(format!(
+        "there is no database in {}",
+        dir.display()
+    )))
 }
 
 /// Verifies a directory, by the manifest that CURRENT names or by the given one.
@@ -365,7 +395,11 @@ impl<'a> Checker<'a> {
 
     fn table_problem(&mut self, id: FileId, offset: Option<u64>, detail: String) {
         self.findings.bad_tables.insert(id);
-        self.problem(Problem { path: names::sstable_path(self.dir, id), offset, detail });
+        self.problem(Problem {
+            path: names::sstable_path(self.dir, id),
+            offset,
+            detail,
+        });
     }
 
     fn note(&mut self, path: PathBuf, detail: &str) {
@@ -407,7 +441,11 @@ impl<'a> Checker<'a> {
                 self.done.bytes_total += entry.len;
             }
         }
-        let log = self.env.fs.list(&self.dir.join(names::WAL_DIR)).unwrap_or_default();
+        let log = self
+            .env
+            .fs
+            .list(&self.dir.join(names::WAL_DIR))
+            .unwrap_or_default();
         for entry in log.iter().filter(|entry| entry.name.ends_with(".wal")) {
             self.done.files_total += 1;
             self.done.bytes_total += entry.len;
@@ -439,7 +477,10 @@ impl<'a> Checker<'a> {
         };
         let name = names::manifest_name(id);
         if !listing.iter().any(|entry| entry.name == name) {
-            self.problem(Problem::new(current, format!("it names {name}, which is missing")));
+            self.problem(Problem::new(
+                current,
+                format!("it names {name}, which is missing"),
+            ));
             return;
         }
         self.file_done();
@@ -455,7 +496,12 @@ impl<'a> Checker<'a> {
             Err(error) => self.error(error, &self.dir.join(&name)),
         }
         self.file_done();
-        self.read_bytes(listing.iter().find(|entry| entry.name == name).map_or(0, |e| e.len));
+        self.read_bytes(
+            listing
+                .iter()
+                .find(|entry| entry.name == name)
+                .map_or(0, |e| e.len),
+        );
     }
 
     /// Reads CURRENT and the manifest while they may be written.
@@ -478,7 +524,11 @@ impl<'a> Checker<'a> {
         self.file_done();
         if let Ok(id) = id {
             let path = self.dir.join(names::manifest_name(id));
-            let len = self.env.fs.open(&path, OpenMode::Read).and_then(|file| file.len());
+            let len = self
+                .env
+                .fs
+                .open(&path, OpenMode::Read)
+                .and_then(|file| file.len());
             self.read_bytes(len.unwrap_or(0));
         }
     }
@@ -519,7 +569,9 @@ impl<'a> Checker<'a> {
     /// Checks each file by itself: nobody knows which of them belong to the database.
     fn check_files(&mut self, listing: &[firn_io::fs::DirEntry]) {
         let ids = |class: fn(FileKind) -> Option<FileId>| -> Vec<(FileId, u64)> {
-            let numbered = listing.iter().filter_map(|e| Some((class(names::parse(&e.name)?)?, e)));
+            let numbered = listing
+                .iter()
+                .filter_map(|e| Some((class(names::parse(&e.name)?)?, e)));
             numbered.map(|(id, entry)| (id, entry.len)).collect()
         };
         let tables = ids(|kind| match kind {
@@ -548,14 +600,28 @@ impl<'a> Checker<'a> {
     fn check_tree(&mut self, tree: &TreeFiles) {
         self.known_blobs = tree.blobs.iter().map(|blob| blob.id).collect();
         self.blobs.clear();
-        let known = |meta: &FileMeta| TableFile { id: meta.id, meta: Some(meta.clone()) };
+        let known = |meta: &FileMeta| TableFile {
+            id: meta.id,
+            meta: Some(meta.clone()),
+        };
         let mut sources = Vec::new();
-        for (level, files) in tree.levels.iter().enumerate().filter(|(_, files)| !files.is_empty()) {
+        for (level, files) in tree
+            .levels
+            .iter()
+            .enumerate()
+            .filter(|(_, files)| !files.is_empty())
+        {
             if level == 0 {
-                let each = files.iter().map(|meta| Source::new(0, vec![known(meta)], self.dir));
+                let each = files
+                    .iter()
+                    .map(|meta| Source::new(0, vec![known(meta)], self.dir));
                 sources.extend(each);
             } else {
-                sources.push(Source::new(level, files.iter().map(known).collect(), self.dir));
+                sources.push(Source::new(
+                    level,
+                    files.iter().map(known).collect(),
+                    self.dir,
+                ));
             }
         }
         let mut merge = Merge::default();
@@ -565,7 +631,9 @@ impl<'a> Checker<'a> {
                 merge.order.push(rank);
             }
         }
-        merge.order.sort_by(|&a, &b| Source::compare(&sources, a, b));
+        merge
+            .order
+            .sort_by(|&a, &b| Source::compare(&sources, a, b));
         let mut group = Group::default();
         while let Some(&rank) = merge.order.first() {
             let source = &sources[rank];
@@ -594,7 +662,11 @@ impl<'a> Checker<'a> {
         );
         let path = older.path.clone();
         let offset = older.table.as_ref().map(|table| table.walk.offset());
-        self.problem(Problem { path, offset, detail });
+        self.problem(Problem {
+            path,
+            offset,
+            detail,
+        });
     }
 
     /// Checks that a pointer leads to a record. Returns the pointer.
@@ -618,7 +690,10 @@ impl<'a> Checker<'a> {
         }
         match self.blobs.get(&id) {
             Some(Some(blob)) => blob.check_pointer(pointer, key).map_err(|error| {
-                format!("offset {} of blob file {id}, and there: {error}", pointer.offset)
+                format!(
+                    "offset {} of blob file {id}, and there: {error}",
+                    pointer.offset
+                )
             }),
             _ => Err(format!("blob file {id}, which cannot be read")),
         }
@@ -738,8 +813,16 @@ impl<'a> Checker<'a> {
 
 /// SSTables and blob files of a state.
 pub(crate) fn live_files(state: &State) -> BTreeSet<FileId> {
-    let tables = state.trees.iter().flat_map(TreeFiles::tables).map(|meta| meta.id);
-    let blobs = state.trees.iter().flat_map(|tree| &tree.blobs).map(|meta| meta.id);
+    let tables = state
+        .trees
+        .iter()
+        .flat_map(TreeFiles::tables)
+        .map(|meta| meta.id);
+    let blobs = state
+        .trees
+        .iter()
+        .flat_map(|tree| &tree.blobs)
+        .map(|meta| meta.id);
     tables.chain(blobs).collect()
 }
 
@@ -790,7 +873,9 @@ impl Source {
     }
 
     fn describe(&self) -> String {
-        self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        self.path
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 
     /// The entry it stands on.
@@ -804,7 +889,10 @@ impl Source {
     /// Which of two sources comes first.
     fn compare(sources: &[Self], a: usize, b: usize) -> std::cmp::Ordering {
         let ((key_a, trailer_a), (key_b, trailer_b)) = (sources[a].entry(), sources[b].entry());
-        key_a.cmp(key_b).then_with(|| trailer_b.cmp(&trailer_a)).then_with(|| a.cmp(&b))
+        key_a
+            .cmp(key_b)
+            .then_with(|| trailer_b.cmp(&trailer_a))
+            .then_with(|| a.cmp(&b))
     }
 
     /// Reads the range tombstones of all its files, which cover keys between their entries.
@@ -814,15 +902,24 @@ impl Source {
         }
         let mut sets = Vec::new();
         for file in self.files.as_slice() {
-            if file.meta.as_ref().is_some_and(|meta| meta.range_tombstone_count > 0) {
+            if file
+                .meta
+                .as_ref()
+                .is_some_and(|meta| meta.range_tombstone_count > 0)
+            {
                 // Failures are reported when the file is read.
                 let path = names::sstable_path(&self.dir, file.id);
-                let Ok(handle) = checker.env.fs.open(&path, OpenMode::Read) else { continue };
-                let Ok(parts) = Parts::read(handle, file.id) else { continue };
+                let Ok(handle) = checker.env.fs.open(&path, OpenMode::Read) else {
+                    continue;
+                };
+                let Ok(parts) = Parts::read(handle, file.id) else {
+                    continue;
+                };
                 sets.extend(parts.range_tombstones);
             }
         }
-        self.tombstones = RangeTombstones::merge(&sets.iter().map(|set| &**set).collect::<Vec<_>>());
+        self.tombstones =
+            RangeTombstones::merge(&sets.iter().map(|set| &**set).collect::<Vec<_>>());
     }
 
     /// To the next entry; `false` at the end. Problems go to the checker.
@@ -851,7 +948,11 @@ impl Source {
 impl OpenTable {
     fn open(file: TableFile, path: &Path, checker: &mut Checker<'_>) -> Option<Self> {
         let TableFile { id, meta } = file;
-        let handle = checker.env.fs.open(path, OpenMode::Read).map_err(Error::from);
+        let handle = checker
+            .env
+            .fs
+            .open(path, OpenMode::Read)
+            .map_err(Error::from);
         let mut parts = match handle.and_then(|handle| Parts::read(handle, id)) {
             Ok(parts) => parts,
             Err(error) => {
@@ -903,7 +1004,9 @@ impl OpenTable {
             }
             let seqno = trailer.seqno();
             if seqno < meta.min_seqno || seqno > meta.max_seqno {
-                return Err(format!("operation {seqno} is outside of what the manifest says"));
+                return Err(format!(
+                    "operation {seqno} is outside of what the manifest says"
+                ));
             }
         }
         let pointer = pointer_of(trailer.kind(), self.walk.value())
@@ -925,9 +1028,17 @@ impl OpenTable {
         if checker.findings.report.problems.len() > self.problems_before {
             return;
         }
-        let refs: Vec<(FileId, u64, u64)> =
-            self.blob_refs.iter().map(|(&file, &(count, bytes))| (file, count, bytes)).collect();
-        let said = self.walk.parts().properties.as_ref().map(|properties| &properties.blob_refs);
+        let refs: Vec<(FileId, u64, u64)> = self
+            .blob_refs
+            .iter()
+            .map(|(&file, &(count, bytes))| (file, count, bytes))
+            .collect();
+        let said = self
+            .walk
+            .parts()
+            .properties
+            .as_ref()
+            .map(|properties| &properties.blob_refs);
         if said.is_some_and(|said| *said != refs) {
             let detail = "the blob references of the properties do not fit the entries".to_string();
             checker.table_problem(self.id, None, detail);
@@ -941,9 +1052,13 @@ pub(crate) fn pointer_of(
     kind: Option<Kind>,
     value: &[u8],
 ) -> std::result::Result<Option<BlobPointer>, &'static str> {
-    let Some(kind) = kind else { return Err("an entry of no known kind") };
+    let Some(kind) = kind else {
+        return Err("an entry of no known kind");
+    };
     let skip = if kind.is_expiring() { 8 } else { 0 };
-    let Some(rest) = value.get(skip..) else { return Err("an expiry is cut short") };
+    let Some(rest) = value.get(skip..) else {
+        return Err("an expiry is cut short");
+    };
     if kind == Kind::Delete && !value.is_empty() {
         return Err("a tombstone has a value");
     }
@@ -963,7 +1078,11 @@ fn check_meta(checker: &mut Checker<'_>, meta: &FileMeta, parts: &Parts) {
         checker.table_problem(meta.id, None, detail);
     };
     if parts.file_bytes != meta.file_bytes {
-        differ("length", meta.file_bytes.to_string(), parts.file_bytes.to_string());
+        differ(
+            "length",
+            meta.file_bytes.to_string(),
+            parts.file_bytes.to_string(),
+        );
     }
     let (Some(properties), Some(tombstones)) = (&parts.properties, &parts.range_tombstones) else {
         return;
@@ -972,7 +1091,11 @@ fn check_meta(checker: &mut Checker<'_>, meta: &FileMeta, parts: &Parts) {
     let numbers = [
         ("entries", meta.entry_count, said.entry_count),
         ("tombstones", meta.tombstone_count, said.tombstone_count),
-        ("range tombstones", meta.range_tombstone_count, said.range_tombstone_count),
+        (
+            "range tombstones",
+            meta.range_tombstone_count,
+            said.range_tombstone_count,
+        ),
         ("uncompressed bytes", meta.raw_bytes, said.raw_bytes),
         ("least operation", meta.min_seqno.0, said.min_seqno.0),
         ("greatest operation", meta.max_seqno.0, said.max_seqno.0),
@@ -983,13 +1106,25 @@ fn check_meta(checker: &mut Checker<'_>, meta: &FileMeta, parts: &Parts) {
         }
     }
     if meta.smallest != said.smallest {
-        differ("smallest key", show_key(&meta.smallest), show_key(&said.smallest));
+        differ(
+            "smallest key",
+            show_key(&meta.smallest),
+            show_key(&said.smallest),
+        );
     }
     if (&meta.largest, meta.largest_exclusive) != (&said.largest, said.largest_exclusive) {
-        differ("largest key", show_key(&meta.largest), show_key(&said.largest));
+        differ(
+            "largest key",
+            show_key(&meta.largest),
+            show_key(&said.largest),
+        );
     }
     if meta.blob_refs != said.blob_refs {
-        differ("blob files", format!("{:?}", meta.blob_refs), format!("{:?}", said.blob_refs));
+        differ(
+            "blob files",
+            format!("{:?}", meta.blob_refs),
+            format!("{:?}", said.blob_refs),
+        );
     }
 }
 
@@ -1000,15 +1135,19 @@ pub(crate) fn file_meta(
     properties: &crate::sstable::Properties,
     tombstones: &RangeTombstones,
 ) -> FileMeta {
-    let raw: Vec<_> = tombstones.iter_raw().map(|tombstone| tombstone.to_owned()).collect();
-    let (smallest, largest, largest_exclusive) =
-        crate::sstable::writer::bounds(properties, &raw);
+    let raw: Vec<_> = tombstones
+        .iter_raw()
+        .map(|tombstone| tombstone.to_owned())
+        .collect();
+    let (smallest, largest, largest_exclusive) = crate::sstable::writer::bounds(properties, &raw);
     let (min_seqno, max_seqno) = properties.seqnos.unwrap_or_default();
     let refs = properties.blob_refs.iter();
     FileMeta {
         id,
         file_bytes,
-        raw_bytes: properties.raw_key_bytes.saturating_add(properties.raw_value_bytes),
+        raw_bytes: properties
+            .raw_key_bytes
+            .saturating_add(properties.raw_value_bytes),
         entry_count: properties.entry_count(),
         tombstone_count: properties.tombstone_count(),
         range_tombstone_count: properties.range_tombstone_count,
@@ -1017,7 +1156,9 @@ pub(crate) fn file_meta(
         largest_exclusive,
         min_seqno,
         max_seqno,
-        blob_refs: refs.map(|&(file, count, bytes)| BlobRef { file, count, bytes }).collect(),
+        blob_refs: refs
+            .map(|&(file, count, bytes)| BlobRef { file, count, bytes })
+            .collect(),
     }
 }
 
@@ -1090,7 +1231,9 @@ impl Group {
             return;
         }
         for (rank, source) in sources.iter().enumerate().filter(|(_, s)| s.has_tombstones) {
-            let Some(fragment) = source.tombstones.fragment_at(&self.key) else { continue };
+            let Some(fragment) = source.tombstones.fragment_at(&self.key) else {
+                continue;
+            };
             let (Some(&newest), Some(&oldest)) = (fragment.seqnos.first(), fragment.seqnos.last())
             else {
                 continue;
@@ -1131,16 +1274,29 @@ impl LogCheck {
                 }
                 Err(detail) if problems.len() < MAX_PROBLEMS => {
                     let offset = Some(u64::from(record.start.offset()));
-                    problems.push(Problem { path: segment_path(dir, record.start), offset, detail });
+                    problems.push(Problem {
+                        path: segment_path(dir, record.start),
+                        offset,
+                        detail,
+                    });
                 }
                 Err(_) => {}
             }
             Ok(())
         })?;
         let damaged = std::mem::take(&mut report.problems);
-        problems.extend(damaged.into_iter().map(|error| Problem::of(error.into(), dir)));
+        problems.extend(
+            damaged
+                .into_iter()
+                .map(|error| Problem::of(error.into(), dir)),
+        );
         let last_seqno = SeqNo(next.0.saturating_sub(1));
-        Ok(Self { report, operations, last_seqno, problems })
+        Ok(Self {
+            report,
+            operations,
+            last_seqno,
+            problems,
+        })
     }
 }
 
@@ -1155,7 +1311,9 @@ pub(crate) fn decode_record(
     let batch = BatchReader::new(record.payload)?;
     let base = batch.base;
     if base < next {
-        return Err(format!("a batch from operation {base} on, which comes after {next}"));
+        return Err(format!(
+            "a batch from operation {base} on, which comes after {next}"
+        ));
     }
     let mut count = 0;
     for operation in batch.operations() {

@@ -17,7 +17,7 @@ use firn_io::exec::Priority;
 
 use crate::compaction::run::{self, Job};
 use crate::core::{Core, WorkState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::Event;
 use crate::flush;
 use crate::names;
@@ -56,8 +56,13 @@ pub fn schedule(core: &Arc<Core>) {
 
 fn submit_flush(core: &Arc<Core>, work: &mut WorkState, tree: &Arc<Tree>) {
     let state = tree.state();
-    let Some(oldest) = state.immutables.last() else { return };
-    if work.flush_only_up_to.is_some_and(|most| oldest.last_seqno > most) {
+    let Some(oldest) = state.immutables.last() else {
+        return;
+    };
+    if work
+        .flush_only_up_to
+        .is_some_and(|most| oldest.last_seqno > most)
+    {
         return;
     }
     if tree.flushing.swap(true, Ordering::AcqRel) {
@@ -160,7 +165,9 @@ pub fn disk_full(core: &Arc<Core>, detail: &str) {
     if core.disk_full.swap(true, Ordering::AcqRel) {
         return;
     }
-    core.observer.emit(Event::DiskFull { detail: detail.to_string() });
+    core.observer.emit(Event::DiskFull {
+        detail: detail.to_string(),
+    });
     // If there is no ballast there is nothing to give back.
     let _ = core.env.fs.remove_file(&core.dir.join(names::BALLAST));
     core.work_done.notify_all();
@@ -234,7 +241,8 @@ pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
         let due = core.trees.load().iter().any(|tree| {
             let state = tree.state();
             state.immutables.last().is_some_and(|oldest| {
-                work.flush_only_up_to.is_none_or(|most| oldest.last_seqno <= most)
+                work.flush_only_up_to
+                    .is_none_or(|most| oldest.last_seqno <= most)
             })
         });
         (work.flushes == 0 && !due).then_some(Ok(()))
@@ -274,7 +282,9 @@ impl CompactionPause {
     /// Pauses.
     pub fn new(core: &Arc<Core>) -> Self {
         core.work.lock().compaction_paused += 1;
-        let pause = Self { core: Arc::clone(core) };
+        let pause = Self {
+            core: Arc::clone(core),
+        };
         core.wait_for(|work| (work.compactions == 0).then_some(()));
         pause
     }
@@ -285,9 +295,4 @@ impl Drop for CompactionPause {
         self.core.work.lock().compaction_paused -= 1;
         schedule(&self.core);
     }
-}
-
-/// What a job answers when the database is being closed under it.
-pub fn closing() -> Error {
-    Error::Closed("the database is being closed")
 }

@@ -8,6 +8,7 @@
 //!
 //! Module order, bottom first (a module names only modules above it in this list): `error`,
 //! `codec`, `checksum`, `clock`, `rng`, `exec`, `fs`, `env`, `wal`.
+#![deny(missing_docs)]
 
 pub mod checksum;
 pub mod clock;

@@ -52,14 +52,20 @@ pub struct Place<'a> {
 
 impl std::fmt::Debug for Place<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Place").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("Place")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> Place<'a> {
     /// An open database.
     pub fn of(core: &'a Core) -> Self {
-        Self { env: &core.env, dir: &core.dir, next_file: Box::new(|| core.next_file_id()) }
+        Self {
+            env: &core.env,
+            dir: &core.dir,
+            next_file: Box::new(|| core.next_file_id()),
+        }
     }
 }
 
@@ -110,7 +116,9 @@ pub struct Outputs<'a> {
 
 impl std::fmt::Debug for Outputs<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outputs").field("written", &self.written).finish_non_exhaustive()
+        f.debug_struct("Outputs")
+            .field("written", &self.written)
+            .finish_non_exhaustive()
     }
 }
 
@@ -153,7 +161,11 @@ impl<'a> Outputs<'a> {
         expiry: &[u8],
         pointer: &BlobPointer,
     ) -> Result<()> {
-        let kind = if expiry.is_empty() { Kind::BlobPut } else { Kind::BlobPutExpiring };
+        let kind = if expiry.is_empty() {
+            Kind::BlobPut
+        } else {
+            Kind::BlobPutExpiring
+        };
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         scratch.extend_from_slice(expiry);
@@ -162,7 +174,9 @@ impl<'a> Outputs<'a> {
         self.scratch = scratch;
         result?;
         if let Some(table) = &mut self.table {
-            table.writer.add_blob_ref(pointer.file, pointer.record_bytes(key.len()));
+            table
+                .writer
+                .add_blob_ref(pointer.file, pointer.record_bytes(key.len()));
         }
         Ok(())
     }
@@ -178,7 +192,9 @@ impl<'a> Outputs<'a> {
             self.blob = Some(OpenBlob { id, writer });
         }
         // Made above if it was not there.
-        let Some(blob) = &mut self.blob else { return Err(crate::work::closing()) };
+        let Some(blob) = &mut self.blob else {
+            return Err(crate::core::closing());
+        };
         self.written.blob_value_bytes += value.len() as u64;
         blob.writer.add(key, value)
     }
@@ -206,7 +222,9 @@ impl<'a> Outputs<'a> {
 
     /// Whether the present table has at least `bytes`.
     pub fn table_has(&self, bytes: u64) -> bool {
-        self.table.as_ref().is_some_and(|table| table.writer.estimated_bytes() >= bytes)
+        self.table
+            .as_ref()
+            .is_some_and(|table| table.writer.estimated_bytes() >= bytes)
     }
 
     /// Ends the present table before `key`, which comes next, unless it holds versions of it.
@@ -224,13 +242,19 @@ impl<'a> Outputs<'a> {
         let file = self.place.env.fs.open(&path, OpenMode::CreateNew)?;
         let mut writer = TableWriter::new(file, self.options.table)?;
         writer.set_namespace(self.options.namespace, &self.options.namespace_name);
-        self.table = Some(OpenTable { id, writer, start: self.next_start.take() });
+        self.table = Some(OpenTable {
+            id,
+            writer,
+            start: self.next_start.take(),
+        });
         Ok(())
     }
 
     /// Ends the present table. It carries the range tombstones from its start up to `next`.
     fn end_table(&mut self, next: Option<&[u8]>) -> Result<()> {
-        let Some(mut table) = self.table.take() else { return Ok(()) };
+        let Some(mut table) = self.table.take() else {
+            return Ok(());
+        };
         if !self.tombstones.is_empty() {
             let clipped = self.tombstones.clip(table.start.as_deref(), next);
             for tombstone in clipped.iter_raw() {

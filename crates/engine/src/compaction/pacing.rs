@@ -129,8 +129,12 @@ impl Pacer {
     /// A pacer without load. `memtable_bytes` is the size of a memtable, the unit of most limits.
     pub fn new(clock: Arc<dyn Clock>, memtable_bytes: u64) -> Self {
         let now = clock.monotonic();
-        let state =
-            State { updated: now, retired: now, flush_began: now, ..State::default() };
+        let state = State {
+            updated: now,
+            retired: now,
+            flush_began: now,
+            ..State::default()
+        };
         Self {
             clock,
             memtable_bytes: memtable_bytes.max(1) as f64,
@@ -178,7 +182,11 @@ impl Pacer {
         let until = state.reserved_until.max(now) + time_of(bytes, rate);
         state.reserved_until = until.min(now + MAX_DELAY);
         let delay = state.reserved_until - now;
-        if delay < MIN_DELAY { Duration::ZERO } else { delay }
+        if delay < MIN_DELAY {
+            Duration::ZERO
+        } else {
+            delay
+        }
     }
 
     /// Learns how far behind the background is now.
@@ -197,12 +205,18 @@ impl Pacer {
             (a, b) => a.or(b),
         };
         // At least 1: 0 means no limit.
-        self.rate.store(limit.map_or(0, |rate| rate.max(1.0) as u64), Ordering::Relaxed);
+        self.rate.store(
+            limit.map_or(0, |rate| rate.max(1.0) as u64),
+            Ordering::Relaxed,
+        );
     }
 
     /// Counts memtables filled and flushed since the last update.
     fn measure(&self, state: &mut State, load: &Load, now: Duration) {
-        let (before, after) = (state.load.waiting_memtable_bytes, load.waiting_memtable_bytes);
+        let (before, after) = (
+            state.load.waiting_memtable_bytes,
+            load.waiting_memtable_bytes,
+        );
         if after > before {
             let (bytes, seconds) = ((after - before) as f64, now.saturating_sub(state.retired));
             if bytes >= self.memtable_bytes / 2.0 && !seconds.is_zero() {
@@ -215,7 +229,9 @@ impl Pacer {
             }
         } else if after < before {
             let seconds = now.saturating_sub(state.flush_began).as_secs_f64();
-            state.flushing.add((before - after) as f64, seconds, 4.0 * self.memtable_bytes);
+            state
+                .flushing
+                .add((before - after) as f64, seconds, 4.0 * self.memtable_bytes);
             state.flush_began = now;
         }
     }
@@ -225,12 +241,17 @@ impl Pacer {
         let l0 = load.l0_files as f64 / self.l0_trigger;
         let unit = self.memtable_bytes.max(MIN_DEBT_KNEE / DEBT_KNEE);
         let debt = load.debt_bytes as f64 / unit;
-        between(l0, L0_KNEE, L0_LIMIT).max(between(debt, DEBT_KNEE, DEBT_LIMIT)).max(0.0)
+        between(l0, L0_KNEE, L0_LIMIT)
+            .max(between(debt, DEBT_KNEE, DEBT_LIMIT))
+            .max(0.0)
     }
 
     /// The rate after a change of pressure; `None` for no limit.
     fn follow(&self, state: &mut State, pressure: f64, now: Duration) -> Option<f64> {
-        let seconds = now.saturating_sub(state.updated).as_secs_f64().min(MAX_STEP);
+        let seconds = now
+            .saturating_sub(state.updated)
+            .as_secs_f64()
+            .min(MAX_STEP);
         if pressure == 0.0 {
             state.rate = None;
             return None;
@@ -259,7 +280,9 @@ impl Pacer {
 }
 
 fn time_of(bytes: u64, rate: u64) -> Duration {
-    Duration::try_from_secs_f64(bytes as f64 / rate as f64).unwrap_or(MAX_DELAY).min(MAX_DELAY)
+    Duration::try_from_secs_f64(bytes as f64 / rate as f64)
+        .unwrap_or(MAX_DELAY)
+        .min(MAX_DELAY)
 }
 
 #[cfg(test)]
@@ -276,7 +299,10 @@ mod tests {
     }
 
     fn l0(files: usize) -> Load {
-        Load { l0_files: files, ..Load::default() }
+        Load {
+            l0_files: files,
+            ..Load::default()
+        }
     }
 
     #[test]
@@ -284,18 +310,28 @@ mod tests {
         let (clock, pacer) = pacer();
         for load in [
             Load::default(),
-            Load { l0_files: 20, waiting_memtable_bytes: MEMTABLE, debt_bytes: 64 << 30 },
+            Load {
+                l0_files: 20,
+                waiting_memtable_bytes: MEMTABLE,
+                debt_bytes: 64 << 30,
+            },
         ] {
             clock.advance(Duration::from_secs(1));
             pacer.update(load);
-            assert_eq!((pacer.rate(), pacer.delay_for(1 << 40)), (0, Duration::ZERO));
+            assert_eq!(
+                (pacer.rate(), pacer.delay_for(1 << 40)),
+                (0, Duration::ZERO)
+            );
         }
     }
 
     /// Memtables fill in half a second and are flushed in a quarter; then L0 grows.
     fn fill(clock: &ManualClock, pacer: &Pacer) {
         for _ in 0..10 {
-            pacer.update(Load { waiting_memtable_bytes: MEMTABLE, ..Load::default() });
+            pacer.update(Load {
+                waiting_memtable_bytes: MEMTABLE,
+                ..Load::default()
+            });
             clock.advance(Duration::from_millis(250));
             pacer.update(Load::default());
             clock.advance(Duration::from_millis(250));
@@ -314,7 +350,10 @@ mod tests {
             clock.advance(Duration::from_millis(500));
             pacer.update(l0(files));
             let rate = pacer.rate() as f64;
-            assert!(rate <= last && rate >= (last * 0.5).min(last), "{files}: {last} to {rate}");
+            assert!(
+                rate <= last && rate >= (last * 0.5).min(last),
+                "{files}: {last} to {rate}"
+            );
             assert!(rate >= (MEMTABLE / 64) as f64);
             if files == 21 {
                 assert!(rate > incoming * 0.8, "{rate}");
@@ -323,21 +362,36 @@ mod tests {
         }
         assert!(last < incoming / 100.0);
         pacer.update(l0(3));
-        assert_eq!((pacer.rate(), pacer.delay_for(1 << 30)), (0, Duration::ZERO));
+        assert_eq!(
+            (pacer.rate(), pacer.delay_for(1 << 30)),
+            (0, Duration::ZERO)
+        );
     }
 
     #[test]
     fn debt_counts_like_l0() {
         let (clock, pacer) = pacer();
         fill(&clock, &pacer);
-        pacer.update(Load { debt_bytes: 80 << 30, ..Load::default() });
+        pacer.update(Load {
+            debt_bytes: 80 << 30,
+            ..Load::default()
+        });
         let gentle = pacer.rate();
-        pacer.update(Load { debt_bytes: 250 << 30, ..Load::default() });
+        pacer.update(Load {
+            debt_bytes: 250 << 30,
+            ..Load::default()
+        });
         let tight = pacer.rate();
-        assert!(gentle > MEMTABLE && tight > 0 && tight < gentle / 5, "{gentle} {tight}");
+        assert!(
+            gentle > MEMTABLE && tight > 0 && tight < gentle / 5,
+            "{gentle} {tight}"
+        );
         // Small memtables do not make a small debt a large one.
         let small = Pacer::new(clock, 64 << 10);
-        small.update(Load { debt_bytes: 1 << 30, ..Load::default() });
+        small.update(Load {
+            debt_bytes: 1 << 30,
+            ..Load::default()
+        });
         assert_eq!(small.rate(), 0);
     }
 
@@ -374,8 +428,14 @@ mod tests {
             if filling >= MEMTABLE as f64 {
                 filling -= MEMTABLE as f64;
                 files += 1.0;
-                let waiting = Load { l0_files: files as usize, ..Load::default() };
-                pacer.update(Load { waiting_memtable_bytes: MEMTABLE, ..waiting });
+                let waiting = Load {
+                    l0_files: files as usize,
+                    ..Load::default()
+                };
+                pacer.update(Load {
+                    waiting_memtable_bytes: MEMTABLE,
+                    ..waiting
+                });
                 pacer.update(waiting);
             } else if tick as f64 - last_update >= 100.0 {
                 last_update = tick as f64;
@@ -384,15 +444,26 @@ mod tests {
             assert!(files < 37.0, "tick {tick}: {files}");
         }
         let average = written_late / 100.0;
-        assert!((average / drained_per_second - 1.0).abs() < 0.1, "{average}");
-        let (low, high) = rates.iter().fold((f64::MAX, 0.0f64), |(l, h), &r| (l.min(r), h.max(r)));
-        assert!(low > drained_per_second / 3.0 && high < drained_per_second * 3.0, "{low} {high}");
+        assert!(
+            (average / drained_per_second - 1.0).abs() < 0.1,
+            "{average}"
+        );
+        let (low, high) = rates
+            .iter()
+            .fold((f64::MAX, 0.0f64), |(l, h), &r| (l.min(r), h.max(r)));
+        assert!(
+            low > drained_per_second / 3.0 && high < drained_per_second * 3.0,
+            "{low} {high}"
+        );
     }
 
     #[test]
     fn waiting_memtables_slow_writers_to_the_rate_of_flushing() {
         let (clock, pacer) = pacer();
-        let waiting = |n: u64| Load { waiting_memtable_bytes: n * MEMTABLE, ..Load::default() };
+        let waiting = |n: u64| Load {
+            waiting_memtable_bytes: n * MEMTABLE,
+            ..Load::default()
+        };
         // Nothing is known of flushes yet.
         pacer.update(waiting(2));
         assert_eq!(pacer.rate(), 0);
@@ -406,7 +477,10 @@ mod tests {
         assert_eq!(pacer.rate(), 0);
         // A small, slow flush does not bring writers to a halt.
         for _ in 0..100 {
-            let little = Load { waiting_memtable_bytes: 10, ..Load::default() };
+            let little = Load {
+                waiting_memtable_bytes: 10,
+                ..Load::default()
+            };
             pacer.update(little);
             clock.advance(Duration::from_secs(10));
             pacer.update(Load::default());

@@ -158,7 +158,9 @@ impl<T> Plan<T> {
 
     /// All inputs, with their levels.
     pub fn files_with_levels(&self) -> impl Iterator<Item = (usize, &Arc<LevelFile<T>>)> {
-        self.inputs.iter().flat_map(|(level, files)| files.iter().map(|file| (*level, file)))
+        self.inputs
+            .iter()
+            .flat_map(|(level, files)| files.iter().map(|file| (*level, file)))
     }
 }
 
@@ -189,9 +191,9 @@ pub fn pick<T, B>(
     let mut held = None;
     for (level, score) in picker.due() {
         let plan = match level {
-            0 => picker.from_l0(score),
+            0 => picker.plan_l0(score),
             _ if held == Some(level) => None,
-            _ => picker.from_level(level, score),
+            _ => picker.plan_level(level, score),
         };
         if plan.is_some() {
             return plan;
@@ -201,7 +203,9 @@ pub fn pick<T, B>(
             held = Some(picker.base);
         }
     }
-    picker.of_tombstones(held).or_else(|| picker.of_blob_garbage(held))
+    picker
+        .plan_tombstones(held)
+        .or_else(|| picker.plan_blob_garbage(held))
 }
 
 /// One step of compacting everything from `start` (inclusive) to `end` (exclusive): takes what
@@ -222,7 +226,10 @@ pub fn pick_range<T, B>(
     let range = KeyRange::of_user(start, end);
     let (upper, hull) = if level == 0 {
         let files = version.files(0);
-        let chosen = files.iter().map(|file| range.overlaps_file(&file.meta)).collect();
+        let chosen = files
+            .iter()
+            .map(|file| range.overlaps_file(&file.meta))
+            .collect();
         let mut group = Group::new(files, chosen)?;
         group.close();
         (group.files(), group.hull)
@@ -251,13 +258,25 @@ pub fn pick_range<T, B>(
         true => Vec::new(),
         false => version.overlapping(output_level, &hull),
     };
-    if upper.iter().chain(&lower).any(|file| file.is_being_compacted()) {
+    if upper
+        .iter()
+        .chain(&lower)
+        .any(|file| file.is_being_compacted())
+    {
         return None;
     }
     // What goes to the bottom is rewritten even if it could move: who asks for a compaction wants
     // what expired or was overwritten to be gone.
     let may_move = output_level < LAST && level > 0;
-    Some(picker.plan(level, output_level, upper, lower, Reason::Manual, 1.0, may_move))
+    Some(picker.plan(
+        level,
+        output_level,
+        upper,
+        lower,
+        Reason::Manual,
+        1.0,
+        may_move,
+    ))
 }
 
 /// About how many bytes compaction must read, level by level, until every level is within its size.
@@ -287,12 +306,17 @@ fn hull_of<T>(files: &[Arc<LevelFile<T>>]) -> Option<KeyRange> {
 }
 
 fn bytes_of<T>(files: &[Arc<LevelFile<T>>]) -> u64 {
-    files.iter().map(|file| file.meta.file_bytes).fold(0, u64::saturating_add)
+    files
+        .iter()
+        .map(|file| file.meta.file_bytes)
+        .fold(0, u64::saturating_add)
 }
 
 /// Whether a file is mostly tombstones.
 fn is_dense(meta: &FileMeta) -> bool {
-    let ranges = meta.range_tombstone_count.saturating_mul(RANGE_TOMBSTONE_WEIGHT);
+    let ranges = meta
+        .range_tombstone_count
+        .saturating_mul(RANGE_TOMBSTONE_WEIGHT);
     let tombstones = meta.tombstone_count.saturating_add(ranges);
     tombstones >= MIN_TOMBSTONES
         && tombstones.saturating_mul(2) > meta.entry_count.saturating_add(ranges)
@@ -307,7 +331,11 @@ struct Group<'a, T> {
 
 impl<T> Clone for Group<'_, T> {
     fn clone(&self) -> Self {
-        Self { all: self.all, chosen: self.chosen.clone(), hull: self.hull.clone() }
+        Self {
+            all: self.all,
+            chosen: self.chosen.clone(),
+            hull: self.hull.clone(),
+        }
     }
 }
 
@@ -325,7 +353,11 @@ impl<'a, T> Group<'a, T> {
 
     /// Adds every file that is older than one of the group and overlaps its hull (R3).
     fn close(&mut self) {
-        let newest = self.chosen.iter().position(|&chosen| chosen).unwrap_or(self.all.len());
+        let newest = self
+            .chosen
+            .iter()
+            .position(|&chosen| chosen)
+            .unwrap_or(self.all.len());
         let mut grew = true;
         while std::mem::take(&mut grew) {
             for at in newest..self.all.len() {
@@ -338,7 +370,11 @@ impl<'a, T> Group<'a, T> {
     }
 
     fn files(&self) -> Vec<Arc<LevelFile<T>>> {
-        let chosen = self.all.iter().zip(&self.chosen).filter(|(_, chosen)| **chosen);
+        let chosen = self
+            .all
+            .iter()
+            .zip(&self.chosen)
+            .filter(|(_, chosen)| **chosen);
         chosen.map(|(file, _)| Arc::clone(file)).collect()
     }
 }
@@ -361,7 +397,11 @@ impl<'a, T, B> Picker<'a, T, B> {
         let ratio = options.level_ratio.max(2);
         let base_bytes = options.base_bytes.max(1);
         // As a rule the last level is the largest. It is not while a tree grows or heals.
-        let largest = version.levels()[1..].iter().map(|level| level.bytes()).max().unwrap_or(0);
+        let largest = version.levels()[1..]
+            .iter()
+            .map(|level| level.bytes())
+            .max()
+            .unwrap_or(0);
 
         let mut targets = [u64::MAX; LEVELS];
         targets[0] = base_bytes;
@@ -378,17 +418,31 @@ impl<'a, T, B> Picker<'a, T, B> {
         }
         let occupied = (1..LEVELS).find(|&level| !version.levels()[level].is_empty());
         let over = |garbage: f64| garbage > options.blob_garbage_ratio;
-        let garbage = version.blobs().iter().filter(|blob| over(blob.garbage_ratio()));
+        let garbage = version
+            .blobs()
+            .iter()
+            .filter(|blob| over(blob.garbage_ratio()));
         let garbage = garbage.map(|blob| blob.file.meta.id).collect();
         let base = base.min(occupied.unwrap_or(LAST));
-        Self { version, options, oldest_snapshot, base, targets, garbage }
+        Self {
+            version,
+            options,
+            oldest_snapshot,
+            base,
+            targets,
+            garbage,
+        }
     }
 
     /// The levels that are over their size with their scores, the most urgent first.
     fn due(&self) -> Vec<(usize, f64)> {
         let mut due = Vec::new();
         for level in 0..LAST {
-            let idle = self.version.files(level).iter().filter(|file| !file.is_being_compacted());
+            let idle = self
+                .version
+                .files(level)
+                .iter()
+                .filter(|file| !file.is_being_compacted());
             let (count, bytes) = idle.fold((0usize, 0u64), |(count, bytes), file| {
                 (count + 1, bytes.saturating_add(file.meta.file_bytes))
             });
@@ -405,13 +459,15 @@ impl<'a, T, B> Picker<'a, T, B> {
     }
 
     /// The oldest files of L0 and what overlaps them, to the base level.
-    fn from_l0(&self, score: f64) -> Option<Plan<T>> {
+    fn plan_l0(&self, score: f64) -> Option<Plan<T>> {
         let files = self.version.files(0);
         let marked = files.iter().filter(|file| file.is_being_compacted());
         let busy = KeyRange::hull(marked.map(|file| &file.meta));
         let is_free = |range: &KeyRange| busy.as_ref().is_none_or(|busy| !busy.overlaps(range));
         for seed in (0..files.len()).rev() {
-            let Some(group) = self.group(seed, &is_free) else { continue };
+            let Some(group) = self.group(seed, &is_free) else {
+                continue;
+            };
             let lower = self.version.overlapping(self.base, &group.hull);
             if lower.iter().any(|file| file.is_being_compacted()) {
                 continue;
@@ -439,11 +495,7 @@ impl<'a, T, B> Picker<'a, T, B> {
 
     /// The file at `seed` with all that must go with it and newer files that overlap it, as long as
     /// the group is not too large; `None` if what must go with it cannot.
-    fn group(
-        &self,
-        seed: usize,
-        is_free: &impl Fn(&KeyRange) -> bool,
-    ) -> Option<Group<'a, T>> {
+    fn group(&self, seed: usize, is_free: &impl Fn(&KeyRange) -> bool) -> Option<Group<'a, T>> {
         let files = self.version.files(0);
         let mut group = Group::new(files, (0..files.len()).map(|at| at == seed).collect())?;
         group.close();
@@ -467,13 +519,16 @@ impl<'a, T, B> Picker<'a, T, B> {
     }
 
     /// The file of a level that costs least to take down for what it brings.
-    fn from_level(&self, level: usize, score: f64) -> Option<Plan<T>> {
+    fn plan_level(&self, level: usize, score: f64) -> Option<Plan<T>> {
         let next = self.version.files(level + 1);
         let mut first = 0;
         let mut best: Option<(f64, &Arc<LevelFile<T>>)> = None;
         for file in self.version.files(level) {
             let meta = &file.meta;
-            while next.get(first).is_some_and(|lower| lower.meta.ends_before(&meta.smallest)) {
+            while next
+                .get(first)
+                .is_some_and(|lower| lower.meta.ends_before(&meta.smallest))
+            {
                 first += 1;
             }
             let lower = next[first..].iter();
@@ -481,7 +536,9 @@ impl<'a, T, B> Picker<'a, T, B> {
             let overlap = lower.try_fold(0u64, |sum, lower| {
                 (!lower.is_being_compacted()).then(|| sum.saturating_add(lower.meta.file_bytes))
             });
-            let Some(overlap) = overlap.filter(|_| !file.is_being_compacted()) else { continue };
+            let Some(overlap) = overlap.filter(|_| !file.is_being_compacted()) else {
+                continue;
+            };
             let tombstones = meta.tombstones() as f64 / meta.entry_count.max(1) as f64;
             let gain = meta.file_bytes.max(1) as f64 * (1.0 + 3.0 * tombstones.min(1.0));
             let cost = overlap as f64 / gain;
@@ -503,7 +560,9 @@ impl<'a, T, B> Picker<'a, T, B> {
     ) -> Option<Plan<T>> {
         let is_marked = |files: &[Arc<LevelFile<T>>]| files.iter().any(|f| f.is_being_compacted());
         let mut upper = vec![Arc::clone(file)];
-        let lower = self.version.overlapping(level + 1, &KeyRange::of_file(&file.meta));
+        let lower = self
+            .version
+            .overlapping(level + 1, &KeyRange::of_file(&file.meta));
         if is_marked(&upper) || is_marked(&lower) {
             return None;
         }
@@ -525,7 +584,7 @@ impl<'a, T, B> Picker<'a, T, B> {
 
     /// A file that is mostly tombstones, all of which every snapshot sees: before that they cannot
     /// be dropped.
-    fn of_tombstones(&self, held: Option<usize>) -> Option<Plan<T>> {
+    fn plan_tombstones(&self, held: Option<usize>) -> Option<Plan<T>> {
         for level in (1..LEVELS).filter(|&level| held != Some(level)) {
             for file in self.version.files(level) {
                 if file.is_being_compacted() || !self.is_dense_and_settled(&file.meta) {
@@ -544,7 +603,7 @@ impl<'a, T, B> Picker<'a, T, B> {
     }
 
     /// A table that refers to a blob file to be collected. Those of L0 have their turn soon.
-    fn of_blob_garbage(&self, held: Option<usize>) -> Option<Plan<T>> {
+    fn plan_blob_garbage(&self, held: Option<usize>) -> Option<Plan<T>> {
         if self.garbage.is_empty() {
             return None;
         }
@@ -565,7 +624,15 @@ impl<'a, T, B> Picker<'a, T, B> {
         reason: Reason,
         score: f64,
     ) -> Plan<T> {
-        self.plan(level, level, vec![Arc::clone(file)], Vec::new(), reason, score, false)
+        self.plan(
+            level,
+            level,
+            vec![Arc::clone(file)],
+            Vec::new(),
+            reason,
+            score,
+            false,
+        )
     }
 
     fn is_dense_and_settled(&self, meta: &FileMeta) -> bool {
@@ -574,7 +641,10 @@ impl<'a, T, B> Picker<'a, T, B> {
 
     fn refers_to_garbage(&self, meta: &FileMeta) -> bool {
         !self.garbage.is_empty()
-            && meta.blob_refs.iter().any(|r| self.garbage.binary_search(&r.file).is_ok())
+            && meta
+                .blob_refs
+                .iter()
+                .any(|r| self.garbage.binary_search(&r.file).is_ok())
     }
 
     fn nothing_below(&self, level: usize, range: &KeyRange) -> bool {
@@ -585,13 +655,18 @@ impl<'a, T, B> Picker<'a, T, B> {
     /// Whether a file can go to a level as it is.
     fn is_movable(&self, meta: &FileMeta, output_level: usize) -> bool {
         let range = KeyRange::of_file(meta);
-        if !self.version.levels()[output_level].overlapping(&range).is_empty()
+        if !self.version.levels()[output_level]
+            .overlapping(&range)
+            .is_empty()
             || self.refers_to_garbage(meta)
             || (self.is_dense_and_settled(meta) && self.nothing_below(output_level, &range))
         {
             return false;
         }
-        let limit = self.options.sstable_bytes.saturating_mul(MAX_GRANDPARENT_TABLES);
+        let limit = self
+            .options
+            .sstable_bytes
+            .saturating_mul(MAX_GRANDPARENT_TABLES);
         bytes_of(&self.grandparents(output_level, &range)) <= limit
     }
 
@@ -602,7 +677,10 @@ impl<'a, T, B> Picker<'a, T, B> {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a constructor of one call's length each")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a constructor of one call's length each"
+    )]
     fn plan(
         &self,
         level: usize,
@@ -626,7 +704,11 @@ impl<'a, T, B> Picker<'a, T, B> {
             output_level,
             inputs,
             grandparents: self.grandparents(output_level, &hull),
-            kind: if moves { PlanKind::Move } else { PlanKind::Merge },
+            kind: if moves {
+                PlanKind::Move
+            } else {
+                PlanKind::Merge
+            },
             reason,
             bottommost: self.nothing_below(output_level, &hull),
             score,
@@ -657,7 +739,10 @@ mod tests {
 
     fn ids(plan: &Plan) -> Vec<(usize, Vec<u64>)> {
         let numbers = |files: &[Arc<LevelFile>]| files.iter().map(|f| f.meta.id.0).collect();
-        plan.inputs.iter().map(|(level, files)| (*level, numbers(files))).collect()
+        plan.inputs
+            .iter()
+            .map(|(level, files)| (*level, numbers(files)))
+            .collect()
     }
 
     fn pick_of(files: &[(usize, FileMeta)]) -> Option<Plan> {
@@ -665,7 +750,10 @@ mod tests {
     }
 
     fn wide(id: u64, level_one_bytes: u64) -> FileMeta {
-        FileMeta { file_bytes: level_one_bytes, ..meta(id, "a", "z", (1, 1)) }
+        FileMeta {
+            file_bytes: level_one_bytes,
+            ..meta(id, "a", "z", (1, 1))
+        }
     }
 
     fn dense(mut file: FileMeta) -> FileMeta {
@@ -677,7 +765,10 @@ mod tests {
     #[test]
     fn nothing_is_due_in_a_tree_within_its_sizes() {
         assert!(pick_of(&[]).is_none());
-        let two = [(0, meta(3, "a", "c", (5, 6))), (0, meta(2, "a", "c", (3, 4)))];
+        let two = [
+            (0, meta(3, "a", "c", (5, 6))),
+            (0, meta(2, "a", "c", (3, 4))),
+        ];
         assert!(pick_of(&two).is_none());
         assert!(pick_of(&[(6, wide(1, 1 << 40))]).is_none());
         assert_eq!(debt_bytes(&build(&two).unwrap(), &options()), 0);
@@ -691,19 +782,34 @@ mod tests {
             (0, meta(7, "l", "n", (7, 7))),
         ];
         let plan = pick_of(&l0).unwrap();
-        assert_eq!((plan.output_level, plan.kind, plan.bottommost), (6, PlanKind::Merge, true));
+        assert_eq!(
+            (plan.output_level, plan.kind, plan.bottommost),
+            (6, PlanKind::Merge, true)
+        );
         assert_eq!(ids(&plan), [(0, vec![9, 8, 7])]);
         let mut files = l0.to_vec();
         files.push((6, wide(1, 2000)));
-        assert_eq!(ids(&pick_of(&files).unwrap()), [(0, vec![9, 8, 7]), (6, vec![1])]);
+        assert_eq!(
+            ids(&pick_of(&files).unwrap()),
+            [(0, vec![9, 8, 7]), (6, vec![1])]
+        );
         assert_eq!(debt_bytes(&build(&files).unwrap(), &options()), 5000);
         // The last level has outgrown L0: one level between takes the load from it.
         files[3].1.file_bytes = 7000;
         let plan = pick_of(&files).unwrap();
-        assert_eq!((plan.output_level, plan.bottommost, plan.grandparents.len()), (5, false, 1));
+        assert_eq!(
+            (plan.output_level, plan.bottommost, plan.grandparents.len()),
+            (5, false, 1)
+        );
         assert_eq!(ids(&plan), [(0, vec![9, 8, 7])]);
         // A level that has files is never passed by.
-        files.push((4, FileMeta { file_bytes: 500, ..meta(2, "x", "y", (2, 2)) }));
+        files.push((
+            4,
+            FileMeta {
+                file_bytes: 500,
+                ..meta(2, "x", "y", (2, 2))
+            },
+        ));
         assert_eq!(pick_of(&files).unwrap().output_level, 4);
     }
 
@@ -722,16 +828,23 @@ mod tests {
         files[0].1 = meta(9, "c", "d", (9, 9));
         files[2].1 = meta(7, "g", "i", (7, 7));
         let plan = pick_of(&files).unwrap();
-        assert_eq!((plan.kind, ids(&plan)), (PlanKind::Merge, vec![(0, vec![7]), (6, vec![1])]));
+        assert_eq!(
+            (plan.kind, ids(&plan)),
+            (PlanKind::Merge, vec![(0, vec![7]), (6, vec![1])])
+        );
         files[2].1 = meta(7, "e", "f", (7, 7));
         let plan = pick_of(&files).unwrap();
-        assert_eq!((plan.kind, ids(&plan)), (PlanKind::Move, vec![(0, vec![8, 7])]));
+        assert_eq!(
+            (plan.kind, ids(&plan)),
+            (PlanKind::Move, vec![(0, vec![8, 7])])
+        );
     }
 
     #[test]
     fn a_backlog_is_taken_in_parts_from_its_old_end() {
-        let files: Vec<_> =
-            (1..=40).map(|id| (0, meta(id, "a", "z", (id * 10, id * 10 + 9)))).collect();
+        let files: Vec<_> = (1..=40)
+            .map(|id| (0, meta(id, "a", "z", (id * 10, id * 10 + 9))))
+            .collect();
         let plan = pick_of(&files).unwrap();
         assert_eq!(ids(&plan), [(0, (1..=25).rev().collect())]);
     }
@@ -744,59 +857,108 @@ mod tests {
             (5, meta(13, "g", "i", (5, 5))),
             (6, meta(1, "a", "b", (1, 1))),
             (6, meta(2, "c", "e", (1, 1))),
-            (6, FileMeta { file_bytes: 900, ..meta(3, "h", "i", (1, 1)) }),
+            (
+                6,
+                FileMeta {
+                    file_bytes: 900,
+                    ..meta(3, "h", "i", (1, 1))
+                },
+            ),
         ];
         let plan = pick_of(&files).unwrap();
         assert_eq!(ids(&plan), [(5, vec![13]), (6, vec![3])]);
-        assert_eq!((plan.kind, plan.reason), (PlanKind::Merge, Reason::LevelSize));
+        assert_eq!(
+            (plan.kind, plan.reason),
+            (PlanKind::Merge, Reason::LevelSize)
+        );
         // Another file of the level comes along if it adds nothing below.
         files[5].1.largest = b"m"[..].into();
         files.push((5, meta(14, "k", "m", (5, 5))));
-        assert_eq!(ids(&pick_of(&files).unwrap()), [(5, vec![13, 14]), (6, vec![3])]);
+        assert_eq!(
+            ids(&pick_of(&files).unwrap()),
+            [(5, vec![13, 14]), (6, vec![3])]
+        );
         files.remove(5);
         let plan = pick_of(&files).unwrap();
-        assert_eq!((plan.kind, ids(&plan)), (PlanKind::Move, vec![(5, vec![13])]));
+        assert_eq!(
+            (plan.kind, ids(&plan)),
+            (PlanKind::Move, vec![(5, vec![13])])
+        );
     }
 
     #[test]
     fn a_file_over_too_much_is_rewritten_not_moved() {
-        let above = FileMeta { file_bytes: 3000, ..meta(1, "a", "z", (2, 2)) };
+        let above = FileMeta {
+            file_bytes: 3000,
+            ..meta(1, "a", "z", (2, 2))
+        };
         let mut files = [(4, above), (6, wide(2, 9_000))];
         assert_eq!(pick_of(&files).unwrap().kind, PlanKind::Move);
         files[1].1.file_bytes = 11_000;
         let plan = pick_of(&files).unwrap();
-        assert_eq!((plan.kind, plan.level, plan.output_level), (PlanKind::Merge, 4, 5));
-        assert_eq!((ids(&plan), plan.grandparents.len()), (vec![(4, vec![1])], 1));
+        assert_eq!(
+            (plan.kind, plan.level, plan.output_level),
+            (PlanKind::Merge, 4, 5)
+        );
+        assert_eq!(
+            (ids(&plan), plan.grandparents.len()),
+            (vec![(4, vec![1])], 1)
+        );
     }
 
     #[test]
     fn tombstones_go_when_every_snapshot_sees_them() {
-        let files = [(6, dense(meta(1, "a", "c", (5, 8)))), (6, meta(2, "d", "e", (1, 1)))];
+        let files = [
+            (6, dense(meta(1, "a", "c", (5, 8)))),
+            (6, meta(2, "d", "e", (1, 1))),
+        ];
         let version = build(&files).unwrap();
         assert!(pick(&version, &options(), SeqNo(7)).is_none());
         let plan = pick(&version, &options(), SeqNo(8)).unwrap();
-        assert_eq!((plan.level, plan.output_level, plan.kind), (6, 6, PlanKind::Merge));
+        assert_eq!(
+            (plan.level, plan.output_level, plan.kind),
+            (6, 6, PlanKind::Merge)
+        );
         assert_eq!((ids(&plan), plan.bottommost), (vec![(6, vec![1])], true));
         // With older data below they go down to it.
-        let plan = pick_of(&[(4, dense(meta(1, "a", "c", (5, 8)))), (6, meta(2, "c", "e", (1, 1)))]);
+        let plan = pick_of(&[
+            (4, dense(meta(1, "a", "c", (5, 8)))),
+            (6, meta(2, "c", "e", (1, 1))),
+        ]);
         let plan = plan.unwrap();
         assert_eq!((plan.output_level, plan.kind), (5, PlanKind::Move));
-        let plan = pick_of(&[(5, dense(meta(1, "a", "c", (5, 8)))), (6, meta(2, "c", "e", (1, 1)))]);
+        let plan = pick_of(&[
+            (5, dense(meta(1, "a", "c", (5, 8)))),
+            (6, meta(2, "c", "e", (1, 1))),
+        ]);
         assert_eq!(ids(&plan.unwrap()), [(5, vec![1]), (6, vec![2])]);
         // Nothing below the next level: they are dropped on the way.
         let moved = [
-            (4, FileMeta { file_bytes: 3000, ..dense(meta(1, "a", "c", (5, 8))) }),
+            (
+                4,
+                FileMeta {
+                    file_bytes: 3000,
+                    ..dense(meta(1, "a", "c", (5, 8)))
+                },
+            ),
             (6, wide(2, 3000)),
         ];
         let mut moved = moved.to_vec();
         moved[1].1.smallest = b"x"[..].into();
         let plan = pick_of(&moved).unwrap();
-        assert_eq!((plan.reason, plan.kind), (Reason::LevelSize, PlanKind::Merge));
+        assert_eq!(
+            (plan.reason, plan.kind),
+            (Reason::LevelSize, PlanKind::Merge)
+        );
         // A range tombstone alone is reason enough, a few tombstones are not.
         let mut range = meta(1, "a", "c", (5, 8));
         (range.entry_count, range.range_tombstone_count) = (0, 1);
         assert!(pick_of(&[(6, range.clone())]).is_some());
-        (range.entry_count, range.tombstone_count, range.range_tombstone_count) = (63, 63, 0);
+        (
+            range.entry_count,
+            range.tombstone_count,
+            range.range_tombstone_count,
+        ) = (63, 63, 0);
         assert!(pick_of(&[(6, range)]).is_none());
     }
 
@@ -804,8 +966,15 @@ mod tests {
     fn tables_leave_blob_files_that_are_garbage() {
         let mut builder = VersionBuilder::<(), ()>::new(Arc::new(Version::empty()), None);
         let refers = |id, key: &str, file, bytes| {
-            let mut table = FileMeta { file_bytes: 500, ..meta(id, key, key, (1, 1)) };
-            table.blob_refs.push(BlobRef { file: FileId(file), count: 1, bytes });
+            let mut table = FileMeta {
+                file_bytes: 500,
+                ..meta(id, key, key, (1, 1))
+            };
+            table.blob_refs.push(BlobRef {
+                file: FileId(file),
+                count: 1,
+                bytes,
+            });
             table
         };
         for (level, table) in [
@@ -816,16 +985,28 @@ mod tests {
             builder.add_file(level, table).unwrap();
         }
         for id in [101, 102] {
-            let blob = BlobMeta { id: FileId(id), file_bytes: 200, value_count: 9, value_bytes: 100 };
+            let blob = BlobMeta {
+                id: FileId(id),
+                file_bytes: 200,
+                value_count: 9,
+                value_bytes: 100,
+            };
             builder.add_blob(blob).unwrap();
         }
         let version = builder.finish().unwrap().version;
         let plan = pick(&version, &options(), SeqNo::ZERO).unwrap();
-        assert_eq!((plan.reason, plan.kind), (Reason::BlobGarbage, PlanKind::Merge));
+        assert_eq!(
+            (plan.reason, plan.kind),
+            (Reason::BlobGarbage, PlanKind::Merge)
+        );
         assert_eq!((ids(&plan), plan.output_level), (vec![(6, vec![3])], 6));
-        version.files(6)[0].being_compacted.store(true, Ordering::Release);
+        version.files(6)[0]
+            .being_compacted
+            .store(true, Ordering::Release);
         assert!(pick(&version, &options(), SeqNo::ZERO).is_none());
-        version.files(6)[0].being_compacted.store(false, Ordering::Release);
+        version.files(6)[0]
+            .being_compacted
+            .store(false, Ordering::Release);
         let plan = pick_range(&version, &options(), 6, None, None).unwrap();
         assert_eq!(ids(&plan), [(6, vec![3])]);
     }
@@ -833,17 +1014,36 @@ mod tests {
     #[test]
     fn a_range_is_taken_down_to_the_last_level() {
         let l0 = |id: u64, from: &str, to: &str| (0, meta(id, from, to, (id, id)));
-        let files =
-            [l0(9, "a", "c"), l0(8, "x", "y"), l0(7, "c", "m"), (6, meta(1, "k", "p", (1, 1)))];
+        let files = [
+            l0(9, "a", "c"),
+            l0(8, "x", "y"),
+            l0(7, "c", "m"),
+            (6, meta(1, "k", "p", (1, 1))),
+        ];
         let version = build(&files).unwrap();
         let step = |level, start: &str, end: &str| {
-            pick_range(&version, &options(), level, Some(start.as_bytes()), Some(end.as_bytes()))
+            pick_range(
+                &version,
+                &options(),
+                level,
+                Some(start.as_bytes()),
+                Some(end.as_bytes()),
+            )
         };
         let plan = step(0, "a", "b").unwrap();
-        assert_eq!((ids(&plan), plan.output_level), (vec![(0, vec![9, 7]), (6, vec![1])], 6));
-        assert_eq!(ids(&step(0, "d", "e").unwrap()), [(0, vec![7]), (6, vec![1])]);
+        assert_eq!(
+            (ids(&plan), plan.output_level),
+            (vec![(0, vec![9, 7]), (6, vec![1])], 6)
+        );
+        assert_eq!(
+            ids(&step(0, "d", "e").unwrap()),
+            [(0, vec![7]), (6, vec![1])]
+        );
         let plan = step(0, "x", "z").unwrap();
-        assert_eq!((plan.kind, plan.bottommost, plan.output_level), (PlanKind::Merge, true, 6));
+        assert_eq!(
+            (plan.kind, plan.bottommost, plan.output_level),
+            (PlanKind::Merge, true, 6)
+        );
         assert!(step(0, "q", "r").is_none() && step(6, "a", "z").is_none());
         assert!(step(3, "a", "z").is_none() && step(7, "a", "z").is_none());
 
@@ -910,7 +1110,13 @@ mod tests {
         }
 
         fn oldest(&self) -> SeqNo {
-            SeqNo(self.snapshots.iter().copied().min().unwrap_or(self.last_seqno))
+            SeqNo(
+                self.snapshots
+                    .iter()
+                    .copied()
+                    .min()
+                    .unwrap_or(self.last_seqno),
+            )
         }
 
         /// A file whose range is wider than its keys by `slack`, as with range tombstones.
@@ -960,9 +1166,17 @@ mod tests {
         fn begin(&mut self, plan: Plan) {
             let mut seen = BTreeSet::new();
             for (level, file) in plan.files_with_levels() {
-                assert!(!file.being_compacted.swap(true, Ordering::AcqRel), "{file:?} twice");
+                assert!(
+                    !file.being_compacted.swap(true, Ordering::AcqRel),
+                    "{file:?} twice"
+                );
                 assert!(seen.insert(file.meta.id));
-                assert!(self.version.files(level).iter().any(|f| Arc::ptr_eq(f, file)));
+                assert!(
+                    self.version
+                        .files(level)
+                        .iter()
+                        .any(|f| Arc::ptr_eq(f, file))
+                );
             }
             assert!(!seen.is_empty());
             self.running.push(plan);
@@ -983,16 +1197,21 @@ mod tests {
                 for (level, file) in plan.files_with_levels() {
                     builder.remove_file(level, file.meta.id)?;
                 }
-                outputs.into_iter().try_for_each(|meta| builder.add_file(plan.output_level, meta))
+                outputs
+                    .into_iter()
+                    .try_for_each(|meta| builder.add_file(plan.output_level, meta))
             });
-            plan.files().for_each(|file| file.being_compacted.store(false, Ordering::Release));
+            plan.files()
+                .for_each(|file| file.being_compacted.store(false, Ordering::Release));
             self.check();
         }
 
         /// What a merge writes, cut into files of several sizes.
         fn merge(&self, plan: &Plan) -> Vec<Vec<Entry>> {
-            let mut entries: Vec<Entry> =
-                plan.files().flat_map(|file| self.contents[&file.meta.id].clone()).collect();
+            let mut entries: Vec<Entry> = plan
+                .files()
+                .flat_map(|file| self.contents[&file.meta.id].clone())
+                .collect();
             entries.sort_by_key(|&(key, seqno, _)| (key, std::cmp::Reverse(seqno)));
             let oldest = self.oldest().0;
             let mut kept: Vec<Entry> = Vec::new();
@@ -1072,7 +1291,11 @@ mod tests {
                 assert!(version.levels()[level].bytes() <= picker.targets[level]);
             }
             let settled = |f: &FileMeta| picker.is_dense_and_settled(f);
-            assert!(!version.all_files().any(|(level, f)| level > 0 && settled(&f.meta)));
+            assert!(
+                !version
+                    .all_files()
+                    .any(|(level, f)| level > 0 && settled(&f.meta))
+            );
             assert_eq!(debt_bytes(version, &options), 0);
         }
 
@@ -1082,8 +1305,7 @@ mod tests {
             let range = KeyRange::of_user(Some(&start), Some(&end));
             for level in 0..LEVELS {
                 let options = Self::options();
-                let plan =
-                    pick_range(&self.version, &options, level, Some(&start), Some(&end));
+                let plan = pick_range(&self.version, &options, level, Some(&start), Some(&end));
                 if let Some(plan) = plan {
                     self.begin(plan);
                     self.end(0);
@@ -1097,7 +1319,13 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Flush { start: u16, stride: u16, count: u16, deletes: u16, slack: u16 },
+        Flush {
+            start: u16,
+            stride: u16,
+            count: u16,
+            deletes: u16,
+            slack: u16,
+        },
         Begin,
         End(usize),
         Snapshot,
@@ -1107,7 +1335,13 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let flush = (0u16..700, 1u16..20, 1u16..25, 0u16..=10, prop_oneof![Just(0u16), 0u16..200])
+        let flush = (
+            0u16..700,
+            1u16..20,
+            1u16..25,
+            0u16..=10,
+            prop_oneof![Just(0u16), 0u16..200],
+        )
             .prop_map(|(start, stride, count, deletes, slack)| Step::Flush {
                 start,
                 stride,

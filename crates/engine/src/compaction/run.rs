@@ -62,7 +62,7 @@ impl Job {
 /// Decides the most urgent compaction of any tree and marks its inputs. Under the work lock.
 pub fn pick(core: &Arc<Core>) -> Option<Job> {
     let oldest_snapshot = core.snapshots.oldest();
-    let mut best: Option<(f64, Arc<Tree>, Plan<TableSlot>, Arc<Levels>)> = None;
+    let mut best: Option<(Arc<Tree>, Plan<TableSlot>, Arc<Levels>)> = None;
     for tree in core.trees.load().iter() {
         if tree.is_dropped() {
             continue;
@@ -70,12 +70,14 @@ pub fn pick(core: &Arc<Core>) -> Option<Job> {
         let levels = Arc::clone(&tree.state().levels);
         let plan = pick::pick(&levels, &pick_options(core), oldest_snapshot);
         if let Some(plan) = plan
-            && best.as_ref().is_none_or(|(score, ..)| plan.score > *score)
+            && best
+                .as_ref()
+                .is_none_or(|(_, best, _)| plan.score > best.score)
         {
-            best = Some((plan.score, Arc::clone(tree), plan, levels));
+            best = Some((Arc::clone(tree), plan, levels));
         }
     }
-    best.map(|(_, tree, plan, levels)| Job::new(tree, plan, levels))
+    best.map(|(tree, plan, levels)| Job::new(tree, plan, levels))
 }
 
 /// Runs a job. Its marks are the caller's to take back.
@@ -87,9 +89,17 @@ pub fn run(core: &Arc<Core>, job: &Job) -> Result<()> {
     if plan.kind == PlanKind::Move {
         let mut ops = Vec::new();
         for (level, file) in plan.files_with_levels() {
-            ops.push(Op::RemoveFile { namespace: tree.id, level, id: file.meta.id });
+            ops.push(Op::RemoveFile {
+                namespace: tree.id,
+                level,
+                id: file.meta.id,
+            });
             let meta = file.meta.clone();
-            ops.push(Op::AddFile { namespace: tree.id, level: plan.output_level, meta });
+            ops.push(Op::AddFile {
+                namespace: tree.id,
+                level: plan.output_level,
+                meta,
+            });
         }
         core.versions.apply(VersionEdit::of(ops))?;
         tree.update(|state| state.levels = core.versions.current(tree.id));
@@ -110,12 +120,26 @@ pub fn run(core: &Arc<Core>, job: &Job) -> Result<()> {
     let write_bytes = merged.written.bytes;
     let mut ops = Vec::new();
     for (level, file) in plan.files_with_levels() {
-        ops.push(Op::RemoveFile { namespace, level, id: file.meta.id });
+        ops.push(Op::RemoveFile {
+            namespace,
+            level,
+            id: file.meta.id,
+        });
     }
-    ops.extend(merged.written.blobs.into_iter().map(|meta| Op::AddBlob { namespace, meta }));
+    ops.extend(
+        merged
+            .written
+            .blobs
+            .into_iter()
+            .map(|meta| Op::AddBlob { namespace, meta }),
+    );
     let level = plan.output_level;
     let tables = merged.written.tables.into_iter();
-    ops.extend(tables.map(|meta| Op::AddFile { namespace, level, meta }));
+    ops.extend(tables.map(|meta| Op::AddFile {
+        namespace,
+        level,
+        meta,
+    }));
     core.versions.apply(VersionEdit::of(ops))?;
     tree.update(|state| state.levels = core.versions.current(tree.id));
 
@@ -127,7 +151,12 @@ pub fn run(core: &Arc<Core>, job: &Job) -> Result<()> {
     counters.compaction_write_bytes.add(write_bytes);
     counters.compaction_dropped_entries.add(merged.dropped);
     counters.expired_dropped.add(merged.expired);
-    let micros = core.env.clock.monotonic().saturating_sub(started).as_micros() as u64;
+    let micros = core
+        .env
+        .clock
+        .monotonic()
+        .saturating_sub(started)
+        .as_micros() as u64;
     core.observer.emit(Event::CompactionEnd {
         namespace: tree.id,
         output_level: plan.output_level,
@@ -153,8 +182,9 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
     let visible_at = core.snapshots.visible_at();
     let below = Below::new(&job.levels, plan.output_level, plan.bottommost);
     let now_ms = core.env.clock.unix_ms();
-    let mut filter =
-        DropFilter::new(&visible_at, &tombstones, now_ms, |key: &[u8]| below.is_empty_at(key));
+    let mut filter = DropFilter::new(&visible_at, &tombstones, now_ms, |key: &[u8]| {
+        below.is_empty_at(key)
+    });
     let options = OutputOptions {
         table: core.settings.table_options(plan.bottommost),
         table_bytes: core.settings.sstable_bytes,
@@ -177,11 +207,13 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
         if since_check == 4096 {
             since_check = 0;
             if core.closed.load(Ordering::Relaxed) || job.tree.is_dropped() {
-                return Err(crate::work::closing());
+                return Err(crate::core::closing());
             }
         }
         let (key, trailer, value) = (input.key(), input.trailer(), input.value());
-        let kind = trailer.kind().ok_or_else(|| bad_value(core, "an unknown kind"))?;
+        let kind = trailer
+            .kind()
+            .ok_or_else(|| bad_value(core, "an unknown kind"))?;
         let decision = filter.decide(key, trailer, value)?;
         match decision {
             Decision::Keep => {
@@ -211,7 +243,10 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
         input.next()?;
     }
     merged.written = outputs.finish()?;
-    core.observer.counters.blob_bytes_written.add(merged.written.blob_value_bytes);
+    core.observer
+        .counters
+        .blob_bytes_written
+        .add(merged.written.blob_value_bytes);
     Ok(merged)
 }
 
@@ -223,15 +258,25 @@ fn open_inputs(
     let mut children = Vec::new();
     let mut tombstones = Vec::new();
     for (level, files) in &plan.inputs {
-        for file in files.iter().filter(|file| file.meta.range_tombstone_count > 0) {
+        for file in files
+            .iter()
+            .filter(|file| file.meta.range_tombstone_count > 0)
+        {
             tombstones.push(Arc::clone(core.table(file)?.range_tombstones()));
         }
         if *level == 0 {
             for file in files {
-                children.push(Source::Table(core.table(file)?.iter(ReadOptions::sequential(READAHEAD_BYTES))));
+                children.push(Source::Table(
+                    core.table(file)?
+                        .iter(ReadOptions::sequential(READAHEAD_BYTES)),
+                ));
             }
         } else if !files.is_empty() {
-            let run = Run::new(Arc::clone(core), files.clone(), ReadOptions::sequential(READAHEAD_BYTES));
+            let run = Run::new(
+                Arc::clone(core),
+                files.clone(),
+                ReadOptions::sequential(READAHEAD_BYTES),
+            );
             children.push(Source::Level(ConcatIter::new(run)));
         }
     }
@@ -242,7 +287,11 @@ fn open_inputs(
 }
 
 /// Splits a stored blob value into its expiry and its pointer.
-fn pointer_of<'v>(core: &Core, trailer: Trailer, value: &'v [u8]) -> Result<(&'v [u8], BlobPointer)> {
+fn pointer_of<'v>(
+    core: &Core,
+    trailer: Trailer,
+    value: &'v [u8],
+) -> Result<(&'v [u8], BlobPointer)> {
     let expiring = trailer.kind().is_some_and(|kind| kind.is_expiring());
     let (expiry, encoded) = value
         .split_at_checked(if expiring { 8 } else { 0 })
@@ -261,14 +310,20 @@ fn move_blob(
     outputs: &mut Outputs<'_>,
 ) -> Result<BlobPointer> {
     let value = core.blob(levels, pointer)?.read(pointer, key)?;
-    core.observer.counters.blob_bytes_relocated.add(value.len() as u64);
+    core.observer
+        .counters
+        .blob_bytes_relocated
+        .add(value.len() as u64);
     outputs.write_blob(key, &value)
 }
 
 /// The blob files whose garbage is over the limit.
 fn blobs_to_collect(core: &Core, levels: &Levels) -> Vec<FileId> {
     let ratio = core.settings.given.blob_garbage_ratio;
-    let over = levels.blobs().iter().filter(|blob| blob.garbage_ratio() > ratio);
+    let over = levels
+        .blobs()
+        .iter()
+        .filter(|blob| blob.garbage_ratio() > ratio);
     over.map(|blob| blob.file.meta.id).collect()
 }
 
@@ -281,7 +336,11 @@ struct Below<'a> {
 
 impl<'a> Below<'a> {
     fn new(levels: &'a Levels, output_level: usize, bottommost: bool) -> Self {
-        Self { levels, output_level, bottommost }
+        Self {
+            levels,
+            output_level,
+            bottommost,
+        }
     }
 
     /// Data of a key sinks through the output level, so what is below now is all there will be
@@ -313,7 +372,12 @@ struct Grandparents<'a> {
 
 impl<'a> Grandparents<'a> {
     fn new(plan: &'a Plan<TableSlot>, sstable_bytes: u64) -> Self {
-        Self { files: &plan.grandparents, next: 0, overlapped_bytes: 0, limit: 10 * sstable_bytes }
+        Self {
+            files: &plan.grandparents,
+            next: 0,
+            overlapped_bytes: 0,
+            limit: 10 * sstable_bytes,
+        }
     }
 
     /// Whether the present output should end before `key`.
@@ -344,19 +408,19 @@ fn pick_options(core: &Core) -> pick::PickOptions {
     }
 }
 
-/// Compacts a range level by level, from the top down to the last level with data.
+/// Compacts a range level by level, from the top down to the last level with data. Other compaction
+/// is paused by the caller.
 pub fn compact_range(
     core: &Arc<Core>,
     tree: &Arc<Tree>,
     start: Option<&[u8]>,
     end: Option<&[u8]>,
 ) -> Result<()> {
-    let _alone = crate::work::CompactionPause::new(core);
     let range = KeyRange::of_user(start, end);
     let mut from_level = 0;
-    while let Some(level) = (from_level..LEVELS).find(|&level| {
-        !tree.state().levels.overlapping(level, &range).is_empty()
-    }) {
+    while let Some(level) = (from_level..LEVELS)
+        .find(|&level| !tree.state().levels.overlapping(level, &range).is_empty())
+    {
         let levels = Arc::clone(&tree.state().levels);
         let Some(plan) = pick::pick_range(&levels, &pick_options(core), level, start, end) else {
             from_level = level + 1;
@@ -395,5 +459,9 @@ pub fn load(core: &Core) -> crate::compaction::pacing::Load {
 /// Bytes that compaction still has to move for every level to be within its size.
 pub fn debt(core: &Core) -> u64 {
     let options = pick_options(core);
-    core.trees.load().iter().map(|tree| pick::debt_bytes(&tree.state().levels, &options)).sum()
+    core.trees
+        .load()
+        .iter()
+        .map(|tree| pick::debt_bytes(&tree.state().levels, &options))
+        .sum()
 }

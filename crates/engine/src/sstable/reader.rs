@@ -398,9 +398,11 @@ impl Table {
         let mut walk = Walk::new(parts);
         let mut error = None;
         let mut told = 0;
-        while error.is_none() && walk.next(&mut |e| {
-            error.get_or_insert(e);
-        }) {
+        while error.is_none()
+            && walk.next(&mut |e| {
+                error.get_or_insert(e);
+            })
+        {
             if walk.bytes() > told {
                 progress(walk.bytes() - told);
                 told = walk.bytes();
@@ -410,6 +412,10 @@ impl Table {
             return Err(error);
         }
         progress(walk.bytes() - told);
-        Ok(TableCheck { entries: walk.entries(), blocks: walk.blocks(), bytes: walk.bytes() })
+        Ok(TableCheck {
+            entries: walk.entries(),
+            blocks: walk.blocks(),
+            bytes: walk.bytes(),
+        })
     }
 }

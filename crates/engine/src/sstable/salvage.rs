@@ -30,9 +30,7 @@ use crate::sstable::filter::{Filter, key_hash};
 use crate::sstable::footer::{Footer, Handle};
 use crate::sstable::index::Index;
 use crate::sstable::properties::{KINDS, Properties};
-use crate::sstable::reader::{
-    bad, decode_range_tombstones, read_exact, read_footer, read_meta,
-};
+use crate::sstable::reader::{bad, decode_range_tombstones, read_exact, read_footer, read_meta};
 use crate::sstable::stored::{self, ENVELOPE_BYTES};
 
 /// Bytes of data blocks read at once.
@@ -99,9 +97,9 @@ impl Parts {
             self.filter = self.part(handle, Filter::decode);
         }
         self.range_tombstones = match footer.range_tombstones {
-            Some(handle) => self.part(handle, decode_range_tombstones).map(|list| {
-                Arc::new(RangeTombstones::from_unfragmented(list))
-            }),
+            Some(handle) => self
+                .part(handle, decode_range_tombstones)
+                .map(|list| Arc::new(RangeTombstones::from_unfragmented(list))),
             None => Some(Arc::default()),
         };
         match &self.index {
@@ -111,7 +109,8 @@ impl Parts {
             }
         }
         if let Some(detail) = self.contradiction(&footer) {
-            self.damage.push(self.damaged(footer.properties.offset, detail));
+            self.damage
+                .push(self.damaged(footer.properties.offset, detail));
         }
     }
 
@@ -130,9 +129,8 @@ impl Parts {
         handle: Handle,
         decode: impl FnOnce(&[u8]) -> std::result::Result<T, &'static str>,
     ) -> Option<T> {
-        let read = read_meta(&*self.file, handle).and_then(|bytes| {
-            decode(&bytes).map_err(|detail| self.damaged(handle.offset, detail))
-        });
+        let read = read_meta(&*self.file, handle)
+            .and_then(|bytes| decode(&bytes).map_err(|detail| self.damaged(handle.offset, detail)));
         match read {
             Ok(part) => Some(part),
             Err(error) => {
@@ -151,7 +149,9 @@ impl Parts {
     fn find_blocks(&mut self, end: u64) -> u64 {
         let mut offset = 0;
         while offset < end {
-            match find_block(&*self.file, offset, end, |bytes| is_data_block(bytes, offset)) {
+            match find_block(&*self.file, offset, end, |bytes| {
+                is_data_block(bytes, offset)
+            }) {
                 Some(len) => {
                     self.blocks.push((offset, len));
                     offset += len as u64;
@@ -166,9 +166,14 @@ impl Parts {
     fn find_meta(&mut self, mut offset: u64, end: u64) {
         let data_bytes = offset;
         while let Some(len) = find_block(&*self.file, offset, end, |_| true) {
-            let handle = Handle { offset, len: len as u64 };
+            let handle = Handle {
+                offset,
+                len: len as u64,
+            };
             offset += len as u64;
-            let Ok(bytes) = read_meta(&*self.file, handle) else { break };
+            let Ok(bytes) = read_meta(&*self.file, handle) else {
+                break;
+            };
             // In the order in which they are written; the last accepts the most.
             if let Ok(filter) = Filter::decode(&bytes) {
                 self.filter = Some(filter);
@@ -192,7 +197,9 @@ impl Parts {
 
     /// The keys that may have been in block `i`, for people.
     fn keys_of_block(&self, i: usize) -> String {
-        let Some(index) = &self.index else { return "keys unknown".into() };
+        let Some(index) = &self.index else {
+            return "keys unknown".into();
+        };
         let last = show_key(&index.separator(i));
         match i.checked_sub(1) {
             Some(before) => format!("keys from {} to {last}", show_key(&index.separator(before))),
@@ -207,12 +214,18 @@ pub(crate) fn show_key(key: &[u8]) -> String {
     if key.len() <= SHOWN {
         return format!("\"{}\"", key.escape_ascii());
     }
-    format!("\"{}...\" ({} bytes)", key[..SHOWN].escape_ascii(), key.len())
+    format!(
+        "\"{}...\" ({} bytes)",
+        key[..SHOWN].escape_ascii(),
+        key.len()
+    )
 }
 
 fn is_data_block(bytes: &[u8], offset: u64) -> bool {
     let mut block = Block::default();
-    let Ok((payload, compression)) = stored::open(bytes, offset) else { return false };
+    let Ok((payload, compression)) = stored::open(bytes, offset) else {
+        return false;
+    };
     stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes).is_ok()
         && block.build_index().is_ok()
 }
@@ -289,7 +302,10 @@ impl fmt::Debug for Walk {
 impl Walk {
     /// A walk from the first entry on. What [`Parts::damage`] says is not said again.
     pub(crate) fn new(parts: Parts) -> Self {
-        let data_end = parts.blocks.last().map_or(0, |&(offset, len)| offset + len as u64);
+        let data_end = parts
+            .blocks
+            .last()
+            .map_or(0, |&(offset, len)| offset + len as u64);
         Self {
             next_block: 0,
             chunk: Vec::new(),
@@ -405,7 +421,8 @@ impl Walk {
                 }
                 want += more;
             }
-            self.read(offset, want).or_else(|_| self.read(offset, len))?;
+            self.read(offset, want)
+                .or_else(|_| self.read(offset, len))?;
         }
         let from = (offset - self.chunk_offset) as usize;
         let file = &*self.parts.file;
@@ -413,7 +430,9 @@ impl Walk {
             .map_err(|why| bad(file, offset, why))?;
         stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut self.block.bytes)
             .map_err(|why| bad(file, offset, why))?;
-        self.block.build_index().map_err(|detail| self.parts.damaged(offset, detail))
+        self.block
+            .build_index()
+            .map_err(|detail| self.parts.damaged(offset, detail))
     }
 
     fn read(&mut self, offset: u64, len: usize) -> Result<()> {
@@ -482,7 +501,13 @@ impl Walk {
                 return Err("a block starts before the separator before it");
             }
         }
-        if new_key && self.parts.filter.as_ref().is_some_and(|f| !f.may_contain(key_hash(key))) {
+        if new_key
+            && self
+                .parts
+                .filter
+                .as_ref()
+                .is_some_and(|f| !f.may_contain(key_hash(key)))
+        {
             return Err("the filter does not know a key");
         }
         Ok((kind, new_key))
@@ -518,17 +543,29 @@ impl Walk {
             && counted.raw_key_bytes == said.raw_key_bytes
             && counted.raw_value_bytes == said.raw_value_bytes
             && counted.block_count == said.block_count;
-        let offset = self.parts.footer.map_or(0, |footer| footer.properties.offset);
-        (!fits).then(|| self.parts.damaged(offset, "the properties do not fit the entries"))
+        let offset = self
+            .parts
+            .footer
+            .map_or(0, |footer| footer.properties.offset);
+        (!fits).then(|| {
+            self.parts
+                .damaged(offset, "the properties do not fit the entries")
+        })
     }
 }
 
 /// The same error, which also says which keys are concerned.
 fn with_keys(error: Error, keys: &str) -> Error {
     match error {
-        Error::Corruption { path, offset, detail } => {
-            Error::Corruption { path, offset, detail: format!("{detail} ({keys})") }
-        }
+        Error::Corruption {
+            path,
+            offset,
+            detail,
+        } => Error::Corruption {
+            path,
+            offset,
+            detail: format!("{detail} ({keys})"),
+        },
         other => other,
     }
 }

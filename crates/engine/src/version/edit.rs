@@ -162,7 +162,14 @@ fn put_file(out: &mut Vec<u8>, meta: &FileMeta) {
     put_varint_u64(out, meta.range_tombstone_count);
     put_bytes(out, &meta.smallest);
     put_bytes(out, &meta.largest);
-    put_u8(out, if meta.largest_exclusive { FLAG_LARGEST_EXCLUSIVE } else { 0 });
+    put_u8(
+        out,
+        if meta.largest_exclusive {
+            FLAG_LARGEST_EXCLUSIVE
+        } else {
+            0
+        },
+    );
     put_varint_u64(out, meta.min_seqno.0);
     put_varint_u64(out, meta.max_seqno.0);
     put_varint_u64(out, meta.blob_refs.len() as u64);
@@ -190,7 +197,9 @@ fn get_file(r: &mut Reader<'_>) -> Option<Result<FileMeta, DecodeError>> {
     };
     let flags = r.u8()?;
     if flags & !FLAG_LARGEST_EXCLUSIVE != 0 {
-        return Some(Err(DecodeError::Unknown(format!("SSTable flags {flags:#x} are unknown"))));
+        return Some(Err(DecodeError::Unknown(format!(
+            "SSTable flags {flags:#x} are unknown"
+        ))));
     }
     meta.largest_exclusive = flags & FLAG_LARGEST_EXCLUSIVE != 0;
     meta.min_seqno = SeqNo(r.varint_u64()?);
@@ -203,7 +212,9 @@ fn get_file(r: &mut Reader<'_>) -> Option<Result<FileMeta, DecodeError>> {
     while !r.is_empty() {
         let tag = r.varint_u32()?;
         if tag < tag::FIRST_OPTIONAL {
-            return Some(Err(DecodeError::Unknown(format!("SSTable field {tag} is unknown"))));
+            return Some(Err(DecodeError::Unknown(format!(
+                "SSTable field {tag} is unknown"
+            ))));
         }
         r.bytes()?;
     }
@@ -228,13 +239,21 @@ impl Op {
                 put_varint_u32(body, id.0);
                 tag::DROP_NAMESPACE
             }
-            Self::AddFile { namespace, level, meta } => {
+            Self::AddFile {
+                namespace,
+                level,
+                meta,
+            } => {
                 put_varint_u32(body, namespace.0);
                 put_u8(body, *level as u8);
                 put_file(body, meta);
                 tag::ADD_FILE
             }
-            Self::RemoveFile { namespace, level, id } => {
+            Self::RemoveFile {
+                namespace,
+                level,
+                id,
+            } => {
                 put_varint_u32(body, namespace.0);
                 put_u8(body, *level as u8);
                 put_varint_u64(body, id.0);
@@ -265,7 +284,10 @@ fn level(r: &mut Reader<'_>) -> Option<usize> {
 impl VersionEdit {
     /// An edit with these operations.
     pub fn of(ops: Vec<Op>) -> Self {
-        Self { ops, ..Self::default() }
+        Self {
+            ops,
+            ..Self::default()
+        }
     }
 
     /// Appends the bytes. REQUIRES: levels are below [`LEVELS`].
@@ -279,7 +301,10 @@ impl VersionEdit {
             (tag::NEXT_FILE, self.next_file.map(|id| id.0)),
             (tag::LAST_SEQNO, self.last_seqno.map(|seqno| seqno.0)),
             (tag::LOG_START, self.log_start),
-            (tag::NEXT_NAMESPACE, self.next_namespace.map(|id| u64::from(id.0))),
+            (
+                tag::NEXT_NAMESPACE,
+                self.next_namespace.map(|id| u64::from(id.0)),
+            ),
         ];
         for (tag, number) in numbers {
             if let Some(number) = number {
@@ -306,7 +331,9 @@ impl VersionEdit {
         match r.u8() {
             Some(FORMAT) => {}
             Some(other) => {
-                return Err(DecodeError::Unknown(format!("edit format {other} is unknown")));
+                return Err(DecodeError::Unknown(format!(
+                    "edit format {other} is unknown"
+                )));
             }
             None => return Err(malformed(0, "no byte")),
         }
@@ -342,13 +369,21 @@ impl VersionEdit {
             tag::ADD_FILE => {
                 let (namespace, level) = (namespace(r)?, level(r)?);
                 match get_file(r)? {
-                    Ok(meta) => self.ops.push(Op::AddFile { namespace, level, meta }),
+                    Ok(meta) => self.ops.push(Op::AddFile {
+                        namespace,
+                        level,
+                        meta,
+                    }),
                     Err(e) => return Some(Err(e)),
                 }
             }
             tag::REMOVE_FILE => {
                 let (namespace, level) = (namespace(r)?, level(r)?);
-                self.ops.push(Op::RemoveFile { namespace, level, id: FileId(r.varint_u64()?) });
+                self.ops.push(Op::RemoveFile {
+                    namespace,
+                    level,
+                    id: FileId(r.varint_u64()?),
+                });
             }
             tag::ADD_BLOB => {
                 let namespace = namespace(r)?;
@@ -362,20 +397,30 @@ impl VersionEdit {
             }
             tag::FLUSHED => {
                 let namespace = namespace(r)?;
-                self.ops.push(Op::Flushed { namespace, seqno: SeqNo(r.varint_u64()?) });
+                self.ops.push(Op::Flushed {
+                    namespace,
+                    seqno: SeqNo(r.varint_u64()?),
+                });
             }
             tag::NEXT_FILE => self.next_file = Some(FileId(r.varint_u64()?)),
             tag::LAST_SEQNO => self.last_seqno = Some(SeqNo(r.varint_u64()?)),
             tag::LOG_START => self.log_start = Some(r.varint_u64()?),
             tag::NEXT_NAMESPACE => self.next_namespace = Some(NamespaceId(r.varint_u32()?)),
             tag::APPLIED => {
-                self.applied = Some(Applied { term: r.varint_u64()?, index: r.varint_u64()? });
+                self.applied = Some(Applied {
+                    term: r.varint_u64()?,
+                    index: r.varint_u64()?,
+                });
             }
             tag::SNAPSHOT_END => self.snapshot_end = true,
             tag::FIRST_OPTIONAL.. => {
                 r.take(r.remaining())?;
             }
-            _ => return Some(Err(DecodeError::Unknown(format!("edit field {tag} is unknown")))),
+            _ => {
+                return Some(Err(DecodeError::Unknown(format!(
+                    "edit field {tag} is unknown"
+                ))));
+            }
         }
         Some(Ok(()))
     }
@@ -402,23 +447,52 @@ pub(crate) mod tests {
             largest_exclusive: true,
             min_seqno: SeqNo(5),
             max_seqno: SeqNo(1000),
-            blob_refs: vec![BlobRef { file: FileId(7), count: 3, bytes: 200 }],
+            blob_refs: vec![BlobRef {
+                file: FileId(7),
+                count: 3,
+                bytes: 200,
+            }],
         };
-        let blob = BlobMeta { id: FileId(7), file_bytes: 500, value_count: 4, value_bytes: 260 };
+        let blob = BlobMeta {
+            id: FileId(7),
+            file_bytes: 500,
+            value_count: 4,
+            value_bytes: 260,
+        };
         VersionEdit {
             ops: vec![
-                Op::CreateNamespace { id: namespace, name: "users".into() },
+                Op::CreateNamespace {
+                    id: namespace,
+                    name: "users".into(),
+                },
                 Op::DropNamespace { id: NamespaceId(2) },
-                Op::RemoveFile { namespace, level: 6, id: FileId(299) },
-                Op::AddBlob { namespace, meta: blob },
-                Op::AddFile { namespace, level: 2, meta },
-                Op::Flushed { namespace, seqno: SeqNo(1000) },
+                Op::RemoveFile {
+                    namespace,
+                    level: 6,
+                    id: FileId(299),
+                },
+                Op::AddBlob {
+                    namespace,
+                    meta: blob,
+                },
+                Op::AddFile {
+                    namespace,
+                    level: 2,
+                    meta,
+                },
+                Op::Flushed {
+                    namespace,
+                    seqno: SeqNo(1000),
+                },
             ],
             next_file: Some(FileId(301)),
             next_namespace: Some(NamespaceId(3)),
             last_seqno: Some(SeqNo(1000)),
             log_start: Some(65536),
-            applied: Some(Applied { term: 2, index: 128 }),
+            applied: Some(Applied {
+                term: 2,
+                index: 128,
+            }),
             snapshot_end: true,
         }
     }
@@ -474,9 +548,18 @@ pub(crate) mod tests {
 
     #[test]
     fn malformed_bytes_are_refused() {
-        for bytes in [&[][..], &[1, 1], &[1, 16, 2, 1, 1], &[1, 4, 3, 0, 7, 1], &[1, 1, 2, 0, 0xff]] {
+        for bytes in [
+            &[][..],
+            &[1, 1],
+            &[1, 16, 2, 1, 1],
+            &[1, 4, 3, 0, 7, 1],
+            &[1, 1, 2, 0, 0xff],
+        ] {
             let result = VersionEdit::decode(bytes);
-            assert!(matches!(result, Err(DecodeError::Malformed(..))), "{bytes:?}: {result:?}");
+            assert!(
+                matches!(result, Err(DecodeError::Malformed(..))),
+                "{bytes:?}: {result:?}"
+            );
         }
         let mut out = Vec::new();
         sample().encode(&mut out);
@@ -490,25 +573,38 @@ pub(crate) mod tests {
         let key = || vec(any::<u8>(), 0..20);
         let numbers = proptest::array::uniform6(any::<u64>());
         let blobs = vec((any::<u64>(), any::<u64>(), any::<u64>()), 0..4);
-        (numbers, key(), key(), any::<bool>(), any::<u64>(), any::<u64>(), blobs).prop_map(
-            |(n, smallest, largest, largest_exclusive, min, max, blobs)| FileMeta {
-                id: FileId(n[0]),
-                file_bytes: n[1],
-                raw_bytes: n[2],
-                entry_count: n[3],
-                tombstone_count: n[4],
-                range_tombstone_count: n[5],
-                smallest: smallest.into(),
-                largest: largest.into(),
-                largest_exclusive,
-                min_seqno: SeqNo(min),
-                max_seqno: SeqNo(max),
-                blob_refs: blobs
-                    .into_iter()
-                    .map(|(file, count, bytes)| BlobRef { file: FileId(file), count, bytes })
-                    .collect(),
-            },
+        (
+            numbers,
+            key(),
+            key(),
+            any::<bool>(),
+            any::<u64>(),
+            any::<u64>(),
+            blobs,
         )
+            .prop_map(
+                |(n, smallest, largest, largest_exclusive, min, max, blobs)| FileMeta {
+                    id: FileId(n[0]),
+                    file_bytes: n[1],
+                    raw_bytes: n[2],
+                    entry_count: n[3],
+                    tombstone_count: n[4],
+                    range_tombstone_count: n[5],
+                    smallest: smallest.into(),
+                    largest: largest.into(),
+                    largest_exclusive,
+                    min_seqno: SeqNo(min),
+                    max_seqno: SeqNo(max),
+                    blob_refs: blobs
+                        .into_iter()
+                        .map(|(file, count, bytes)| BlobRef {
+                            file: FileId(file),
+                            count,
+                            bytes,
+                        })
+                        .collect(),
+                },
+            )
     }
 
     fn any_op() -> impl Strategy<Value = Op> {
@@ -516,8 +612,11 @@ pub(crate) mod tests {
         prop_oneof![
             (ns(), ".{0,8}").prop_map(|(id, name)| Op::CreateNamespace { id, name }),
             ns().prop_map(|id| Op::DropNamespace { id }),
-            (ns(), 0..LEVELS, any_meta())
-                .prop_map(|(namespace, level, meta)| Op::AddFile { namespace, level, meta }),
+            (ns(), 0..LEVELS, any_meta()).prop_map(|(namespace, level, meta)| Op::AddFile {
+                namespace,
+                level,
+                meta
+            }),
             (ns(), 0..LEVELS, any::<u64>()).prop_map(|(namespace, level, id)| Op::RemoveFile {
                 namespace,
                 level,
@@ -525,11 +624,18 @@ pub(crate) mod tests {
             }),
             (ns(), proptest::array::uniform4(any::<u64>())).prop_map(|(namespace, n)| {
                 let (id, file_bytes, value_count, value_bytes) = (FileId(n[0]), n[1], n[2], n[3]);
-                let meta = BlobMeta { id, file_bytes, value_count, value_bytes };
+                let meta = BlobMeta {
+                    id,
+                    file_bytes,
+                    value_count,
+                    value_bytes,
+                };
                 Op::AddBlob { namespace, meta }
             }),
-            (ns(), any::<u64>())
-                .prop_map(|(namespace, n)| Op::Flushed { namespace, seqno: SeqNo(n) }),
+            (ns(), any::<u64>()).prop_map(|(namespace, n)| Op::Flushed {
+                namespace,
+                seqno: SeqNo(n)
+            }),
         ]
     }
 

@@ -120,7 +120,12 @@ impl ManifestWriter {
         file.write_at(&bytes, 0)?;
         file.sync_data()?;
         let snapshot_bytes = bytes.len() as u64;
-        Ok(Self { file, id, offset: snapshot_bytes, snapshot_bytes })
+        Ok(Self {
+            file,
+            id,
+            offset: snapshot_bytes,
+            snapshot_bytes,
+        })
     }
 
     /// Its number.
@@ -129,7 +134,7 @@ impl ManifestWriter {
     }
 
     /// Its length, in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn file_bytes(&self) -> u64 {
         self.offset
     }
 
@@ -174,7 +179,9 @@ pub fn read_current(fs: &dyn Fs, dir: &Path) -> Result<FileId> {
     let file = fs.open(&path, OpenMode::Read)?;
     let mut bytes = vec![0; 64];
     let len = file.read_at(&mut bytes, 0)?;
-    let name = std::str::from_utf8(&bytes[..len]).ok().and_then(|line| line.strip_suffix('\n'));
+    let name = std::str::from_utf8(&bytes[..len])
+        .ok()
+        .and_then(|line| line.strip_suffix('\n'));
     match name.and_then(names::parse) {
         Some(FileKind::Manifest(id)) => Ok(id),
         _ => Err(Error::corruption(path, 0, "it does not name a manifest")),
@@ -204,7 +211,11 @@ pub fn read(
     let path = dir.join(names::manifest_name(id));
     let damaged = |offset: usize, detail: &str| Error::corruption(&path, offset as u64, detail);
     let file = fs.open(&path, OpenMode::Read).map_err(|error| {
-        if error.is_not_found() { damaged(0, "CURRENT names it, but it is missing") } else { error.into() }
+        if error.is_not_found() {
+            damaged(0, "CURRENT names it, but it is missing")
+        } else {
+            error.into()
+        }
     })?;
     let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];
     file.read_exact_at(&mut bytes, 0)?;
@@ -212,7 +223,11 @@ pub fn read(
     check_header(&bytes, id, &path)?;
 
     let mut offset = HEADER_BYTES as usize;
-    let mut report = ReadReport { edits: 0, end: 0, torn_bytes: 0 };
+    let mut report = ReadReport {
+        edits: 0,
+        end: 0,
+        torn_bytes: 0,
+    };
     let mut snapshot_ended = false;
     while let Some(payload) = frame_at(&bytes, id, offset) {
         let edit = VersionEdit::decode(payload).map_err(|error| match error {
@@ -286,12 +301,18 @@ mod tests {
     const ID: FileId = FileId(7);
 
     fn edit(n: u64) -> VersionEdit {
-        VersionEdit::of(vec![Op::Flushed { namespace: NamespaceId(0), seqno: SeqNo(n) }])
+        VersionEdit::of(vec![Op::Flushed {
+            namespace: NamespaceId(0),
+            seqno: SeqNo(n),
+        }])
     }
 
     fn state() -> VersionEdit {
         let id = NamespaceId(0);
-        VersionEdit::of(vec![Op::CreateNamespace { id, name: "default".into() }])
+        VersionEdit::of(vec![Op::CreateNamespace {
+            id,
+            name: "default".into(),
+        }])
     }
 
     fn world() -> (MemFs, PathBuf) {
@@ -311,14 +332,18 @@ mod tests {
     }
 
     fn bytes_of(fs: &MemFs, dir: &Path) -> Vec<u8> {
-        let file = fs.open(&dir.join(names::manifest_name(ID)), OpenMode::Read).unwrap();
+        let file = fs
+            .open(&dir.join(names::manifest_name(ID)), OpenMode::Read)
+            .unwrap();
         let mut bytes = vec![0; file.len().unwrap() as usize];
         file.read_exact_at(&mut bytes, 0).unwrap();
         bytes
     }
 
     fn store(fs: &MemFs, dir: &Path, bytes: &[u8]) {
-        let file = fs.open(&dir.join(names::manifest_name(ID)), OpenMode::Create).unwrap();
+        let file = fs
+            .open(&dir.join(names::manifest_name(ID)), OpenMode::Create)
+            .unwrap();
         file.write_at(bytes, 0).unwrap();
     }
 
@@ -362,7 +387,10 @@ mod tests {
         let (fs, dir) = world();
         let mut big = state();
         for n in 0..1000 {
-            big.ops.push(Op::Flushed { namespace: NamespaceId(0), seqno: SeqNo(n) });
+            big.ops.push(Op::Flushed {
+                namespace: NamespaceId(0),
+                seqno: SeqNo(n),
+            });
         }
         let mut writer = ManifestWriter::create(&fs, &dir, ID, big.clone()).unwrap();
         for n in 0..5 {
@@ -370,10 +398,16 @@ mod tests {
         }
         let (edits, report) = read_all(&fs, &dir).unwrap();
         let snapshot_frames = big.ops.len().div_ceil(OPS_PER_EDIT) + 1;
-        let ops: Vec<Op> = edits[..snapshot_frames].iter().flat_map(|e| e.ops.clone()).collect();
+        let ops: Vec<Op> = edits[..snapshot_frames]
+            .iter()
+            .flat_map(|e| e.ops.clone())
+            .collect();
         assert_eq!(ops, big.ops);
         assert!(edits[snapshot_frames - 1].snapshot_end);
-        assert_eq!(edits[snapshot_frames..], (0..5).map(edit).collect::<Vec<_>>());
+        assert_eq!(
+            edits[snapshot_frames..],
+            (0..5).map(edit).collect::<Vec<_>>()
+        );
         assert_eq!((report.edits, report.torn_bytes), (edits.len() as u64, 0));
         set_current(&fs, &dir, ID).unwrap();
         assert_eq!(read_current(&fs, &dir).unwrap(), ID);
@@ -422,7 +456,10 @@ mod tests {
                 store(&fs, &dir, &damaged);
                 match read_all(&fs, &dir) {
                     Ok((edits, _)) => {
-                        assert!(at as u64 >= writer.len(), "byte {at} bit {bit} went unnoticed");
+                        assert!(
+                            at as u64 >= writer.file_bytes(),
+                            "byte {at} bit {bit} went unnoticed"
+                        );
                         assert_eq!(edits, want);
                     }
                     Err(Error::Corruption { path, .. }) => {
@@ -437,14 +474,28 @@ mod tests {
     #[test]
     fn a_current_that_names_nothing_is_damage() {
         let (fs, dir) = world();
-        for content in ["", "MANIFEST-000007", "000007.sst\n", "MANIFEST-x\n", "\u{1F4A5}\n"] {
-            let file = fs.open(&dir.join(names::CURRENT), OpenMode::Create).unwrap();
+        for content in [
+            "",
+            "MANIFEST-000007",
+            "000007.sst\n",
+            "MANIFEST-x\n",
+            "\u{1F4A5}\n",
+        ] {
+            let file = fs
+                .open(&dir.join(names::CURRENT), OpenMode::Create)
+                .unwrap();
             file.write_at(content.as_bytes(), 0).unwrap();
-            assert!(read_current(&fs, &dir).unwrap_err().is_corruption(), "{content:?}");
+            assert!(
+                read_current(&fs, &dir).unwrap_err().is_corruption(),
+                "{content:?}"
+            );
         }
         set_current(&fs, &dir, ID).unwrap();
         let error = read_all(&fs, &dir).unwrap_err();
-        assert!(error.is_corruption() && error.to_string().contains("missing"), "{error}");
+        assert!(
+            error.is_corruption() && error.to_string().contains("missing"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -121,7 +121,8 @@ impl FileMeta {
 
     /// Tombstones of both sorts.
     pub fn tombstones(&self) -> u64 {
-        self.tombstone_count.saturating_add(self.range_tombstone_count)
+        self.tombstone_count
+            .saturating_add(self.range_tombstone_count)
     }
 
     /// Whether the fields can be true together.
@@ -138,7 +139,11 @@ impl FileMeta {
         if self.tombstone_count > self.entry_count {
             return wrong("more tombstones than entries");
         }
-        if self.blob_refs.windows(2).any(|pair| pair[0].file >= pair[1].file) {
+        if self
+            .blob_refs
+            .windows(2)
+            .any(|pair| pair[0].file >= pair[1].file)
+        {
             return wrong("blob references out of order");
         }
         Ok(())
@@ -174,7 +179,11 @@ pub struct KeyRange {
 impl KeyRange {
     /// Every key.
     pub fn all() -> Self {
-        Self { start: Vec::new(), end: None, end_exclusive: false }
+        Self {
+            start: Vec::new(),
+            end: None,
+            end_exclusive: false,
+        }
     }
 
     /// From `start` (all keys if `None`) to before `end` (to the last key if `None`).
@@ -320,7 +329,11 @@ impl<T> Drop for LevelFile<T> {
 
 impl<T> fmt::Debug for LevelFile<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = if self.meta.largest_exclusive { ')' } else { ']' };
+        let end = if self.meta.largest_exclusive {
+            ')'
+        } else {
+            ']'
+        };
         write!(
             f,
             "{}[{:?}, {:?}{end} {}..={}",
@@ -345,7 +358,12 @@ pub struct BlobFile<B = ()> {
 impl<B> BlobFile<B> {
     /// A file that `purger` is told of when it is obsolete and no longer used.
     pub fn new(meta: BlobMeta, purger: Option<Purger>) -> Self {
-        Self { meta, reader: OnceLock::new(), obsolete: AtomicBool::new(false), purger }
+        Self {
+            meta,
+            reader: OnceLock::new(),
+            obsolete: AtomicBool::new(false),
+            purger,
+        }
     }
 
     /// Its reader; opens it with `open` the first time. Two threads that meet here may both open
@@ -395,7 +413,12 @@ pub struct BlobState<B = ()> {
 
 impl<B> BlobState<B> {
     fn new(file: Arc<BlobFile<B>>) -> Self {
-        Self { file, table_count: 0, live_count: 0, live_bytes: 0 }
+        Self {
+            file,
+            table_count: 0,
+            live_count: 0,
+            live_bytes: 0,
+        }
     }
 
     /// Bytes of values that no SSTable refers to.
@@ -406,19 +429,30 @@ impl<B> BlobState<B> {
     /// The share of the value bytes that is garbage, 0 to 1.
     pub fn garbage_ratio(&self) -> f64 {
         let total = self.file.meta.value_bytes;
-        if total == 0 { 0.0 } else { self.garbage_bytes() as f64 / total as f64 }
+        if total == 0 {
+            0.0
+        } else {
+            self.garbage_bytes() as f64 / total as f64
+        }
     }
 }
 
 impl<B> Clone for BlobState<B> {
     fn clone(&self) -> Self {
-        Self { file: self.file.clone(), ..*self }
+        Self {
+            file: self.file.clone(),
+            ..*self
+        }
     }
 }
 
 impl<B> fmt::Debug for BlobState<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} live {}/{}", self.file, self.live_count, self.live_bytes)
+        write!(
+            f,
+            "{:?} live {}/{}",
+            self.file, self.live_count, self.live_bytes
+        )
     }
 }
 
@@ -449,12 +483,19 @@ fn prefix(bytes: &[u8]) -> u64 {
 impl<T> Level<T> {
     /// Puts the files into the order of level `number`: L0 newest first, others by key.
     fn new(number: usize, mut files: Vec<Arc<LevelFile<T>>>) -> Self {
-        let bytes = files.iter().map(|f| f.meta.file_bytes).fold(0, u64::saturating_add);
+        let bytes = files
+            .iter()
+            .map(|f| f.meta.file_bytes)
+            .fold(0, u64::saturating_add);
         if number == 0 {
-            files.sort_by(|a, b| {
-                (b.meta.max_seqno, b.meta.id).cmp(&(a.meta.max_seqno, a.meta.id))
-            });
-            return Self { files, common: [].into(), ends: [].into(), bytes, sorted: false };
+            files.sort_by_key(|file| std::cmp::Reverse((file.meta.max_seqno, file.meta.id)));
+            return Self {
+                files,
+                common: [].into(),
+                ends: [].into(),
+                bytes,
+                sorted: false,
+            };
         }
         files.sort_by(|a, b| a.meta.smallest.cmp(&b.meta.smallest));
         let common: Box<[u8]> = match (files.first(), files.last()) {
@@ -465,10 +506,17 @@ impl<T> Level<T> {
             }
             _ => [].into(),
         };
-        let ends =
-            files.iter().map(|f| prefix(f.meta.largest.get(common.len()..).unwrap_or(&[])));
+        let ends = files
+            .iter()
+            .map(|f| prefix(f.meta.largest.get(common.len()..).unwrap_or(&[])));
         let ends = ends.collect();
-        Self { files, common, ends, bytes, sorted: true }
+        Self {
+            files,
+            common,
+            ends,
+            bytes,
+            sorted: true,
+        }
     }
 
     /// The files: L0 newest first, other levels by key.
@@ -560,7 +608,10 @@ impl<T, B> Version<T, B> {
 
     /// All SSTables, with their levels.
     pub fn all_files(&self) -> impl Iterator<Item = (usize, &Arc<LevelFile<T>>)> {
-        self.levels.iter().enumerate().flat_map(|(n, level)| level.files.iter().map(move |f| (n, f)))
+        self.levels
+            .iter()
+            .enumerate()
+            .flat_map(|(n, level)| level.files.iter().map(move |f| (n, f)))
     }
 
     /// The blob files, by ascending number.
@@ -570,7 +621,10 @@ impl<T, B> Version<T, B> {
 
     /// The blob file with this number.
     pub fn blob(&self, id: FileId) -> Option<&Arc<BlobFile<B>>> {
-        let at = self.blobs.binary_search_by_key(&id, |blob| blob.file.meta.id).ok()?;
+        let at = self
+            .blobs
+            .binary_search_by_key(&id, |blob| blob.file.meta.id)
+            .ok()?;
         Some(&self.blobs[at].file)
     }
 
@@ -578,7 +632,12 @@ impl<T, B> Version<T, B> {
     pub fn overlapping(&self, number: usize, range: &KeyRange) -> Vec<Arc<LevelFile<T>>> {
         let level = &self.levels[number];
         if number == 0 {
-            level.files.iter().filter(|f| range.overlaps_file(&f.meta)).cloned().collect()
+            level
+                .files
+                .iter()
+                .filter(|f| range.overlaps_file(&f.meta))
+                .cloned()
+                .collect()
         } else {
             level.files[level.overlapping(range)].to_vec()
         }
@@ -586,12 +645,18 @@ impl<T, B> Version<T, B> {
 
     /// Bytes of all SSTables on disk.
     pub fn table_bytes(&self) -> u64 {
-        self.levels.iter().map(|level| level.bytes).fold(0, u64::saturating_add)
+        self.levels
+            .iter()
+            .map(|level| level.bytes)
+            .fold(0, u64::saturating_add)
     }
 
     /// Bytes of all blob files on disk.
     pub fn blob_bytes(&self) -> u64 {
-        self.blobs.iter().map(|b| b.file.meta.file_bytes).fold(0, u64::saturating_add)
+        self.blobs
+            .iter()
+            .map(|b| b.file.meta.file_bytes)
+            .fold(0, u64::saturating_add)
     }
 
     /// Whether there is no file.
@@ -605,7 +670,10 @@ impl<T, B> Version<T, B> {
         for (number, file) in self.all_files() {
             file.meta.check()?;
             if !ids.insert(file.meta.id) {
-                return Err(format!("SSTable {} is in the tree twice (L{number})", file.meta.id));
+                return Err(format!(
+                    "SSTable {} is in the tree twice (L{number})",
+                    file.meta.id
+                ));
             }
         }
         for number in 0..LEVELS {
@@ -641,7 +709,12 @@ impl<T, B> Version<T, B> {
 impl<T, B> fmt::Debug for Version<T, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();
-        for (number, level) in self.levels.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
+        for (number, level) in self
+            .levels
+            .iter()
+            .enumerate()
+            .filter(|(_, l)| !l.is_empty())
+        {
             map.entry(&format_args!("L{number}"), level);
         }
         map.entry(&"blobs", &self.blobs).finish()
@@ -682,13 +755,21 @@ impl<T, B> VersionBuilder<T, B> {
 
     fn level(&mut self, number: usize) -> &mut BTreeMap<FileId, Arc<LevelFile<T>>> {
         self.levels[number].get_or_insert_with(|| {
-            self.base.levels[number].files.iter().map(|f| (f.meta.id, f.clone())).collect()
+            self.base.levels[number]
+                .files
+                .iter()
+                .map(|f| (f.meta.id, f.clone()))
+                .collect()
         })
     }
 
     fn blobs(&mut self) -> &mut BTreeMap<FileId, BlobState<B>> {
         self.blobs.get_or_insert_with(|| {
-            self.base.blobs.iter().map(|b| (b.file.meta.id, b.clone())).collect()
+            self.base
+                .blobs
+                .iter()
+                .map(|b| (b.file.meta.id, b.clone()))
+                .collect()
         })
     }
 
@@ -702,7 +783,9 @@ impl<T, B> VersionBuilder<T, B> {
                 self.removed.insert(id, file);
                 Ok(())
             }
-            None => Err(format!("SSTable {id} is not in L{number}, so it cannot be removed")),
+            None => Err(format!(
+                "SSTable {id} is not in L{number}, so it cannot be removed"
+            )),
         }
     }
 
@@ -748,12 +831,19 @@ impl<T, B> VersionBuilder<T, B> {
             let files = self.levels[number].take().unwrap_or_default();
             levels[number] = Arc::new(Level::new(number, files.into_values().collect()));
         }
-        let mut version = Version { levels, blobs: self.base.blobs.clone() };
+        let mut version = Version {
+            levels,
+            blobs: self.base.blobs.clone(),
+        };
         for number in touched {
             version.check_level(number)?;
         }
         let removed_blobs = self.finish_blobs(&mut version)?;
-        Ok(Built { version, removed: self.removed.into_values().collect(), removed_blobs })
+        Ok(Built {
+            version,
+            removed: self.removed.into_values().collect(),
+            removed_blobs,
+        })
     }
 
     fn finish_blobs(
@@ -761,10 +851,14 @@ impl<T, B> VersionBuilder<T, B> {
         version: &mut Version<T, B>,
     ) -> Result<Vec<Arc<BlobFile<B>>>, String> {
         if self.blobs.is_none() && self.base.blobs.is_empty() {
-            if let Some((_, file)) =
-                version.all_files().find(|(_, file)| !file.meta.blob_refs.is_empty())
+            if let Some((_, file)) = version
+                .all_files()
+                .find(|(_, file)| !file.meta.blob_refs.is_empty())
             {
-                return Err(format!("SSTable {} refers to a missing blob file", file.meta.id));
+                return Err(format!(
+                    "SSTable {} refers to a missing blob file",
+                    file.meta.id
+                ));
             }
             return Ok(Vec::new());
         }
@@ -776,7 +870,10 @@ impl<T, B> VersionBuilder<T, B> {
             for r in &file.meta.blob_refs {
                 let Some(blob) = blobs.get_mut(&r.file) else {
                     let id = file.meta.id;
-                    return Err(format!("SSTable {id} refers to missing blob file {}", r.file));
+                    return Err(format!(
+                        "SSTable {id} refers to missing blob file {}",
+                        r.file
+                    ));
                 };
                 blob.table_count += 1;
                 blob.live_count = blob.live_count.saturating_add(r.count);
@@ -792,7 +889,9 @@ impl<T, B> VersionBuilder<T, B> {
 
 impl<T, B> fmt::Debug for VersionBuilder<T, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VersionBuilder").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("VersionBuilder")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
     }
 }
 
@@ -851,29 +950,53 @@ pub(crate) mod tests {
             (2, meta(3, "a", "c", (0, 0))),
         ])
         .unwrap();
-        let ids = |n| version.files(n).iter().map(|f| f.meta.id.0).collect::<Vec<_>>();
+        let ids = |n| {
+            version
+                .files(n)
+                .iter()
+                .map(|f| f.meta.id.0)
+                .collect::<Vec<_>>()
+        };
         assert_eq!((ids(0), ids(2)), (vec![2, 1], vec![3, 4]));
     }
 
     #[test]
     fn inconsistencies_are_named() {
-        let overlap = [(1, meta(1, "a", "c", (1, 1))), (1, meta(2, "c", "d", (1, 1)))];
+        let overlap = [
+            (1, meta(1, "a", "c", (1, 1))),
+            (1, meta(2, "c", "d", (1, 1))),
+        ];
         assert!(build(&overlap).unwrap_err().contains("overlap"));
         let mut exclusive = overlap.clone();
         exclusive[0].1.largest_exclusive = true;
         build(&exclusive).unwrap();
-        let l0 = [(0, meta(1, "a", "c", (1, 5))), (0, meta(2, "b", "d", (5, 9)))];
+        let l0 = [
+            (0, meta(1, "a", "c", (1, 5))),
+            (0, meta(2, "b", "d", (5, 9))),
+        ];
         assert!(build(&l0).unwrap_err().contains("overlap"));
-        let twice = [(1, meta(1, "a", "c", (1, 1))), (2, meta(1, "a", "c", (1, 1)))];
+        let twice = [
+            (1, meta(1, "a", "c", (1, 1))),
+            (2, meta(1, "a", "c", (1, 1))),
+        ];
         assert!(build(&twice).unwrap_err().contains("already"));
         assert!(build(&[(7, meta(1, "a", "b", (1, 1)))]).is_err());
         assert!(build(&[(1, meta(1, "b", "a", (1, 1)))]).is_err());
         assert!(build(&[(1, meta(1, "a", "b", (2, 1)))]).is_err());
         let mut refers = meta(1, "a", "b", (1, 1));
-        refers.blob_refs.push(BlobRef { file: FileId(9), count: 1, bytes: 1 });
+        refers.blob_refs.push(BlobRef {
+            file: FileId(9),
+            count: 1,
+            bytes: 1,
+        });
         assert!(build(&[(1, refers)]).unwrap_err().contains("missing blob"));
         let mut builder = VersionBuilder::<(), ()>::new(Arc::new(Version::empty()), None);
-        assert!(builder.remove_file(1, FileId(3)).unwrap_err().contains("not in L1"));
+        assert!(
+            builder
+                .remove_file(1, FileId(3))
+                .unwrap_err()
+                .contains("not in L1")
+        );
     }
 
     #[test]
@@ -884,9 +1007,18 @@ pub(crate) mod tests {
         let mut builder =
             VersionBuilder::<(), ()>::new(Arc::new(Version::empty()), Some(purger.clone()));
         let mut file = meta(1, "a", "b", (1, 1));
-        file.blob_refs.push(BlobRef { file: FileId(2), count: 3, bytes: 30 });
+        file.blob_refs.push(BlobRef {
+            file: FileId(2),
+            count: 3,
+            bytes: 30,
+        });
         builder.add_file(0, file.clone()).unwrap();
-        let blob = BlobMeta { id: FileId(2), file_bytes: 99, value_count: 4, value_bytes: 40 };
+        let blob = BlobMeta {
+            id: FileId(2),
+            file_bytes: 99,
+            value_count: 4,
+            value_bytes: 40,
+        };
         builder.add_blob(blob).unwrap();
         let first = Arc::new(builder.finish().unwrap().version);
         assert_eq!(first.blobs()[0].garbage_bytes(), 10);
@@ -904,11 +1036,20 @@ pub(crate) mod tests {
         built.removed.iter().for_each(|f| f.mark_obsolete());
         built.removed_blobs.iter().for_each(|b| b.mark_obsolete());
         drop(built);
-        assert!(purged.lock().unwrap().is_empty(), "the first version is still held");
+        assert!(
+            purged.lock().unwrap().is_empty(),
+            "the first version is still held"
+        );
         drop(first);
         let mut purged = purged.lock().unwrap().clone();
         purged.sort();
-        assert_eq!(purged, [(FileId(1), FileClass::Sstable), (FileId(2), FileClass::Blob)]);
+        assert_eq!(
+            purged,
+            [
+                (FileId(1), FileClass::Sstable),
+                (FileId(2), FileClass::Blob)
+            ]
+        );
     }
 
     proptest! {

@@ -67,7 +67,10 @@ struct State<T, B> {
 
 impl<T, B> Clone for State<T, B> {
     fn clone(&self) -> Self {
-        Self { namespaces: self.namespaces.clone(), ..*self }
+        Self {
+            namespaces: self.namespaces.clone(),
+            ..*self
+        }
     }
 }
 
@@ -97,8 +100,11 @@ impl<T, B> State<T, B> {
         edit: &VersionEdit,
         purger: Option<&Purger>,
     ) -> std::result::Result<Staged<T, B>, String> {
-        let mut staged =
-            Staged { state: self.clone(), removed: Vec::new(), removed_blobs: Vec::new() };
+        let mut staged = Staged {
+            state: self.clone(),
+            removed: Vec::new(),
+            removed_blobs: Vec::new(),
+        };
         let mut builders: BTreeMap<NamespaceId, VersionBuilder<T, B>> = BTreeMap::new();
         for op in &edit.ops {
             staged.apply(op, &mut builders, purger)?;
@@ -112,7 +118,9 @@ impl<T, B> State<T, B> {
             }
         }
         let state = &mut staged.state;
-        state.next_namespace = state.next_namespace.max(edit.next_namespace.unwrap_or_default());
+        state.next_namespace = state
+            .next_namespace
+            .max(edit.next_namespace.unwrap_or_default());
         state.last_seqno = state.last_seqno.max(edit.last_seqno.unwrap_or_default());
         state.log_start = state.log_start.max(edit.log_start);
         state.applied = state.applied.max(edit.applied);
@@ -123,16 +131,25 @@ impl<T, B> State<T, B> {
     fn describe(&self, next_file: FileId) -> VersionEdit {
         let mut ops = Vec::new();
         for (&namespace, tree) in &self.namespaces {
-            ops.push(Op::CreateNamespace { id: namespace, name: tree.name.clone() });
+            ops.push(Op::CreateNamespace {
+                id: namespace,
+                name: tree.name.clone(),
+            });
             let blobs = tree.version.blobs().iter();
-            ops.extend(blobs.map(|b| Op::AddBlob { namespace, meta: b.file.meta.clone() }));
+            ops.extend(blobs.map(|b| Op::AddBlob {
+                namespace,
+                meta: b.file.meta.clone(),
+            }));
             let files = tree.version.all_files();
             ops.extend(files.map(|(level, file)| Op::AddFile {
                 namespace,
                 level,
                 meta: file.meta.clone(),
             }));
-            ops.push(Op::Flushed { namespace, seqno: tree.flushed });
+            ops.push(Op::Flushed {
+                namespace,
+                seqno: tree.flushed,
+            });
         }
         VersionEdit {
             ops,
@@ -153,7 +170,9 @@ fn builder_of<'b, T, B>(
     id: NamespaceId,
     purger: Option<&Purger>,
 ) -> std::result::Result<&'b mut VersionBuilder<T, B>, String> {
-    let tree = namespaces.get(&id).ok_or_else(|| format!("there is no namespace {}", id.0))?;
+    let tree = namespaces
+        .get(&id)
+        .ok_or_else(|| format!("there is no namespace {}", id.0))?;
     let begin = || VersionBuilder::new(Arc::clone(&tree.version), purger.cloned());
     Ok(builders.entry(id).or_insert_with(begin))
 }
@@ -167,13 +186,21 @@ impl<T, B> Staged<T, B> {
     ) -> std::result::Result<(), String> {
         let namespaces = &mut self.state.namespaces;
         match op {
-            Op::AddFile { namespace, level, meta } => {
+            Op::AddFile {
+                namespace,
+                level,
+                meta,
+            } => {
                 builder_of(builders, namespaces, *namespace, purger)?.add_file(*level, meta.clone())
             }
-            Op::RemoveFile { namespace, level, id } => {
-                builder_of(builders, namespaces, *namespace, purger)?.remove_file(*level, *id)
+            Op::RemoveFile {
+                namespace,
+                level,
+                id,
+            } => builder_of(builders, namespaces, *namespace, purger)?.remove_file(*level, *id),
+            Op::AddBlob { namespace, meta } => {
+                builder_of(builders, namespaces, *namespace, purger)?.add_blob(meta.clone())
             }
-            Op::AddBlob { namespace, meta } => builder_of(builders, namespaces, *namespace, purger)?.add_blob(meta.clone()),
             Op::Flushed { namespace, seqno } => match namespaces.get_mut(namespace) {
                 Some(tree) => {
                     tree.flushed = tree.flushed.max(*seqno);
@@ -186,11 +213,16 @@ impl<T, B> Staged<T, B> {
                     return Err(format!("namespace {} {name:?} exists already", id.0));
                 }
                 let version = Arc::new(Version::empty());
-                let tree =
-                    NamespaceState { name: name.clone(), flushed: SeqNo::ZERO, version };
+                let tree = NamespaceState {
+                    name: name.clone(),
+                    flushed: SeqNo::ZERO,
+                    version,
+                };
                 namespaces.insert(*id, tree);
-                self.state.next_namespace =
-                    self.state.next_namespace.max(NamespaceId(id.0.saturating_add(1)));
+                self.state.next_namespace = self
+                    .state
+                    .next_namespace
+                    .max(NamespaceId(id.0.saturating_add(1)));
                 Ok(())
             }
             Op::DropNamespace { id } => {
@@ -198,9 +230,11 @@ impl<T, B> Staged<T, B> {
                 let Some(tree) = namespaces.remove(id) else {
                     return Err(format!("there is no namespace {}", id.0));
                 };
-                self.removed.extend(tree.version.all_files().map(|(_, file)| Arc::clone(file)));
+                self.removed
+                    .extend(tree.version.all_files().map(|(_, file)| Arc::clone(file)));
                 let blobs = tree.version.blobs().iter();
-                self.removed_blobs.extend(blobs.map(|blob| Arc::clone(&blob.file)));
+                self.removed_blobs
+                    .extend(blobs.map(|blob| Arc::clone(&blob.file)));
                 Ok(())
             }
         }
@@ -232,7 +266,9 @@ pub struct VersionSet<T = (), B = ()> {
 
 impl<T, B> std::fmt::Debug for VersionSet<T, B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VersionSet").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("VersionSet")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -341,10 +377,16 @@ impl<T, B> VersionSet<T, B> {
             Ok(())
         })?;
         for tree in state.namespaces.values() {
-            tree.version.check().map_err(|detail| Error::corruption(&path, 0, detail))?;
+            tree.version
+                .check()
+                .map_err(|detail| Error::corruption(&path, 0, detail))?;
         }
         if !state.namespaces.contains_key(&NamespaceId::default()) {
-            return Err(Error::corruption(&path, 0, "the default namespace is missing"));
+            return Err(Error::corruption(
+                &path,
+                0,
+                "the default namespace is missing",
+            ));
         }
         Ok(Self::new(env, dir, purger, read_only, state, next_file, id))
     }
@@ -367,7 +409,7 @@ impl<T, B> VersionSet<T, B> {
         edit.next_file = Some(self.peek_file_id());
         edit.next_namespace = Some(staged.state.next_namespace);
         let due = inner.manifest.as_ref().is_none_or(|manifest| {
-            manifest.len() > ROLL_BYTES.max(ROLL_FACTOR * manifest.snapshot_bytes())
+            manifest.file_bytes() > ROLL_BYTES.max(ROLL_FACTOR * manifest.snapshot_bytes())
         });
         if due {
             self.begin_manifest(inner)?;
@@ -382,7 +424,10 @@ impl<T, B> VersionSet<T, B> {
         }
         inner.state = staged.state;
         staged.removed.iter().for_each(|file| file.mark_obsolete());
-        staged.removed_blobs.iter().for_each(|file| file.mark_obsolete());
+        staged
+            .removed_blobs
+            .iter()
+            .for_each(|file| file.mark_obsolete());
         Ok(())
     }
 
@@ -431,31 +476,51 @@ impl<T, B> VersionSet<T, B> {
     pub fn current(&self, id: NamespaceId) -> Arc<Version<T, B>> {
         let inner = self.inner.lock();
         let tree = inner.state.namespaces.get(&id);
-        tree.map_or_else(|| Arc::new(Version::empty()), |tree| Arc::clone(&tree.version))
+        tree.map_or_else(
+            || Arc::new(Version::empty()),
+            |tree| Arc::clone(&tree.version),
+        )
     }
 
     /// All namespaces, by number.
     pub fn namespaces(&self) -> Vec<(NamespaceId, String)> {
         let inner = self.inner.lock();
-        inner.state.namespaces.iter().map(|(&id, tree)| (id, tree.name.clone())).collect()
+        inner
+            .state
+            .namespaces
+            .iter()
+            .map(|(&id, tree)| (id, tree.name.clone()))
+            .collect()
     }
 
     /// Adds an empty namespace; durable on return. Errors: there is one of this name, or the disk
     /// failed (then a restart may find it).
     pub fn create_namespace(&self, name: &str) -> Result<(NamespaceId, Arc<Version<T, B>>)> {
         let inner = &mut *self.inner.lock();
-        if inner.state.namespaces.values().any(|tree| tree.name == name) {
+        if inner
+            .state
+            .namespaces
+            .values()
+            .any(|tree| tree.name == name)
+        {
             return Err(Error::NamespaceExists(name.to_string()));
         }
         let id = inner.state.next_namespace;
-        let edit = VersionEdit::of(vec![Op::CreateNamespace { id, name: name.to_string() }]);
+        let edit = VersionEdit::of(vec![Op::CreateNamespace {
+            id,
+            name: name.to_string(),
+        }]);
         let result = self.apply_locked(inner, edit);
         if result.is_err() {
             // The number may be in a manifest that a restart reads.
             inner.state.next_namespace = NamespaceId(id.0.saturating_add(1));
         }
         result?;
-        let version = inner.state.namespaces.get(&id).map(|tree| Arc::clone(&tree.version));
+        let version = inner
+            .state
+            .namespaces
+            .get(&id)
+            .map(|tree| Arc::clone(&tree.version));
         Ok((id, version.unwrap_or_else(|| Arc::new(Version::empty()))))
     }
 
@@ -479,12 +544,24 @@ impl<T, B> VersionSet<T, B> {
     /// Checks that every file of the current versions is in the directory with its length. One
     /// listing, no file is opened. Errors: the first that is not, as damage.
     pub fn check_files_exist(&self) -> Result<()> {
-        let present: BTreeMap<String, u64> =
-            self.env.fs.list(&self.dir)?.into_iter().map(|e| (e.name, e.len)).collect();
+        let present: BTreeMap<String, u64> = self
+            .env
+            .fs
+            .list(&self.dir)?
+            .into_iter()
+            .map(|e| (e.name, e.len))
+            .collect();
         let check = |path: PathBuf, want: u64| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             match present.get(name) {
-                None => Err(Error::corruption(path, 0, "the manifest names it, but it is missing")),
+                None => Err(Error::corruption(
+                    path,
+                    0,
+                    "the manifest names it, but it is missing",
+                )),
                 Some(&len) if len != want => Err(Error::corruption(
                     path,
                     len.min(want),
@@ -496,7 +573,10 @@ impl<T, B> VersionSet<T, B> {
         let inner = self.inner.lock();
         for tree in inner.state.namespaces.values() {
             for (_, file) in tree.version.all_files() {
-                check(names::sstable_path(&self.dir, file.meta.id), file.meta.file_bytes)?;
+                check(
+                    names::sstable_path(&self.dir, file.meta.id),
+                    file.meta.file_bytes,
+                )?;
             }
             for blob in tree.version.blobs() {
                 let meta = &blob.file.meta;
@@ -513,7 +593,12 @@ impl<T, B> VersionSet<T, B> {
 
     /// Up to here the SSTables of a namespace have all its operations.
     pub fn flushed_seqno(&self, id: NamespaceId) -> SeqNo {
-        self.inner.lock().state.namespaces.get(&id).map_or(SeqNo::ZERO, |tree| tree.flushed)
+        self.inner
+            .lock()
+            .state
+            .namespaces
+            .get(&id)
+            .map_or(SeqNo::ZERO, |tree| tree.flushed)
     }
 
     /// No SSTable has a later operation.
@@ -554,7 +639,9 @@ impl<T, B> VersionSet<T, B> {
 /// The files that an edit brings.
 fn new_files(edit: &VersionEdit) -> Vec<(FileId, FileClass)> {
     let moved = |id: FileId| {
-        edit.ops.iter().any(|op| matches!(op, Op::RemoveFile { id: other, .. } if *other == id))
+        edit.ops
+            .iter()
+            .any(|op| matches!(op, Op::RemoveFile { id: other, .. } if *other == id))
     };
     let added = edit.ops.iter().filter_map(|op| match op {
         Op::AddFile { meta, .. } => Some((meta.id, FileClass::Sstable)),

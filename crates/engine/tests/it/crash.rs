@@ -89,7 +89,11 @@ impl Script<'_> {
                     map.retain(|k, _| *k < key || *k >= end);
                 }
                 _ => {
-                    let len = if self.rng.one_in(6) { 700 } else { self.rng.below(200) };
+                    let len = if self.rng.one_in(6) {
+                        700
+                    } else {
+                        self.rng.below(200)
+                    };
                     let mut value = vec![0; len as usize];
                     self.rng.fill_bytes(&mut value);
                     batch.put(&ns, &key, &value).unwrap();
@@ -97,7 +101,11 @@ impl Script<'_> {
                 }
             }
         }
-        let options = if sync { WriteOptions::sync() } else { WriteOptions::buffered() };
+        let options = if sync {
+            WriteOptions::sync()
+        } else {
+            WriteOptions::buffered()
+        };
         self.write(next, sync, |db| {
             db.write(batch, &options).unwrap();
         });
@@ -155,7 +163,10 @@ fn images(seed: u64, every: u64, options: &Options) -> (Vec<Image>, Arc<Mutex<Pr
     let disk = MemFs::new();
     let inner: Arc<dyn Fs> = Arc::new(disk.clone());
     let faults = Arc::new(FaultFs::new(inner, seed));
-    let progress = Arc::new(Mutex::new(Progress { states: vec![first_state()], ..Progress::default() }));
+    let progress = Arc::new(Mutex::new(Progress {
+        states: vec![first_state()],
+        ..Progress::default()
+    }));
     let taken = Arc::new(Mutex::new(Vec::new()));
 
     let (watched, sink, shown) = (disk.clone(), Arc::clone(&taken), Arc::clone(&progress));
@@ -186,7 +197,14 @@ fn images(seed: u64, every: u64, options: &Options) -> (Vec<Image>, Arc<Mutex<Pr
     let db = world.open(options.clone()).unwrap();
     let script_progress = Arc::clone(&progress);
     let rng = Rng::new(seed);
-    Script { db, world: &world, progress: script_progress, state: first_state(), rng }.run();
+    Script {
+        db,
+        world: &world,
+        progress: script_progress,
+        state: first_state(),
+        rng,
+    }
+    .run();
     drop(world);
     let images = std::mem::take(&mut *taken.lock().unwrap());
     (images, progress)
@@ -201,7 +219,10 @@ fn contents(db: &Db) -> State {
         .iter()
         .map(|ns| {
             let scan = db.scan(ns, ScanOptions::all()).unwrap();
-            (ns.name().to_string(), scan.into_iter().map(|pair| pair.unwrap()).collect())
+            (
+                ns.name().to_string(),
+                scan.into_iter().map(|pair| pair.unwrap()).collect(),
+            )
         })
         .collect()
 }
@@ -228,15 +249,26 @@ fn check(seed: u64, image: Image, progress: &Progress, options: &Options) {
     db.put(b"after", b"crash").unwrap();
     db.close().unwrap();
     drop(db);
-    let again = world.open(options.clone()).unwrap_or_else(|e| panic!("{context}: again: {e}"));
+    let again = world
+        .open(options.clone())
+        .unwrap_or_else(|e| panic!("{context}: again: {e}"));
     let mut expected = found;
-    expected.get_mut("default").unwrap().insert(b"after".to_vec(), b"crash".to_vec());
-    assert!(contents(&again) == expected, "{context}: a second recovery differs");
+    expected
+        .get_mut("default")
+        .unwrap()
+        .insert(b"after".to_vec(), b"crash".to_vec());
+    assert!(
+        contents(&again) == expected,
+        "{context}: a second recovery differs"
+    );
 
     if let Some(state) = image.checkpoint {
         let copy = Db::open_with(world.env.clone(), Path::new("/copy"), options.clone())
             .unwrap_or_else(|e| panic!("{context}: the checkpoint: {e}"));
-        assert!(contents(&copy) == progress.states[state], "{context}: the checkpoint differs");
+        assert!(
+            contents(&copy) == progress.states[state],
+            "{context}: the checkpoint differs"
+        );
     }
 }
 
@@ -270,7 +302,11 @@ fn explain(found: &State, states: &[State], durable: usize) -> String {
 
 #[test]
 fn power_loss_at_every_operation_loses_nothing_that_was_acknowledged() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let wanted = number("FIRN_CRASH_POINTS").unwrap_or(2500);
     let mut seed = number("FIRN_CRASH_SEED").unwrap_or(0);
     // A few operations in one history are looked at in each short run, all of them in a long one.
@@ -278,12 +314,19 @@ fn power_loss_at_every_operation_loses_nothing_that_was_acknowledged() {
     let mut checked = 0;
     while checked < wanted {
         let options = if seed % 4 == 3 {
-            Options { log_mapped: false, ..tiny() }
+            Options {
+                log_mapped: false,
+                ..tiny()
+            }
         } else {
             tiny()
         };
         let (images, progress) = images(seed, every, &options);
-        assert!(images.len() > 50, "the history has too few operations: {}", images.len());
+        assert!(
+            images.len() > 50,
+            "the history has too few operations: {}",
+            images.len()
+        );
         let progress = progress.lock().unwrap();
         for image in images {
             check(seed, image, &progress, &options);
@@ -317,5 +360,8 @@ fn the_check_finds_a_lost_write() {
     let world = World::on(disk.fork(), 1);
     let db = world.open(tiny()).unwrap();
     assert_eq!(db.get(b"buffered").unwrap().as_deref(), Some(&b"2"[..]));
-    assert!(matches!(db.namespace("none"), Err(Error::NamespaceNotFound(_))));
+    assert!(matches!(
+        db.namespace("none"),
+        Err(Error::NamespaceNotFound(_))
+    ));
 }

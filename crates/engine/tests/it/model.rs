@@ -9,8 +9,8 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use firn_engine::{
-    Compression, Condition, Db, Durability, Error, Namespace, Options, ScanOptions, SeqNo, Snapshot,
-    WriteBatch, WriteOptions,
+    Compression, Condition, Db, Durability, Error, Namespace, Options, ScanOptions, SeqNo,
+    Snapshot, WriteBatch, WriteOptions,
 };
 use firn_io::clock::Clock;
 use firn_io::rng::Rng;
@@ -40,18 +40,43 @@ fn option_sets() -> Vec<(&'static str, Options)> {
                 ..tiny.clone()
             },
         ),
-        ("every value a blob", Options { min_blob_bytes: 1, ..tiny.clone() }),
-        ("one restart each, positional log", Options {
-            restart_interval: 1,
-            log_mapped: false,
-            ..tiny.clone()
-        }),
-        ("one entry a block", Options { block_bytes: 64, ..tiny.clone() }),
+        (
+            "every value a blob",
+            Options {
+                min_blob_bytes: 1,
+                ..tiny.clone()
+            },
+        ),
+        (
+            "one restart each, positional log",
+            Options {
+                restart_interval: 1,
+                log_mapped: false,
+                ..tiny.clone()
+            },
+        ),
+        (
+            "one entry a block",
+            Options {
+                block_bytes: 64,
+                ..tiny.clone()
+            },
+        ),
         (
             "lazy",
-            Options { l0_compaction_trigger: 8, memtable_bytes: Some(64 << 10), ..tiny.clone() },
+            Options {
+                l0_compaction_trigger: 8,
+                memtable_bytes: Some(64 << 10),
+                ..tiny.clone()
+            },
         ),
-        ("roomy", Options { ballast_bytes: 0, ..Options::default() }),
+        (
+            "roomy",
+            Options {
+                ballast_bytes: 0,
+                ..Options::default()
+            },
+        ),
     ]
 }
 
@@ -112,15 +137,25 @@ impl Run {
     }
 
     fn write_options(&mut self) -> WriteOptions {
-        if self.rng.one_in(2) { WriteOptions::sync() } else { WriteOptions::buffered() }
+        if self.rng.one_in(2) {
+            WriteOptions::sync()
+        } else {
+            WriteOptions::buffered()
+        }
     }
 
     fn visible(&self, map: &Map, key: &[u8]) -> Option<Cell> {
-        map.get(key).filter(|cell| cell.expires_at_ms.is_none_or(|at| at > self.now())).cloned()
+        map.get(key)
+            .filter(|cell| cell.expires_at_ms.is_none_or(|at| at > self.now()))
+            .cloned()
     }
 
     fn batch(&mut self) {
-        let operations = if self.rng.one_in(10) { 40 } else { 1 + self.rng.below(4) };
+        let operations = if self.rng.one_in(10) {
+            40
+        } else {
+            1 + self.rng.below(4)
+        };
         let mut batch = WriteBatch::new();
         let mut changes: Vec<(String, Box<dyn FnOnce(&mut Map, SeqNo)>)> = Vec::new();
         let mut should_hold = true;
@@ -152,7 +187,14 @@ impl Run {
                     changes.push((
                         name,
                         Box::new(move |map, version| {
-                            map.insert(key, Cell { value, version, expires_at_ms: None });
+                            map.insert(
+                                key,
+                                Cell {
+                                    value,
+                                    version,
+                                    expires_at_ms: None,
+                                },
+                            );
                         }),
                     ));
                 }
@@ -163,7 +205,14 @@ impl Run {
                     changes.push((
                         name,
                         Box::new(move |map, version| {
-                            map.insert(key, Cell { value, version, expires_at_ms: Some(at) });
+                            map.insert(
+                                key,
+                                Cell {
+                                    value,
+                                    version,
+                                    expires_at_ms: Some(at),
+                                },
+                            );
                         }),
                     ));
                 }
@@ -178,7 +227,11 @@ impl Run {
                 }
                 _ => {
                     let other = self::key(&mut self.rng);
-                    let (start, end) = if key < other { (key, other) } else { (other, key) };
+                    let (start, end) = if key < other {
+                        (key, other)
+                    } else {
+                        (other, key)
+                    };
                     if start == end || !self.rng.one_in(3) {
                         continue;
                     }
@@ -231,16 +284,25 @@ impl Run {
         options.end = bound(&mut self.rng, b);
         options.reverse = self.rng.one_in(2);
         let seek = self.rng.one_in(3).then(|| key(&mut self.rng));
-        let stop_after = if self.rng.one_in(2) { self.rng.below(20) } else { u64::MAX };
+        let stop_after = if self.rng.one_in(2) {
+            self.rng.below(20)
+        } else {
+            u64::MAX
+        };
         let now = self.now();
 
         let (map, mut scan) = match snapshot {
             Some(index) => {
                 let (snapshot, model) = &self.snapshots[index];
-                let Some(map) = model.get(ns.name()) else { return };
+                let Some(map) = model.get(ns.name()) else {
+                    return;
+                };
                 (map, snapshot.scan(&ns, options.clone()).unwrap())
             }
-            None => (&self.model[ns.name()], self.db().scan(&ns, options.clone()).unwrap()),
+            None => (
+                &self.model[ns.name()],
+                self.db().scan(&ns, options.clone()).unwrap(),
+            ),
         };
         let inside = |key: &[u8]| {
             (match &options.start {
@@ -262,20 +324,45 @@ impl Run {
         }
         if let Some(target) = &seek {
             scan.seek(target).unwrap();
-            expected.retain(|(k, _)| if options.reverse { *k <= target } else { *k >= target });
+            expected.retain(|(k, _)| {
+                if options.reverse {
+                    *k <= target
+                } else {
+                    *k >= target
+                }
+            });
         }
         let mut count = 0;
         for (key, cell) in expected {
             if count == stop_after {
                 return;
             }
-            assert!(scan.next().unwrap(), "the scan ended before {:?}", key.escape_ascii().to_string());
-            assert_eq!(scan.key().escape_ascii().to_string(), key.escape_ascii().to_string());
-            assert_eq!(scan.value(), cell.value, "value of {:?}", key.escape_ascii().to_string());
-            assert_eq!((scan.version(), scan.expires_at_ms()), (cell.version, cell.expires_at_ms));
+            assert!(
+                scan.next().unwrap(),
+                "the scan ended before {:?}",
+                key.escape_ascii().to_string()
+            );
+            assert_eq!(
+                scan.key().escape_ascii().to_string(),
+                key.escape_ascii().to_string()
+            );
+            assert_eq!(
+                scan.value(),
+                cell.value,
+                "value of {:?}",
+                key.escape_ascii().to_string()
+            );
+            assert_eq!(
+                (scan.version(), scan.expires_at_ms()),
+                (cell.version, cell.expires_at_ms)
+            );
             count += 1;
         }
-        assert!(!scan.next().unwrap(), "the scan goes on at {:?}", scan.key().escape_ascii().to_string());
+        assert!(
+            !scan.next().unwrap(),
+            "the scan goes on at {:?}",
+            scan.key().escape_ascii().to_string()
+        );
     }
 
     fn check_everything(&mut self) {
@@ -343,7 +430,11 @@ impl Run {
                 let ns = self.namespace();
                 let (a, b) = (key(&mut self.rng), key(&mut self.rng));
                 let whole = self.rng.one_in(2);
-                let (start, end) = if whole { (None, None) } else { (Some(&a[..]), Some(&b[..])) };
+                let (start, end) = if whole {
+                    (None, None)
+                } else {
+                    (Some(&a[..]), Some(&b[..]))
+                };
                 self.db().compact_range(&ns, start, end).unwrap();
             }
             91..=92 => {
@@ -400,8 +491,14 @@ fn history(seed: u64, name: &str, options: &Options, steps: u64) {
         let db = world.open(options.clone()).unwrap();
         let model = Model::from([("default".to_string(), Map::new())]);
         let rng = Rng::new(seed);
-        let mut run =
-            Run { world, options, db: Some(db), model, snapshots: Vec::new(), rng };
+        let mut run = Run {
+            world,
+            options,
+            db: Some(db),
+            model,
+            snapshots: Vec::new(),
+            rng,
+        };
         for _ in 0..steps {
             run.step();
         }
@@ -418,7 +515,11 @@ fn history(seed: u64, name: &str, options: &Options, steps: u64) {
 }
 
 fn seeds(default: u64) -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     match number("FIRN_MODEL_SEED") {
         Some(seed) => vec![seed],
         None => (0..number("FIRN_MODEL_SEEDS").unwrap_or(default)).collect(),
@@ -446,7 +547,10 @@ fn a_buffered_write_behind_a_durable_one_is_seen_when_it_is_acknowledged() {
     assert_eq!(db.get(b"a").unwrap(), None, "seen before it is durable");
     let mut second = WriteBatch::new();
     second.put(&ns, b"b", b"2").unwrap();
-    let options = WriteOptions { durability: Durability::Buffered, max_delay: None };
+    let options = WriteOptions {
+        durability: Durability::Buffered,
+        max_delay: None,
+    };
     let second = db.submit(second, &options).unwrap();
     second.wait().unwrap();
     assert_eq!(db.get(b"b").unwrap().as_deref(), Some(&b"2"[..]));

@@ -23,19 +23,33 @@ fn contents(disk: &MemFs, context: &str) -> Contents {
     let report = verify(disk);
     assert!(report.is_clean(), "{context}: {:?}", report.problems);
     let world = World::on(disk.fork(), 1);
-    let db = world.open(tiny()).unwrap_or_else(|error| panic!("{context}: {error}"));
+    let db = world
+        .open(tiny())
+        .unwrap_or_else(|error| panic!("{context}: {error}"));
     let contents = read(&db);
     // It goes on working, and what it writes then is sound too.
     db.put(b"after", b"repair").unwrap();
     db.flush().unwrap();
     for ns in db.namespaces() {
-        db.compact_range(&ns, None, None).unwrap_or_else(|error| panic!("{context}: {error}"));
+        db.compact_range(&ns, None, None)
+            .unwrap_or_else(|error| panic!("{context}: {error}"));
     }
     let report = db.verify().unwrap();
-    assert!(report.is_clean(), "{context}, after compaction: {:?}", report.problems);
+    assert!(
+        report.is_clean(),
+        "{context}, after compaction: {:?}",
+        report.problems
+    );
     let mut expected = contents.clone();
-    expected.entry("default".into()).or_default().insert(b"after".to_vec(), b"repair".to_vec());
-    assert_eq!(differences(&read(&db), &expected), [], "{context}: compaction changed something");
+    expected
+        .entry("default".into())
+        .or_default()
+        .insert(b"after".to_vec(), b"repair".to_vec());
+    assert_eq!(
+        differences(&read(&db), &expected),
+        [],
+        "{context}: compaction changed something"
+    );
     contents
 }
 
@@ -44,13 +58,20 @@ fn read(db: &Db) -> Contents {
         .iter()
         .map(|ns| {
             let scan = db.scan(ns, ScanOptions::all()).unwrap();
-            (ns.name().to_string(), scan.into_iter().map(|pair| pair.unwrap()).collect())
+            (
+                ns.name().to_string(),
+                scan.into_iter().map(|pair| pair.unwrap()).collect(),
+            )
         })
         .collect()
 }
 
 fn files(disk: &MemFs, end: &str) -> Vec<PathBuf> {
-    let unused: Vec<PathBuf> = verify(disk).notes.into_iter().map(|note| note.path).collect();
+    let unused: Vec<PathBuf> = verify(disk)
+        .notes
+        .into_iter()
+        .map(|note| note.path)
+        .collect();
     let matches = |p: &PathBuf| {
         let name = p.file_name().unwrap().to_str().unwrap();
         (name.ends_with(end) || name.starts_with(end)) && !unused.contains(p)
@@ -72,7 +93,10 @@ fn differences(found: &Contents, written: &Contents) -> Vec<(String, Vec<u8>)> {
     for (name, map) in written {
         let there = found.get(name).cloned().unwrap_or_default();
         let keys = map.keys().chain(there.keys());
-        all.extend(keys.filter(|k| map.get(*k) != there.get(*k)).map(|k| (name.clone(), k.clone())));
+        all.extend(
+            keys.filter(|k| map.get(*k) != there.get(*k))
+                .map(|k| (name.clone(), k.clone())),
+        );
     }
     all
 }
@@ -81,7 +105,10 @@ fn differences(found: &Contents, written: &Contents) -> Vec<(String, Vec<u8>)> {
 fn what_is_sound_stays_as_it_is() {
     let (disk, written) = sample(1, &tiny());
     let image = |disk: &MemFs| -> BTreeMap<PathBuf, Vec<u8>> {
-        disk.files().into_iter().map(|p| (p.clone(), disk.read_file(&p).unwrap())).collect()
+        disk.files()
+            .into_iter()
+            .map(|p| (p.clone(), disk.read_file(&p).unwrap()))
+            .collect()
     };
     let before = image(&disk);
     let report = repair(&disk);
@@ -95,7 +122,12 @@ fn what_is_sound_stays_as_it_is() {
 fn a_lost_or_garbled_current_costs_nothing() {
     for seed in 0..3 {
         let (disk, written) = sample(seed, &tiny());
-        for content in [None, Some(&b""[..]), Some(b"MANIFEST-999999\n"), Some(b"garbage")] {
+        for content in [
+            None,
+            Some(&b""[..]),
+            Some(b"MANIFEST-999999\n"),
+            Some(b"garbage"),
+        ] {
             let disk = disk.fork();
             match content {
                 Some(bytes) => disk.write_file("/db/CURRENT", bytes).unwrap(),
@@ -104,7 +136,11 @@ fn a_lost_or_garbled_current_costs_nothing() {
             let report = repair(&disk);
             assert!(report.losses.is_empty(), "{:?}", report.losses);
             assert!(report.changed);
-            assert_eq!(differences(&contents(&disk, "CURRENT"), &written), [], "seed {seed}, {content:?}");
+            assert_eq!(
+                differences(&contents(&disk, "CURRENT"), &written),
+                [],
+                "seed {seed}, {content:?}"
+            );
             assert!(!repair(&disk).changed, "the second time nothing is to do");
         }
     }
@@ -163,14 +199,27 @@ fn of_a_damaged_table_all_but_the_damaged_block_is_kept() {
                 assert_eq!(wrong, [], "{context}: a silent loss");
             }
             // A block of 256 bytes has few entries; range tombstones cover many keys.
-            let only_blocks = report.losses.iter().all(|loss| loss.detail.contains("keys "));
-            assert!(!only_blocks || wrong.len() < 40, "{context}: {} are lost", wrong.len());
+            let only_blocks = report
+                .losses
+                .iter()
+                .all(|loss| loss.detail.contains("keys "));
+            assert!(
+                !only_blocks || wrong.len() < 40,
+                "{context}: {} are lost",
+                wrong.len()
+            );
             let lost = Path::new(DIR).join("lost").join(path.file_name().unwrap());
-            assert!(disk.read_file(&lost).is_ok(), "{context}: the damaged file is kept");
+            assert!(
+                disk.read_file(&lost).is_ok(),
+                "{context}: the damaged file is kept"
+            );
             assert!(!repair(&disk).changed, "{context}");
         }
     }
-    assert!(lossless > 5, "damage outside of the data costs nothing: {lossless}");
+    assert!(
+        lossless > 5,
+        "damage outside of the data costs nothing: {lossless}"
+    );
 }
 
 #[test]
@@ -185,7 +234,10 @@ fn a_missing_table_is_told_with_its_keys() {
         let told = report.losses.iter().find(|loss| loss.path == path).unwrap();
         assert!(told.detail.contains("keys from"), "{told}");
         let found = contents(&disk, &context);
-        assert_eq!(found.keys().collect::<Vec<_>>(), written.keys().collect::<Vec<_>>());
+        assert_eq!(
+            found.keys().collect::<Vec<_>>(),
+            written.keys().collect::<Vec<_>>()
+        );
         assert!(!repair(&disk).changed);
     }
 }
@@ -208,10 +260,17 @@ fn values_of_a_lost_blob_file_are_told_key_by_key_and_never_replaced_by_older_on
             let report = repair(&disk);
             let found = contents(&disk, &context);
             for (name, key) in differences(&found, &written) {
-                assert_eq!(found[&name].get(&key), None, "{context}: an old value came to light");
+                assert_eq!(
+                    found[&name].get(&key),
+                    None,
+                    "{context}: an old value came to light"
+                );
                 let shown = format!("\"{}\"", key.escape_ascii());
                 assert!(
-                    report.losses.iter().any(|loss| loss.detail.contains(&shown)),
+                    report
+                        .losses
+                        .iter()
+                        .any(|loss| loss.detail.contains(&shown)),
                     "{context}: {shown} is missing silently"
                 );
             }
@@ -244,17 +303,30 @@ fn a_log_is_cut_at_its_damage() {
     let bytes = disk.read_file(&segment).unwrap();
     for number in [0_usize, 1, 17, 40, 55] {
         let needle = format!("value {number} of the log").into_bytes();
-        let at = bytes.windows(needle.len()).position(|w| *w == needle[..]).unwrap();
+        let at = bytes
+            .windows(needle.len())
+            .position(|w| *w == needle[..])
+            .unwrap();
         let disk = disk.fork();
         disk.flip_bit(&segment, at as u64, 2).unwrap();
         let report = repair(&disk);
         let context = format!("record {number}");
-        assert_eq!(report.log_operations_kept, number as u64, "{context}: {report:?}");
+        assert_eq!(
+            report.log_operations_kept, number as u64,
+            "{context}: {report:?}"
+        );
         assert_eq!(report.log_operations_lost, 59 - number as u64, "{context}");
         assert_eq!(report.losses.len(), 1, "{context}");
         assert_eq!(report.losses[0].path, segment, "{context}");
-        assert_eq!(contents(&disk, &context)["default"], states[number], "{context}");
-        assert!(disk.files().iter().any(|p| p.starts_with("/db/lost/wal")), "{context}");
+        assert_eq!(
+            contents(&disk, &context)["default"],
+            states[number],
+            "{context}"
+        );
+        assert!(
+            disk.files().iter().any(|p| p.starts_with("/db/lost/wal")),
+            "{context}"
+        );
         assert!(!repair(&disk).changed, "{context}");
     }
 }
@@ -324,7 +396,9 @@ fn a_crash_at_any_operation_of_a_repair_costs_nothing() {
         faults.set_hook(Box::new(move |number, info| {
             if info.kind.is_mutation() {
                 for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll, CrashMode::Torn] {
-                    sink.lock().unwrap().push((number, watched.crash(number, mode)));
+                    sink.lock()
+                        .unwrap()
+                        .push((number, watched.crash(number, mode)));
                 }
             }
             Verdict::Proceed
@@ -336,7 +410,11 @@ fn a_crash_at_any_operation_of_a_repair_costs_nothing() {
         for (number, image) in images {
             let context = format!("{name}, operation {number}");
             repair(&image);
-            assert_eq!(differences(&contents(&image, &context), &expected), [], "{context}");
+            assert_eq!(
+                differences(&contents(&image, &context), &expected),
+                [],
+                "{context}"
+            );
         }
     }
 }
@@ -364,7 +442,11 @@ fn an_error_in_the_middle_of_a_repair_costs_nothing() {
             let context = format!("{name}, no space at operation {operation}");
             if result.is_err() {
                 repair(&disk);
-                assert_eq!(differences(&contents(&disk, &context), &expected), [], "{context}");
+                assert_eq!(
+                    differences(&contents(&disk, &context), &expected),
+                    [],
+                    "{context}"
+                );
             }
             operation += 3;
             if operation > faults.op_count() {

@@ -24,7 +24,10 @@ pub(crate) fn key(number: u64) -> Vec<u8> {
 pub(crate) fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
     let world = World::new(seed);
     let db = world.open(options.clone()).unwrap();
-    let spaces = [db.default_namespace(), db.create_namespace("other").unwrap()];
+    let spaces = [
+        db.default_namespace(),
+        db.create_namespace("other").unwrap(),
+    ];
     let mut contents = Contents::new();
     let mut rng = Rng::new(seed);
     for round in 0..6 {
@@ -70,7 +73,9 @@ fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng) 
             let mut value = vec![0; len as usize];
             rng.fill_bytes(&mut value);
             if n == 2 {
-                batch.put_expiring(ns, &key, &value, START_MS + 1_000_000_000).unwrap();
+                batch
+                    .put_expiring(ns, &key, &value, START_MS + 1_000_000_000)
+                    .unwrap();
             } else {
                 batch.put(ns, &key, &value).unwrap();
             }
@@ -88,8 +93,17 @@ pub(crate) fn verify(disk: &MemFs) -> VerifyReport {
 /// What the data files hold by their own account, read through the public API.
 fn entries_of(disk: &MemFs) -> usize {
     let world = World::on(disk.fork(), 1);
-    let db = world.open(Options { read_only: true, ..tiny() }).unwrap();
-    db.stats().levels.iter().map(|level| level.files as usize).sum()
+    let db = world
+        .open(Options {
+            read_only: true,
+            ..tiny()
+        })
+        .unwrap();
+    db.stats()
+        .levels
+        .iter()
+        .map(|level| level.files as usize)
+        .sum()
 }
 
 #[test]
@@ -116,7 +130,12 @@ fn a_sound_database_is_clean_and_counted() {
 #[test]
 fn entries_and_files_are_counted_right() {
     let world = World::new(1);
-    let db = world.open(Options { min_blob_bytes: 100, ..tiny() }).unwrap();
+    let db = world
+        .open(Options {
+            min_blob_bytes: 100,
+            ..tiny()
+        })
+        .unwrap();
     for number in 0..50 {
         db.put(&key(number), &[7; 20]).unwrap();
     }
@@ -162,7 +181,9 @@ fn live(disk: &MemFs) -> Vec<PathBuf> {
         name == "LOCK" || name == "BALLAST" || name.ends_with(".spare") || name.ends_with(".tmp")
     };
     let files = disk.files().into_iter();
-    files.filter(|p| !uninteresting(p) && !orphans.iter().any(|o| o.path == *p)).collect()
+    files
+        .filter(|p| !uninteresting(p) && !orphans.iter().any(|o| o.path == *p))
+        .collect()
 }
 
 /// Bytes that nothing reads, by file: the unused rest of log segments behind the last frame, the
@@ -185,7 +206,10 @@ fn is_found(disk: &MemFs, path: &Path, offset: u64, bit: u8) -> bool {
 
 #[test]
 fn a_flipped_bit_in_any_byte_is_found_and_its_file_named() {
-    let options = Options { log_segment_bytes: Some(64 << 10), ..tiny() };
+    let options = Options {
+        log_segment_bytes: Some(64 << 10),
+        ..tiny()
+    };
     let (disk, _) = sample(3, &options);
     let mut rng = Rng::new(7);
     let mut kinds = BTreeMap::<String, u32>::new();
@@ -195,10 +219,19 @@ fn a_flipped_bit_in_any_byte_is_found_and_its_file_named() {
         let kind = name.rsplit(['.', '-']).next().unwrap().to_string();
         let is_log = kind == "wal";
         let is_manifest = name.starts_with("MANIFEST");
-        *kinds.entry(if is_manifest { "manifest".into() } else { kind }).or_default() += 1;
-        let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        *kinds
+            .entry(if is_manifest { "manifest".into() } else { kind })
+            .or_default() += 1;
+        let used = bytes
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last + 1);
         // A seal, which is written and not synced, ends a manifest: an empty frame of nine bytes.
-        let sealed = if is_manifest { bytes.len() - 9 } else { bytes.len() };
+        let sealed = if is_manifest {
+            bytes.len() - 9
+        } else {
+            bytes.len()
+        };
         for offset in 0..bytes.len() {
             if is_log && (offset >= used || !rng.one_in(4)) && !rng.one_in(2000) {
                 continue;
@@ -212,11 +245,18 @@ fn a_flipped_bit_in_any_byte_is_found_and_its_file_named() {
                 // page tells); padding, and zeros behind the end, are never read.
                 continue;
             }
-            assert!(found || offset >= sealed, "byte {offset} of {} unnoticed", path.display());
+            assert!(
+                found || offset >= sealed,
+                "byte {offset} of {} unnoticed",
+                path.display()
+            );
         }
     }
     for kind in ["sst", "blob", "wal", "manifest", "CURRENT"] {
-        assert!(kinds.contains_key(kind), "the sample has no {kind}: {kinds:?}");
+        assert!(
+            kinds.contains_key(kind),
+            "the sample has no {kind}: {kinds:?}"
+        );
     }
 }
 
@@ -226,14 +266,25 @@ fn a_flipped_bit_in_a_record_of_the_log_is_found() {
     let world = World::new(1);
     let db = world.open(tiny()).unwrap();
     for number in 0..40 {
-        db.put(&key(number), format!("value {number} of the log").as_bytes()).unwrap();
+        db.put(
+            &key(number),
+            format!("value {number} of the log").as_bytes(),
+        )
+        .unwrap();
     }
     db.sync().unwrap();
     let disk = world.disk.fork();
-    let path = disk.files().into_iter().find(|p| p.extension().is_some_and(|e| e == "wal")).unwrap();
+    let path = disk
+        .files()
+        .into_iter()
+        .find(|p| p.extension().is_some_and(|e| e == "wal"))
+        .unwrap();
     let bytes = disk.read_file(&path).unwrap();
     let needle = b"value 39 of the log";
-    let last = bytes.windows(needle.len()).position(|w| w == needle).unwrap();
+    let last = bytes
+        .windows(needle.len())
+        .position(|w| w == needle)
+        .unwrap();
     let end = last - 60;
     let mut unnoticed = 0;
     for offset in 0..end {
@@ -243,7 +294,10 @@ fn a_flipped_bit_in_a_record_of_the_log_is_found() {
         }
     }
     // At most seven bytes of padding for each frame.
-    assert!(unnoticed <= 7 * 41, "{unnoticed} bytes of {end} go unnoticed");
+    assert!(
+        unnoticed <= 7 * 41,
+        "{unnoticed} bytes of {end} go unnoticed"
+    );
 }
 
 #[test]
@@ -269,12 +323,20 @@ fn missing_and_cut_files_are_found() {
             );
         }
         let damaged = disk.fork();
-        World::on(damaged.clone(), 1).env.fs.remove_file(&path).unwrap();
+        World::on(damaged.clone(), 1)
+            .env
+            .fs
+            .remove_file(&path)
+            .unwrap();
         let report = verify(&damaged);
         assert!(!report.is_clean(), "{} is missing", path.display());
         let by_name = path.file_name().unwrap().to_str().unwrap();
         assert!(
-            report.problems.iter().any(|p| p.path == path || p.detail.contains(by_name)) || is_log,
+            report
+                .problems
+                .iter()
+                .any(|p| p.path == path || p.detail.contains(by_name))
+                || is_log,
             "{} is missing: {:?}",
             path.display(),
             report.problems
@@ -295,7 +357,11 @@ fn all_damage_of_all_files_is_reported_at_once() {
     }
     let report = verify(&disk);
     for path in &data {
-        assert!(report.problems.iter().any(|p| p.path == *path), "{}", path.display());
+        assert!(
+            report.problems.iter().any(|p| p.path == *path),
+            "{}",
+            path.display()
+        );
     }
 }
 
@@ -303,9 +369,14 @@ fn all_damage_of_all_files_is_reported_at_once() {
 fn orphans_are_notes() {
     let (disk, _) = sample(2, &tiny());
     let before = verify(&disk).notes.len();
-    let sst = disk.files().into_iter().find(|p| p.extension().is_some_and(|e| e == "sst")).unwrap();
+    let sst = disk
+        .files()
+        .into_iter()
+        .find(|p| p.extension().is_some_and(|e| e == "sst"))
+        .unwrap();
     let bytes = disk.read_file(&sst).unwrap();
-    disk.write_file("/db/999999.sst", &bytes[..bytes.len() / 2]).unwrap();
+    disk.write_file("/db/999999.sst", &bytes[..bytes.len() / 2])
+        .unwrap();
     disk.write_file("/db/CURRENT.tmp", b"MANIF").unwrap();
     let report = verify(&disk);
     assert!(report.is_clean(), "{:?}", report.problems);
@@ -317,7 +388,10 @@ fn a_database_is_verified_while_it_is_written() {
     for seed in 0..3 {
         let world = World::new(seed);
         let db = world.open(tiny()).unwrap();
-        let spaces = [db.default_namespace(), db.create_namespace("other").unwrap()];
+        let spaces = [
+            db.default_namespace(),
+            db.create_namespace("other").unwrap(),
+        ];
         let mut contents = Contents::new();
         let mut rng = Rng::new(seed);
         for _ in 0..40 {
@@ -339,7 +413,11 @@ fn damage_is_found_while_the_database_is_open() {
     let sst = live_sst(&world.disk, &db);
     world.disk.flip_bit(&sst, 20, 1).unwrap();
     let report = db.verify().unwrap();
-    assert!(report.problems.iter().any(|p| p.path == sst), "{:?}", report.problems);
+    assert!(
+        report.problems.iter().any(|p| p.path == sst),
+        "{:?}",
+        report.problems
+    );
 }
 
 fn live_sst(disk: &MemFs, db: &Db) -> PathBuf {
@@ -352,5 +430,9 @@ fn live_sst(disk: &MemFs, db: &Db) -> PathBuf {
 }
 
 fn verify_notes(disk: &MemFs) -> Vec<PathBuf> {
-    verify(&disk.fork()).notes.into_iter().map(|note| note.path).collect()
+    verify(&disk.fork())
+        .notes
+        .into_iter()
+        .map(|note| note.path)
+        .collect()
 }

@@ -13,32 +13,32 @@ use firn_io::fs::mem::MemFs;
 use firn_io::rng::SeededEntropy;
 
 /// Where the database is in every test.
-pub const DIR: &str = "/db";
+pub(crate) const DIR: &str = "/db";
 
 /// When every test begins, in Unix milliseconds.
-pub const START_MS: u64 = 1_700_000_000_000;
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
 
-pub struct World {
-    pub disk: MemFs,
-    pub clock: Arc<ManualClock>,
-    pub exec: Arc<Stepper>,
-    pub env: Env,
+pub(crate) struct World {
+    pub(crate) disk: MemFs,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) exec: Arc<Stepper>,
+    pub(crate) env: Env,
 }
 
 impl World {
     /// A world with an empty disk.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self::on(MemFs::new(), seed)
     }
 
     /// A world with this disk.
-    pub fn on(disk: MemFs, seed: u64) -> Self {
+    pub(crate) fn on(disk: MemFs, seed: u64) -> Self {
         let fs: Arc<dyn Fs> = Arc::new(disk.clone());
         Self::through(disk, fs, seed)
     }
 
     /// A world with this disk, seen through `fs`.
-    pub fn through(disk: MemFs, fs: Arc<dyn Fs>, seed: u64) -> Self {
+    pub(crate) fn through(disk: MemFs, fs: Arc<dyn Fs>, seed: u64) -> Self {
         let clock = Arc::new(ManualClock::new(START_MS));
         let exec = Arc::new(Stepper::new(seed, clock.clone()));
         let env = Env {
@@ -47,15 +47,20 @@ impl World {
             entropy: Arc::new(SeededEntropy::new(seed)),
             exec: exec.clone(),
         };
-        Self { disk, clock, exec, env }
+        Self {
+            disk,
+            clock,
+            exec,
+            env,
+        }
     }
 
-    pub fn open(&self, options: Options) -> Result<Db> {
+    pub(crate) fn open(&self, options: Options) -> Result<Db> {
         Db::open_with(self.env.clone(), Path::new(DIR), options)
     }
 
     /// Runs up to `jobs` background jobs.
-    pub fn step(&self, jobs: u64) {
+    pub(crate) fn step(&self, jobs: u64) {
         for _ in 0..jobs {
             if !self.exec.run_one() {
                 break;
@@ -65,7 +70,7 @@ impl World {
 }
 
 /// Options under which a few hundred small writes fill memtables, levels and log segments.
-pub fn tiny() -> Options {
+pub(crate) fn tiny() -> Options {
     Options {
         memory_bytes: 8 << 20,
         memtable_bytes: Some(16 << 10),

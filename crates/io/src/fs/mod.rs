@@ -62,6 +62,16 @@ pub struct DirEntry {
     pub len: u64,
 }
 
+/// The directory that has the name `path`: `.` for a bare name, `None` for a root.
+pub fn parent_of(path: &Path) -> Option<&Path> {
+    let parent = path.parent()?;
+    Some(if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    })
+}
+
 /// Space of the file system that holds a path, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -77,6 +87,26 @@ pub trait Fs: Send + Sync + Debug {
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>>;
     /// Makes a directory and its missing parents; no error if it is there.
     fn create_dir_all(&self, path: &Path) -> Result<()>;
+    /// Makes a directory and its missing parents, durable on return: every directory on the way that
+    /// was missing, and `path` itself even if it was there, has its name synced in its parent.
+    fn create_dir_durable(&self, path: &Path) -> Result<()> {
+        let mut unsynced = vec![path];
+        let mut above = path;
+        while let Some(parent) = parent_of(above) {
+            if self.exists(parent)? {
+                break;
+            }
+            unsynced.push(parent);
+            above = parent;
+        }
+        self.create_dir_all(path)?;
+        for made in unsynced.into_iter().rev() {
+            if let Some(parent) = parent_of(made) {
+                self.sync_dir(parent)?;
+            }
+        }
+        Ok(())
+    }
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> Result<()>;
     /// Removes an empty directory.

@@ -1,0 +1,44 @@
+//! Client for FirnDB over HTTP: pooled connections, a deadline for every call, and care about what
+//! may be repeated.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), firn_client::Error> {
+//! let client = firn_client::Client::connect("127.0.0.1:8080")?;
+//! client.put("greeting", "hello").await?;
+//! let entry = client.get("greeting").await?;
+//! let mut scan = client.scan(firn_client::ScanOptions::prefix("gre"));
+//! while let Some(entry) = scan.next().await? {
+//!     println!("{:?} {:?}", entry.key, entry.value);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! **What is repeated.** A request is sent again, after a pause and within the deadline, when the
+//! server said that it did nothing (503 with `Retry-After`), or when no connection could be made.
+//! Reads are also repeated when a connection broke. Writes then are not: whether they happened is
+//! unknown, and the error says so ([`ErrorKind::Unknown`]). Make them conditional to repeat them
+//! safely.
+//!
+//! | Module | Owns |
+//! |---|---|
+//! | [`client`] | the client and its calls |
+//! | [`batch`] | batches |
+//! | [`scan`] | ranges, page by page |
+//! | [`error`] | what can go wrong |
+//! | [`blocking`] | the same calls for threads |
+//! | `transport` | one call: connections, deadline, repetition |
+#![deny(missing_docs)]
+
+pub mod batch;
+pub mod blocking;
+pub mod client;
+pub mod error;
+pub mod scan;
+mod transport;
+
+pub use crate::batch::Batch;
+pub use crate::client::{
+    Builder, Client, Condition, DeleteOptions, Durability, Entry, PutOptions, Written,
+};
+pub use crate::error::{Error, ErrorKind};
+pub use crate::scan::{Scan, ScanEntry, ScanOptions};

@@ -1,0 +1,616 @@
+//! The configuration: file, then environment, then flags; the later wins.
+//!
+//! [`SETTINGS`] is the one table. A row is a key of the TOML file (`limits.value_bytes`), a variable
+//! (`FIRN_LIMITS_VALUE_BYTES`), a flag (`--limits-value-bytes`), a default and a sentence; the
+//! command line's help and the documentation are printed from it. A key that is not in the table is
+//! an error that names it and the nearest one that is: a typing mistake never means "the default".
+//!
+//! Sizes are written `512MiB`, durations `30s`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use firn_api::limits::{self, Limits};
+use firn_api::{duration, size};
+use firn_engine::Durability;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What a server is told when it starts. See [`SETTINGS`] for each value's meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `data_dir`
+    pub data_dir: PathBuf,
+    /// `checkpoint_dir`; `None`: beside the data directory.
+    pub checkpoint_dir: Option<PathBuf>,
+    /// `http`: host and port.
+    pub http: String,
+    /// `insecure`
+    pub insecure: bool,
+    /// `memory`, in bytes.
+    pub memory_bytes: u64,
+    /// `durability`
+    pub durability: Durability,
+    /// `drain_timeout`
+    pub drain_timeout: Duration,
+    /// `log.format`
+    pub log_format: LogFormat,
+    /// `log.level`
+    pub log_level: tracing::Level,
+    /// `log.slow_request`
+    pub slow_request: Duration,
+    /// `limits.*`, of requests.
+    pub limits: Limits,
+    /// `limits.write_delay`
+    pub write_delay: Duration,
+    /// `limits.connections`
+    pub connections: u64,
+    /// `limits.header_bytes`
+    pub header_bytes: u64,
+    /// `limits.header_timeout`
+    pub header_timeout: Duration,
+    /// `limits.idle_timeout`
+    pub idle_timeout: Duration,
+    /// `limits.body_timeout`
+    pub body_timeout: Duration,
+    /// `limits.write_timeout`
+    pub write_timeout: Duration,
+}
+
+/// A row of the table.
+pub struct Setting {
+    /// The key in the file; a dot separates table and key.
+    pub key: &'static str,
+    /// The environment variable.
+    pub env: &'static str,
+    /// The flag.
+    pub flag: &'static str,
+    /// What stands for the value in help texts.
+    pub metavar: &'static str,
+    /// The default, as one would write it; empty: none.
+    pub default: &'static str,
+    /// What it is, in a sentence or two.
+    pub help: &'static str,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+    get: fn(&Config) -> String,
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setting")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+macro_rules! settings {
+    ($($key:literal $env:literal $flag:literal $metavar:literal $default:literal $help:literal
+       $($field:ident).+ $kind:ident;)*) => {
+        /// Every setting.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key, env: $env, flag: $flag, metavar: $metavar, default: $default, help: $help,
+            set: |config, text| { config.$($field).+ = $kind::read(text)?; Ok(()) },
+            get: |config| $kind::show(&config.$($field).+),
+        },)*];
+    };
+}
+
+settings! {
+    "data_dir" "FIRN_DATA_DIR" "--data-dir" "DIR" "firn-data"
+        "Where the data is. It is made if it is not there."
+        data_dir path;
+    "http" "FIRN_HTTP" "--http" "ADDR" "127.0.0.1:8080"
+        "Where HTTP listens. Port 0 picks a free one."
+        http address;
+    "insecure" "FIRN_INSECURE" "--insecure" "BOOL" "false"
+        "Allow listening beyond this machine without authentication."
+        insecure boolean;
+    "memory" "FIRN_MEMORY" "--memory" "SIZE" "512MiB"
+        "Memory for memtables, caches, indexes and filters together."
+        memory_bytes bytes;
+    "durability" "FIRN_DURABILITY" "--durability" "LEVEL" "sync"
+        "When a write that does not say otherwise is acknowledged: sync (it survives power loss) or \
+         buffered (it survives the death of the process)."
+        durability durability_level;
+    "checkpoint_dir" "FIRN_CHECKPOINT_DIR" "--checkpoint-dir" "DIR" ""
+        "Where checkpoints are made; by default the data directory's name with .checkpoints. On the \
+         same file system they are hard links."
+        checkpoint_dir optional_path;
+    "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
+        "How long requests in flight may go on after SIGTERM."
+        drain_timeout time;
+    "log.format" "FIRN_LOG_FORMAT" "--log-format" "FORMAT" "text"
+        "How log lines look: text or json."
+        log_format format;
+    "log.level" "FIRN_LOG_LEVEL" "--log-level" "LEVEL" "info"
+        "What is logged: error, warn, info, debug or trace."
+        log_level level;
+    "log.slow_request" "FIRN_LOG_SLOW_REQUEST" "--log-slow-request" "DURATION" "1s"
+        "Requests that take longer are logged as warnings."
+        slow_request time;
+    "limits.key_bytes" "FIRN_LIMITS_KEY_BYTES" "--limits-key-bytes" "SIZE" "64KiB"
+        "Longest key; at most 64KiB."
+        limits.key_bytes bytes;
+    "limits.value_bytes" "FIRN_LIMITS_VALUE_BYTES" "--limits-value-bytes" "SIZE" "64MiB"
+        "Largest value; at most 256MiB."
+        limits.value_bytes bytes;
+    "limits.body_bytes" "FIRN_LIMITS_BODY_BYTES" "--limits-body-bytes" "SIZE" "64MiB"
+        "Largest body of a batch or a multi-get."
+        limits.body_bytes bytes;
+    "limits.batch_ops" "FIRN_LIMITS_BATCH_OPS" "--limits-batch-ops" "COUNT" "100000"
+        "Most operations in a batch."
+        limits.batch_ops count;
+    "limits.mget_keys" "FIRN_LIMITS_MGET_KEYS" "--limits-mget-keys" "COUNT" "10000"
+        "Most keys in a multi-get."
+        limits.mget_keys count;
+    "limits.page_entries" "FIRN_LIMITS_PAGE_ENTRIES" "--limits-page-entries" "COUNT" "10000"
+        "Most entries in a page of a range."
+        limits.page_entries count;
+    "limits.page_bytes" "FIRN_LIMITS_PAGE_BYTES" "--limits-page-bytes" "SIZE" "16MiB"
+        "Most bytes of keys and values in a page of a range."
+        limits.page_bytes bytes;
+    "limits.inflight_bytes" "FIRN_LIMITS_INFLIGHT_BYTES" "--limits-inflight-bytes" "SIZE" "256MiB"
+        "Bytes of request bodies in memory at the same time; beyond it requests are refused as \
+         overloaded."
+        limits.inflight_bytes bytes;
+    "limits.write_delay" "FIRN_LIMITS_WRITE_DELAY" "--limits-write-delay" "DURATION" "5s"
+        "How long a write may wait while the disk catches up before it is refused as overloaded."
+        write_delay time;
+    "limits.connections" "FIRN_LIMITS_CONNECTIONS" "--limits-connections" "COUNT" "20000"
+        "Open connections; further ones are answered 503 and closed."
+        connections count;
+    "limits.header_bytes" "FIRN_LIMITS_HEADER_BYTES" "--limits-header-bytes" "SIZE" "256KiB"
+        "Most bytes of a request's head; beyond it the answer is 431."
+        header_bytes bytes;
+    "limits.header_timeout" "FIRN_LIMITS_HEADER_TIMEOUT" "--limits-header-timeout" "DURATION" "10s"
+        "How long a request's head may take from its first byte."
+        header_timeout time;
+    "limits.idle_timeout" "FIRN_LIMITS_IDLE_TIMEOUT" "--limits-idle-timeout" "DURATION" "5m"
+        "How long a connection may be idle between requests."
+        idle_timeout time;
+    "limits.body_timeout" "FIRN_LIMITS_BODY_TIMEOUT" "--limits-body-timeout" "DURATION" "30s"
+        "How long a request's body may go without progress."
+        body_timeout time;
+    "limits.write_timeout" "FIRN_LIMITS_WRITE_TIMEOUT" "--limits-write-timeout" "DURATION" "1m"
+        "How long a client may take to accept the next bytes of a reply."
+        write_timeout time;
+}
+
+/// The kinds of values: how each is read and shown.
+macro_rules! kinds {
+    ($($name:ident $type:ty, $read:expr, $show:expr;)*) => {
+        $(mod $name {
+            #[allow(unused_imports, reason = "each kind uses some of them")]
+            use super::{Duration, Durability, LogFormat, PathBuf, duration, size};
+            pub(super) fn read(text: &str) -> Result<$type, String> {
+                let read: fn(&str) -> Result<$type, String> = $read;
+                read(text)
+            }
+            pub(super) fn show(value: &$type) -> String {
+                let show: fn(&$type) -> String = $show;
+                show(value)
+            }
+        })*
+    };
+}
+
+kinds! {
+    path PathBuf,
+        |text| if text.is_empty() { Err("a directory is needed".into()) } else { Ok(text.into()) },
+        |path| path.display().to_string();
+    optional_path Option<PathBuf>,
+        |text| Ok((!text.is_empty()).then(|| text.into())),
+        |path| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+    address String,
+        |text| match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.into()),
+            _ => Err(format!("{text:?} is not an address: write host:port, as 127.0.0.1:8080")),
+        },
+        String::clone;
+    boolean bool,
+        |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(format!("{text:?} is neither true nor false")),
+        },
+        bool::to_string;
+    bytes u64, size::parse, |bytes| size::print(*bytes);
+    count u64,
+        |text| text.parse().map_err(|_| format!("{text:?} is not a whole number")),
+        u64::to_string;
+    time Duration, duration::parse, |time| duration::print(*time);
+    durability_level Durability,
+        |text| match text {
+            "sync" => Ok(Durability::Sync),
+            "buffered" => Ok(Durability::Buffered),
+            _ => Err(format!("{text:?} is neither sync nor buffered")),
+        },
+        |level| match level { Durability::Sync => "sync".into(), Durability::Buffered => "buffered".into() };
+    format LogFormat,
+        |text| match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(format!("{text:?} is neither text nor json")),
+        },
+        |format| match format { LogFormat::Text => "text".into(), LogFormat::Json => "json".into() };
+    level tracing::Level,
+        |text| text.parse().map_err(|_| format!("{text:?} is not one of error, warn, info, debug, trace")),
+        |level| level.to_string().to_lowercase();
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "firn-data".into(),
+            checkpoint_dir: None,
+            http: "127.0.0.1:8080".into(),
+            insecure: false,
+            memory_bytes: 512 << 20,
+            durability: Durability::Sync,
+            drain_timeout: Duration::from_secs(20),
+            log_format: LogFormat::Text,
+            log_level: tracing::Level::INFO,
+            slow_request: Duration::from_secs(1),
+            limits: Limits::default(),
+            write_delay: Duration::from_secs(5),
+            connections: 20_000,
+            header_bytes: 256 << 10,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What is wrong with the configuration, and where it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, the variable or the flag.
+    pub origin: String,
+    /// What is wrong.
+    pub detail: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.detail)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+fn refuse<T>(origin: impl Into<String>, detail: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError {
+        origin: origin.into(),
+        detail: detail.into(),
+    })
+}
+
+/// Puts the configuration together. `env` may hold any variables; only those that start with
+/// `FIRN_` are looked at, and of those not `FIRN_CONFIG` (the caller's: the file's path) and not the
+/// ones that Kubernetes sets for a service called `firn`. `flags` are pairs of [`Setting::key`] and
+/// the value as it was typed.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    flags: &[(String, String)],
+) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    if let Some(path) = file {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "read once, before there is a store"
+        )]
+        let text = std::fs::read_to_string(path)
+            .or_else(|e| refuse(path.display().to_string(), e.to_string()))?;
+        config.apply_toml(&path.display().to_string(), &text)?;
+    }
+    // Sorted, so that of several mistakes the same one is reported each time.
+    let env: BTreeMap<_, _> = env.into_iter().filter(|(name, _)| is_ours(name)).collect();
+    for (name, value) in env {
+        let Some(setting) = SETTINGS.iter().find(|s| s.env == name) else {
+            let near = nearest(&name, SETTINGS.iter().map(|s| s.env));
+            return refuse(name, format!("no such setting{near}"));
+        };
+        (setting.set)(&mut config, &value).or_else(|e| refuse(setting.env, e))?;
+    }
+    for (key, value) in flags {
+        let Some(setting) = SETTINGS.iter().find(|s| s.key == key) else {
+            let near = nearest(key, SETTINGS.iter().map(|s| s.key));
+            return refuse(key.as_str(), format!("no such setting{near}"));
+        };
+        (setting.set)(&mut config, value).or_else(|e| refuse(setting.flag, e))?;
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+fn is_ours(name: &str) -> bool {
+    let kubernetes = name.starts_with("FIRN_SERVICE_") || name.starts_with("FIRN_PORT");
+    name.starts_with("FIRN_") && name != "FIRN_CONFIG" && !kubernetes
+}
+
+impl Config {
+    fn apply_toml(&mut self, origin: &str, text: &str) -> Result<(), ConfigError> {
+        let table: toml::Table = text
+            .parse()
+            .or_else(|e: toml::de::Error| refuse(origin, e.to_string()))?;
+        let mut pairs = Vec::new();
+        flatten(&mut pairs, "", table).or_else(|e| refuse(origin, e))?;
+        for (key, value) in pairs {
+            let Some(setting) = SETTINGS.iter().find(|s| s.key == key) else {
+                let near = nearest(&key, SETTINGS.iter().map(|s| s.key));
+                return refuse(origin, format!("unknown key {key:?}{near}"));
+            };
+            (setting.set)(self, &value).or_else(|e| refuse(origin, format!("{key}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// Checks what a single value cannot show.
+    ///
+    /// # Errors
+    /// The first value that contradicts a bound or another value.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        for (key, value, max) in [
+            ("limits.key_bytes", limits.key_bytes, limits::MAX_KEY_BYTES),
+            (
+                "limits.value_bytes",
+                limits.value_bytes,
+                limits::MAX_VALUE_BYTES,
+            ),
+            (
+                "limits.body_bytes",
+                limits.body_bytes,
+                limits::MAX_BATCH_BYTES,
+            ),
+        ] {
+            if value > max {
+                return refuse(
+                    key,
+                    format!("{} is more than {}", size::print(value), size::print(max)),
+                );
+            }
+        }
+        let largest = limits.value_bytes.max(limits.body_bytes);
+        if limits.inflight_bytes < largest {
+            let detail = format!(
+                "{} is less than the largest body, {}",
+                size::print(limits.inflight_bytes),
+                size::print(largest)
+            );
+            return refuse("limits.inflight_bytes", detail);
+        }
+        for (key, value, min) in [
+            ("memory", self.memory_bytes, 8 << 20),
+            ("limits.header_bytes", self.header_bytes, 8 << 10),
+            ("limits.connections", self.connections, 1),
+            ("limits.page_entries", limits.page_entries, 1),
+        ] {
+            if value < min {
+                return refuse(key, format!("{value} is less than {min}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where checkpoints are made.
+    pub fn checkpoint_dir(&self) -> PathBuf {
+        self.checkpoint_dir.clone().unwrap_or_else(|| {
+            let mut name = self.data_dir.clone().into_os_string();
+            name.push(".checkpoints");
+            name.into()
+        })
+    }
+
+    /// The effective configuration as a file that would give it again.
+    pub fn to_toml(&self) -> String {
+        let mut page = String::new();
+        let mut table = "";
+        for setting in SETTINGS {
+            let (section, name) = setting.key.split_once('.').unwrap_or(("", setting.key));
+            if section != table {
+                page.push_str(&format!("\n[{section}]\n"));
+                table = section;
+            }
+            let value = (setting.get)(self);
+            if value.is_empty() {
+                continue;
+            }
+            let bare = matches!(setting.metavar, "BOOL" | "COUNT");
+            page.push_str(&format!("{name} = "));
+            if bare {
+                page.push_str(&value);
+            } else {
+                // A JSON string is a TOML string.
+                let mut quoted = Vec::new();
+                firn_api::text::push_json_string(&mut quoted, &value);
+                page.push_str(&String::from_utf8_lossy(&quoted));
+            }
+            page.push('\n');
+        }
+        page
+    }
+}
+
+fn flatten(
+    out: &mut Vec<(String, String)>,
+    prefix: &str,
+    table: toml::Table,
+) -> Result<(), String> {
+    for (key, value) in table {
+        let key = if prefix.is_empty() {
+            key
+        } else {
+            format!("{prefix}.{key}")
+        };
+        let text = match value {
+            toml::Value::Table(inner) => {
+                flatten(out, &key, inner)?;
+                continue;
+            }
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            toml::Value::Boolean(flag) => flag.to_string(),
+            toml::Value::Datetime(_) | toml::Value::Array(_) => {
+                return Err(format!("{key}: a text, a number, true or false is needed"));
+            }
+        };
+        out.push((key, text));
+    }
+    Ok(())
+}
+
+/// `; did you mean "memory"?`, or nothing if nothing is near.
+fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let best = known.map(|name| (distance(typed, name), name)).min();
+    match best {
+        Some((far, name)) if far <= name.len().max(typed.len()) / 2 => {
+            format!("; did you mean {name:?}?")
+        }
+        _ => String::new(),
+    }
+}
+
+/// Insertions, removals and replacements from one to the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "the test writes a configuration file"
+    )]
+    use super::*;
+
+    fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter()
+            .map(|(a, b)| ((*a).into(), (*b).into()))
+            .collect()
+    }
+
+    fn toml(text: &str) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        config.apply_toml("firn.toml", text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_table_is_consistent_and_shows_the_defaults() {
+        for setting in SETTINGS {
+            let name = setting.key.replace('.', "_");
+            assert_eq!(setting.env, format!("FIRN_{}", name.to_uppercase()));
+            assert_eq!(setting.flag, format!("--{}", name.replace('_', "-")));
+            assert_eq!(
+                (setting.get)(&Config::default()),
+                setting.default,
+                "{}",
+                setting.key
+            );
+        }
+    }
+
+    #[test]
+    fn flags_beat_variables_beat_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("firn.toml");
+        std::fs::write(
+            &path,
+            "memory = \"1GiB\"\nhttp = \"127.0.0.1:1\"\ndata_dir = \"f\"\n",
+        )
+        .unwrap();
+        let env = pairs(&[
+            ("FIRN_HTTP", "127.0.0.1:2"),
+            ("FIRN_DATA_DIR", "e"),
+            ("PATH", "x"),
+        ]);
+        let config = load(Some(&path), env, &pairs(&[("data_dir", "a")])).unwrap();
+        assert_eq!(config.memory_bytes, 1 << 30);
+        assert_eq!(config.http, "127.0.0.1:2");
+        assert_eq!(config.data_dir, Path::new("a"));
+        assert_eq!(config.checkpoint_dir(), Path::new("a.checkpoints"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            (
+                "memroy = 1",
+                "unknown key \"memroy\"; did you mean \"memory\"?",
+            ),
+            (
+                "[limits]\nvalue_byte = 1",
+                "did you mean \"limits.value_bytes\"?",
+            ),
+            ("memory = \"lots\"", "memory: \"lots\" is not a size"),
+            ("memory = [1]", "memory: a text, a number"),
+            ("http = \"8080\"", "is not an address"),
+            ("memory = ", "line 1"),
+            ("limits.key_bytes = \"1MiB\"", "1MiB is more than 64KiB"),
+            ("limits.inflight_bytes = 1", "less than the largest body"),
+            ("drain_timeout = \"soon\"", "is not a duration"),
+        ] {
+            let error = toml(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let error = load(None, pairs(&[("FIRN_MEMROY", "1")]), &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "FIRN_MEMROY: no such setting; did you mean \"FIRN_MEMORY\"?"
+        );
+        let error = load(None, [], &pairs(&[("insecure", "yes")])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--insecure: \"yes\" is neither true nor false"
+        );
+    }
+
+    #[test]
+    fn kubernetes_service_variables_are_not_settings() {
+        let env = pairs(&[
+            ("FIRN_PORT_8080_TCP", "tcp://x"),
+            ("FIRN_SERVICE_HOST", "x"),
+        ]);
+        assert_eq!(load(None, env, &[]), Ok(Config::default()));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let config = Config {
+            insecure: true,
+            data_dir: "a \"b\"".into(),
+            slow_request: Duration::from_millis(1500),
+            ..Config::default()
+        };
+        assert_eq!(toml(&config.to_toml()), Ok(config));
+    }
+}

@@ -1,0 +1,191 @@
+//! Batches and multi-gets over HTTP.
+
+use bytes::Bytes;
+use firn_api::code::Code;
+use firn_api::http::{
+    BatchBody, BatchOp, BatchReply, KV_CONSISTENCY, KeyRef, MgetBody, Ttl, bytes_member,
+};
+use firn_api::{duration, text};
+use http::{HeaderValue, StatusCode};
+use hyper::body::Incoming;
+use std::time::Duration;
+
+use crate::http::query::Params;
+use crate::http::{Door, Reply, json, json_bytes};
+use crate::service::batch::{Action, Op};
+use crate::service::error::{Error, Result};
+use crate::service::kv::Condition;
+use crate::service::scan::Range;
+use crate::service::{Service, checked_expiry, durability_name};
+
+/// `POST /v1/batch`.
+pub(crate) async fn batch(
+    door: &Door,
+    ns: &str,
+    query: Option<&str>,
+    body: Incoming,
+) -> Result<Reply> {
+    let params = Params::parse(query, &["durability"])?;
+    let durability = params.durability(&door.service)?;
+    let body: BatchBody = door.json_body(body).await?;
+    let mut ops = Vec::with_capacity(body.ops.len());
+    for (index, op) in body.ops.into_iter().enumerate() {
+        ops.push(translate(&door.service, op).map_err(|e| e.at(index))?);
+    }
+    let done = door.service.batch(ns, ops, durability).await?;
+    let last = done
+        .versions
+        .iter()
+        .flatten()
+        .max()
+        .copied()
+        .unwrap_or_default();
+    let name = durability_name(done.durability).into();
+    let reply = json(
+        StatusCode::OK,
+        &BatchReply {
+            versions: done.versions,
+            durability: name,
+        },
+    );
+    Ok(crate::http::written(reply, last, done.durability))
+}
+
+fn translate(service: &Service, op: BatchOp) -> Result<Op> {
+    let bytes = |name: &str, plain: &Option<String>, b64: &Option<String>| {
+        bytes_member(name, plain.as_deref(), b64.as_deref())
+            .map_err(|e| Error::new(Code::InvalidEncoding, e))
+    };
+    let key = bytes("key", &op.key, &op.key_b64)?;
+    let value = bytes("value", &op.value, &op.value_b64)?;
+    let start = bytes("start", &op.start, &op.start_b64)?;
+    let end = bytes("end", &op.end, &op.end_b64)?;
+    let prefix = bytes("prefix", &op.prefix, &op.prefix_b64)?;
+    let expires = match (&op.ttl, op.expires_at_ms) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid("ttl and expires_at_ms exclude each other"));
+        }
+        (Some(Ttl::Seconds(seconds)), None) => {
+            Some(service.expiry_of(Duration::from_secs(*seconds))?)
+        }
+        (Some(Ttl::Text(ttl)), None) => {
+            let ttl = duration::parse(ttl).map_err(|e| Error::invalid(format!("ttl: {e}")))?;
+            Some(service.expiry_of(ttl)?)
+        }
+        (None, Some(ms)) => Some(checked_expiry(ms)?),
+        (None, None) => None,
+    };
+    let condition = match (op.if_absent, op.if_exists, op.if_version) {
+        (false, false, None) => None,
+        (true, false, None) => Some(Condition::Absent),
+        (false, true, None) => Some(Condition::Exists),
+        (false, false, Some(version)) => Some(Condition::Version(version)),
+        _ => {
+            return Err(Error::invalid(
+                "if_absent, if_exists and if_version exclude each other",
+            ));
+        }
+    };
+    let takes = |name: &str, given: bool, taken: bool| {
+        if given && !taken {
+            return Err(Error::invalid(format!("{} takes no {name}", op.op)));
+        }
+        Ok(())
+    };
+    let (puts, ranges) = (op.op == "put", op.op == "delete_range");
+    let keyed = matches!(op.op.as_str(), "put" | "delete" | "check");
+    if !keyed && !ranges {
+        let detail = format!(
+            "op {:?} is not one of put, delete, delete_range, check",
+            op.op
+        );
+        return Err(Error::invalid(detail));
+    }
+    takes("value", value.is_some(), puts)?;
+    takes("expiry", expires.is_some(), puts)?;
+    takes("key", key.is_some(), keyed)?;
+    takes("condition", condition.is_some(), keyed)?;
+    takes(
+        "start, end or prefix",
+        start.is_some() || end.is_some() || prefix.is_some(),
+        ranges,
+    )?;
+    let needs = |name: &str| Error::invalid(format!("{} needs {name}", op.op));
+    let action = match op.op.as_str() {
+        "put" => Action::Put {
+            value: value.ok_or_else(|| needs("value or value_b64"))?.into(),
+            expires_at_ms: expires,
+        },
+        "delete" => Action::Delete,
+        "delete_range" => {
+            if start.is_none() && end.is_none() && prefix.is_none() {
+                return Err(needs("start, end or prefix"));
+            }
+            let range = Range::new(start, end, prefix);
+            if range.is_empty() {
+                return Err(Error::invalid(
+                    "the start of the range is not before its end",
+                ));
+            }
+            Action::DeleteRange(range)
+        }
+        _ => {
+            condition.ok_or_else(|| needs("if_absent, if_exists or if_version"))?;
+            Action::Check
+        }
+    };
+    let key = match key {
+        Some(key) => Bytes::from(key),
+        None if ranges => Bytes::new(),
+        None => return Err(needs("key or key_b64")),
+    };
+    Ok(Op {
+        namespace: op.ns,
+        key,
+        action,
+        condition,
+    })
+}
+
+/// `POST /v1/mget`.
+pub(crate) async fn mget(
+    door: &Door,
+    ns: &str,
+    query: Option<&str>,
+    body: Incoming,
+) -> Result<Reply> {
+    let params = Params::parse(query, &["consistency", "enc"])?;
+    let (consistency, enc) = (params.consistency()?, params.enc()?);
+    let body: MgetBody = door.json_body(body).await?;
+    let mut keys = Vec::with_capacity(body.keys.len());
+    for (index, key) in body.keys.into_iter().enumerate() {
+        keys.push(match key {
+            KeyRef::Text(text) => text.into_bytes(),
+            KeyRef::Bytes { b64 } => text::base64_decode(&b64).map_err(|e| {
+                Error::new(Code::InvalidEncoding, format!("keys[{index}].b64 is {e}"))
+            })?,
+        });
+    }
+    let entries = door.service.multi_get(ns, keys).await?;
+    let mut out = b"{\"entries\":[".to_vec();
+    for (index, (key, entry)) in entries.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let Some(entry) = entry else {
+            out.extend_from_slice(b"null");
+            continue;
+        };
+        let (value, version) = (Some(&*entry.value), entry.version.0);
+        firn_api::http::push_entry(&mut out, key, value, version, entry.expires_at_ms, enc)
+            .map_err(|_| {
+                Error::new(Code::NotUtf8, "not valid UTF-8, which enc=utf8 wants").at(index)
+            })?;
+    }
+    out.extend_from_slice(b"]}");
+    let mut reply = json_bytes(StatusCode::OK, out);
+    reply
+        .headers_mut()
+        .insert(KV_CONSISTENCY, HeaderValue::from_static(consistency.name()));
+    Ok(reply)
+}

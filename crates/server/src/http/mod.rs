@@ -1,0 +1,308 @@
+//! The HTTP door: routes, headers and bodies. It translates; what things mean is in
+//! [`crate::service`].
+//!
+//! It stands on hyper alone. Keys are any bytes, so paths are matched raw; a frame of extractors
+//! would have to be worked around for that, and would cost more than the read it wraps.
+//!
+//! Every error is `application/problem+json`. The exceptions are requests that are no HTTP at all:
+//! hyper answers those itself, with an empty 400, 414 or 431, and closes.
+
+mod admin;
+mod batch;
+pub mod body;
+pub(crate) mod kv;
+pub mod openapi;
+pub(crate) mod problem;
+mod query;
+mod range;
+pub(crate) mod request;
+mod route;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use firn_api::code::Code;
+use firn_api::http::{KV_DURABILITY, KV_VERSION};
+use firn_api::text;
+use firn_engine::Durability;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::connection::Activity;
+use crate::health;
+use crate::http::body::{ReplyBody, receive};
+use crate::http::query::Params;
+use crate::http::request::Request;
+use crate::http::route::Target;
+use crate::metrics::Metrics;
+use crate::service::error::{Error, Result};
+use crate::service::{DEFAULT_NAMESPACE, Service, durability_name};
+
+pub(crate) type Reply = Response<ReplyBody>;
+
+/// The door and what it needs for each request.
+#[derive(Debug)]
+pub struct Door {
+    pub(crate) service: Service,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) body_timeout: Duration,
+    pub(crate) slow_request: Duration,
+    pub(crate) started: Duration,
+}
+
+impl Door {
+    /// Answers a request. Errors are replies too.
+    pub(crate) async fn handle(
+        &self,
+        request: http::Request<Incoming>,
+        activity: Arc<Activity>,
+    ) -> Reply {
+        let (parts, body) = request.into_parts();
+        let (service, metrics) = (self.service.clone(), Arc::clone(&self.metrics));
+        let slow = self.slow_request;
+        let running = Request::begin(service, metrics, activity, slow, parts.uri.clone());
+        let (mut reply, code) = match self.dispatch(&parts, body, &running).await {
+            Ok(reply) => (reply, "ok"),
+            Err(error) => {
+                if matches!(
+                    error.code,
+                    Code::Internal | Code::IoError | Code::Corruption
+                ) {
+                    tracing::error!(
+                        code = error.code.name(),
+                        detail = error.detail,
+                        "request failed"
+                    );
+                }
+                let path = parts.uri.path();
+                let mut reply = problem::reply(&error, path);
+                if let (Code::MethodNotAllowed, Some(target)) = (error.code, Target::parse(path)) {
+                    reply = allow(reply, target.methods());
+                }
+                (reply, error.code.name())
+            }
+        };
+        running.set_code(code);
+        reply.body_mut().request = Some(running);
+        reply
+    }
+
+    async fn dispatch(&self, parts: &Parts, body: Incoming, running: &Request) -> Result<Reply> {
+        let path = parts.uri.path();
+        let Some(target) = Target::parse(path) else {
+            let detail = "there is nothing at this path; /openapi.json lists what there is";
+            return Err(Error::new(Code::RouteNotFound, detail));
+        };
+        let methods = target.methods();
+        if parts.method == Method::OPTIONS {
+            return Ok(allow(empty(StatusCode::NO_CONTENT), methods));
+        }
+        if !methods.contains(&parts.method) {
+            let names = methods
+                .iter()
+                .map(Method::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            let detail = format!("{} is not among {names}", parts.method);
+            return Err(Error::new(Code::MethodNotAllowed, detail));
+        }
+        running.set_op(target.op(&parts.method));
+        let query = parts.uri.query();
+        match target {
+            Target::Key { ns, key } => {
+                let ns = namespace(ns)?;
+                match parts.method {
+                    Method::PUT => kv::put(self, &ns, key, parts, body).await,
+                    Method::DELETE => kv::delete(self, &ns, key, parts).await,
+                    _ => kv::get(self, &ns, key, parts).await,
+                }
+            }
+            Target::Range { ns } if parts.method == Method::DELETE => {
+                range::delete(self, &namespace(ns)?, query).await
+            }
+            Target::Range { ns } => range::get(self, &namespace(ns)?, parts).await,
+            Target::Batch { ns } => batch::batch(self, &namespace(ns)?, query, body).await,
+            Target::Mget { ns } => batch::mget(self, &namespace(ns)?, query, body).await,
+            Target::Namespaces => admin::namespaces(self, query).await,
+            Target::Namespace { ns } => {
+                admin::namespace(self, &namespace(Some(ns))?, &parts.method, query).await
+            }
+            Target::Flush => admin::flush(self, query).await,
+            Target::Compact => admin::compact(self, query).await,
+            Target::Checkpoint => admin::checkpoint(self, query, body).await,
+            Target::Verify => admin::verify(self, query).await,
+            Target::Stats => admin::stats(self, query).await,
+            Target::Livez => self.livez(query),
+            Target::Readyz => self.readyz(path, query).await,
+            Target::Metrics => self.metrics_page(parts).await,
+            Target::OpenApi => {
+                Params::parse(query, &[])?;
+                Ok(json(StatusCode::OK, &openapi::document()))
+            }
+        }
+    }
+
+    fn livez(&self, query: Option<&str>) -> Result<Reply> {
+        let params = Params::parse(query, &["verbose", "exclude"])?;
+        Ok(text_page(
+            StatusCode::OK,
+            health::page("livez", &[], params.flag("verbose")?),
+        ))
+    }
+
+    async fn readyz(&self, path: &str, query: Option<&str>) -> Result<Reply> {
+        let params = Params::parse(query, &["verbose", "exclude"])?;
+        for name in params.all("exclude") {
+            if !health::CHECKS.iter().any(|check| check.as_bytes() == name) {
+                let (name, known) = (name.escape_ascii(), health::CHECKS.join(", "));
+                return Err(Error::invalid(format!(
+                    "exclude: there is no check {name}; there are: {known}"
+                )));
+            }
+        }
+        let service = self.service.clone();
+        let mut checks = self
+            .service
+            .blocking(move || Ok(health::ready(&service)))
+            .await?;
+        checks.retain(|check| {
+            !params
+                .all("exclude")
+                .any(|name| name == check.name.as_bytes())
+        });
+        let failed = checks.iter().any(|check| check.failure.is_some());
+        let status = if failed {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::OK
+        };
+        let name = path.trim_start_matches('/');
+        let mut reply = text_page(status, health::page(name, &checks, params.flag("verbose")?));
+        if failed {
+            reply
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(1));
+        }
+        Ok(reply)
+    }
+
+    async fn metrics_page(&self, parts: &Parts) -> Result<Reply> {
+        Params::parse(parts.uri.query(), &[])?;
+        let metrics = Arc::clone(&self.metrics);
+        let page = self
+            .service
+            .blocking(move || {
+                metrics
+                    .page()
+                    .map_err(|e| Error::new(Code::Internal, e.to_string()))
+            })
+            .await?;
+        let kind = if kv::accepts(parts, "application/openmetrics-text") {
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        } else {
+            "text/plain; version=0.0.4; charset=utf-8"
+        };
+        let mut reply = text_page(StatusCode::OK, page);
+        reply
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        Ok(reply)
+    }
+
+    /// Reads and parses a JSON body.
+    async fn json_body<T: DeserializeOwned>(&self, body: Incoming) -> Result<T> {
+        let limit = self.service.limits().body_bytes;
+        let (code, name) = (Code::BodyTooLarge, "limits.body_bytes");
+        let received = receive(&self.service, body, self.body_timeout, code, name, limit).await?;
+        serde_json::from_slice(&received.bytes).map_err(|e| {
+            Error::new(
+                Code::InvalidJson,
+                format!("the body is not what this route takes: {e}"),
+            )
+        })
+    }
+}
+
+/// The name of a namespace out of a path.
+fn namespace(raw: Option<&str>) -> Result<Cow<'_, str>> {
+    let Some(raw) = raw else {
+        return Ok(Cow::Borrowed(DEFAULT_NAMESPACE));
+    };
+    if !raw.contains('%') {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let broken = |e: String| Error::new(Code::InvalidEncoding, format!("namespace: {e}"));
+    let bytes = text::percent_decode(raw).map_err(broken)?;
+    String::from_utf8(bytes)
+        .map(Cow::Owned)
+        .map_err(|_| broken("not valid UTF-8".into()))
+}
+
+/// A key out of a path.
+pub(crate) fn key_of(raw: &str, base64: bool) -> Result<Bytes> {
+    let broken = |e: String| Error::new(Code::InvalidEncoding, format!("key: {e}"));
+    let bytes = text::percent_decode(raw).map_err(broken)?;
+    if !base64 {
+        return Ok(bytes.into());
+    }
+    let text = String::from_utf8(bytes).map_err(|_| broken("not base64url".into()))?;
+    Ok(text::base64url_decode(&text).map_err(broken)?.into())
+}
+
+pub(crate) fn empty(status: StatusCode) -> Reply {
+    let mut reply = Response::new(ReplyBody::empty());
+    *reply.status_mut() = status;
+    reply
+}
+
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+    // Our bodies are plain structures with text keys: serializing them cannot fail.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    json_bytes(status, bytes)
+}
+
+pub(crate) fn json_bytes(status: StatusCode, bytes: Vec<u8>) -> Reply {
+    let mut reply = Response::new(ReplyBody::full(bytes));
+    *reply.status_mut() = status;
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+fn text_page(status: StatusCode, page: String) -> Reply {
+    let mut reply = Response::new(ReplyBody::full(page));
+    *reply.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    reply.headers_mut().insert(CONTENT_TYPE, kind);
+    reply
+}
+
+fn allow(mut reply: Reply, methods: &[Method]) -> Reply {
+    let list = methods
+        .iter()
+        .map(Method::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    if let Ok(list) = HeaderValue::from_str(&list) {
+        reply.headers_mut().insert(ALLOW, list);
+    }
+    reply
+}
+
+/// Says what a write was promised and which version it has.
+pub(crate) fn written(mut reply: Reply, version: u64, durability: Durability) -> Reply {
+    let headers = reply.headers_mut();
+    headers.insert(KV_VERSION, HeaderValue::from(version));
+    headers.insert(
+        KV_DURABILITY,
+        HeaderValue::from_static(durability_name(durability)),
+    );
+    reply
+}

@@ -1,0 +1,23 @@
+//! FirnDB as a server: doors around one service.
+//!
+//! | Module | Owns |
+//! |---|---|
+//! | [`config`] | the one table of settings; file, environment, flags |
+//! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
+//! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
+//! | [`metrics`] | what is counted, and `/metrics` |
+//! | [`health`] | alive, ready |
+//! | [`connection`] | a socket that watches its client's pace |
+//! | [`serve`] | listens, limits connections and slow clients, drains, stops |
+//!
+//! A request goes `serve` -> `http` -> `service` -> engine and back; nothing is kept between
+//! requests of a connection.
+#![deny(missing_docs)]
+
+pub mod config;
+pub mod connection;
+pub mod health;
+pub mod http;
+pub mod metrics;
+pub mod serve;
+pub mod service;

@@ -1,0 +1,339 @@
+//! What is counted, and the page `/metrics`.
+//!
+//! Requests are counted where they end, whatever the door; the engine's own numbers are asked for
+//! when the page is. Names have one prefix and base units; labels have few values: never a key,
+//! never a namespace.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use firn_engine::Stats;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::service::Service;
+
+/// What a request is counted under.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    proto: &'static str,
+    op: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpLabels {
+    proto: &'static str,
+    op: &'static str,
+}
+
+/// The counters of the server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<OpLabels, Histogram, fn() -> Histogram>,
+    /// Requests that are being served.
+    pub in_flight: Gauge,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Connections that were refused because there were too many.
+    pub refused_connections: Counter,
+}
+
+const BUCKETS: [f64; 17] = [
+    50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0,
+];
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+impl Metrics {
+    /// Counters at zero, and the engine of `service` behind the page.
+    pub fn new(service: Service) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("firn");
+        let requests = Family::default();
+        let durations: Family<_, _, fn() -> Histogram> = Family::new_with_constructor(histogram);
+        let (in_flight, connections) = (Gauge::default(), Gauge::default());
+        let refused_connections = Counter::default();
+        registry.register("requests", "Requests by outcome", requests.clone());
+        let help = "Time from a request's head to the end of its reply";
+        registry.register_with_unit("request_duration", help, Unit::Seconds, durations.clone());
+        registry.register(
+            "requests_in_flight",
+            "Requests being served",
+            in_flight.clone(),
+        );
+        registry.register("connections", "Open connections", connections.clone());
+        let help = "Connections refused because there were too many";
+        registry.register("connections_refused", help, refused_connections.clone());
+        registry.register_collector(Box::new(EngineCollector { service }));
+        Arc::new(Self {
+            registry,
+            requests,
+            durations,
+            in_flight,
+            connections,
+            refused_connections,
+        })
+    }
+
+    /// Counts a request that ended. `code` is `ok` or the name of an error code.
+    pub fn request(
+        &self,
+        proto: &'static str,
+        op: &'static str,
+        code: &'static str,
+        took: Duration,
+    ) {
+        self.requests
+            .get_or_create(&RequestLabels { proto, op, code })
+            .inc();
+        self.durations
+            .get_or_create(&OpLabels { proto, op })
+            .observe(took.as_secs_f64());
+    }
+
+    /// The page, in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// None that can happen: writing to a string does not fail.
+    pub fn page(&self) -> Result<String, fmt::Error> {
+        let mut page = String::with_capacity(16 << 10);
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}
+
+/// Asks the engine for its numbers when somebody asks for the page.
+#[derive(Debug)]
+struct EngineCollector {
+    service: Service,
+}
+
+type Reading = fn(&Stats) -> u64;
+
+const COUNTERS: &[(&str, &str, Reading)] = &[
+    ("writes", "Batches written", |s| s.counters.writes),
+    ("write_ops", "Operations written", |s| s.counters.write_ops),
+    ("write_bytes", "Bytes of keys and values written", |s| {
+        s.counters.write_bytes
+    }),
+    ("wal_bytes", "Bytes appended to the log", |s| {
+        s.counters.log_bytes
+    }),
+    ("reads", "Point reads", |s| s.counters.reads),
+    ("read_hits", "Point reads that found the key", |s| {
+        s.counters.read_hits
+    }),
+    ("scans", "Scans opened", |s| s.counters.scans),
+    ("scan_entries", "Entries that scans returned", |s| {
+        s.counters.scan_entries
+    }),
+    ("block_reads", "Blocks read from disk", |s| {
+        s.counters.block_reads
+    }),
+    ("block_read_bytes", "Bytes of blocks read from disk", |s| {
+        s.counters.block_read_bytes
+    }),
+    ("cache_hits", "Blocks found in the cache", |s| {
+        s.counters.cache_hits
+    }),
+    ("cache_misses", "Blocks not found in the cache", |s| {
+        s.counters.cache_misses
+    }),
+    ("filter_checks", "Filters asked", |s| {
+        s.counters.filter_checks
+    }),
+    ("filter_negatives", "Filters that saved a read", |s| {
+        s.counters.filter_negatives
+    }),
+    ("filter_false_positives", "Filters that did not", |s| {
+        s.counters.filter_false_positives
+    }),
+    ("flushes", "Memtables flushed", |s| s.counters.flushes),
+    ("flush_bytes", "Bytes that flushes wrote", |s| {
+        s.counters.flush_bytes
+    }),
+    ("compactions", "Compactions run", |s| s.counters.compactions),
+    (
+        "compaction_read_bytes",
+        "Bytes that compactions read",
+        |s| s.counters.compaction_read_bytes,
+    ),
+    (
+        "compaction_write_bytes",
+        "Bytes that compactions wrote",
+        |s| s.counters.compaction_write_bytes,
+    ),
+    (
+        "compaction_dropped_entries",
+        "Entries that compactions dropped",
+        |s| s.counters.compaction_dropped_entries,
+    ),
+    (
+        "background_failures",
+        "Flushes and compactions that failed and were repeated",
+        |s| s.counters.background_failures,
+    ),
+    (
+        "trivial_moves",
+        "SSTables moved down without rewriting",
+        |s| s.counters.trivial_moves,
+    ),
+    ("blob_write_bytes", "Bytes written to blob files", |s| {
+        s.counters.blob_bytes_written
+    }),
+    (
+        "blob_relocated_bytes",
+        "Bytes moved between blob files",
+        |s| s.counters.blob_bytes_relocated,
+    ),
+    ("expired_dropped", "Expired entries dropped", |s| {
+        s.counters.expired_dropped
+    }),
+    ("corruptions", "Damage found in stored bytes", |s| {
+        s.counters.corruptions
+    }),
+];
+
+const GAUGES: &[(&str, &str, Reading)] = &[
+    ("wal_segments", "Segments of the log", |s| s.log.segments),
+    ("wal_size_bytes", "Bytes of the log", |s| s.log.disk_bytes),
+    (
+        "wal_unsynced_bytes",
+        "Bytes of the log not yet synced",
+        |s| s.log.unsynced_bytes,
+    ),
+    ("disk_bytes", "Bytes of all files", |s| s.disk_bytes),
+    ("blob_files", "Blob files", |s| s.blob_files),
+    ("blob_bytes", "Bytes of blob files", |s| s.blob_bytes),
+    (
+        "blob_garbage_bytes",
+        "Bytes of blob files that nobody refers to",
+        |s| s.blob_garbage_bytes,
+    ),
+    (
+        "compaction_debt_bytes",
+        "Bytes that compaction has yet to move",
+        |s| s.compaction_debt_bytes,
+    ),
+    (
+        "memory_budget_bytes",
+        "Memory that the engine may use",
+        |s| s.memory.budget,
+    ),
+    ("snapshots", "Snapshots held", |s| s.snapshots),
+    ("last_version", "The last sequence number", |s| {
+        s.last_seqno.0
+    }),
+    (
+        "disk_full",
+        "1 while writes are refused because the disk is full",
+        |s| u64::from(s.disk_full),
+    ),
+    (
+        "log_poisoned",
+        "1 once writes are refused because the log failed",
+        |s| u64::from(s.poisoned.is_some()),
+    ),
+    (
+        "background_error",
+        "1 while background work cannot go on",
+        |s| u64::from(s.background_error.is_some()),
+    ),
+];
+
+type NoLabels = [(&'static str, &'static str); 0];
+
+impl Collector for EngineCollector {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.service.db().stats();
+        for (name, help, read) in COUNTERS {
+            let mut metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+            metric.encode_counter::<NoLabels, _, u64>(&read(&stats), None)?;
+        }
+        for (name, help, read) in GAUGES {
+            to.encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_gauge(&read(&stats))?;
+        }
+        let inflight = self.service.inflight_bytes();
+        let help = "Bytes of request bodies in memory";
+        to.encode_descriptor("request_body_bytes", help, None, MetricType::Gauge)?
+            .encode_gauge(&inflight)?;
+
+        // The engine keeps sums and counts: histograms of one bucket.
+        let c = &stats.counters;
+        let (stalls, stall_micros) = self.service.stalls();
+        for (name, help, micros, count) in [
+            (
+                "wal_fsync_duration",
+                "Time that syncs of the log took",
+                c.log_sync_micros,
+                c.log_syncs,
+            ),
+            (
+                "write_stall",
+                "Time that writes waited for flushes and compactions",
+                c.write_stall_micros + stall_micros,
+                stalls,
+            ),
+        ] {
+            let seconds = micros as f64 / 1e6;
+            let unit = Unit::Seconds;
+            let mut metric =
+                to.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
+            metric.encode_histogram::<NoLabels>(seconds, count, &[(f64::MAX, count)], None)?;
+        }
+        let unit = Unit::Seconds;
+        let help = "The longest sync of the log so far";
+        to.encode_descriptor(
+            "wal_fsync_duration_max",
+            help,
+            Some(&unit),
+            MetricType::Gauge,
+        )?
+        .encode_gauge(&(c.log_sync_max_micros as f64 / 1e6))?;
+
+        let levels = [
+            ("level_bytes", "Bytes of a level"),
+            ("level_files", "SSTables of a level"),
+        ];
+        for (name, help) in levels {
+            let mut metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for level in &stats.levels {
+                let value = if name == "level_bytes" {
+                    level.bytes
+                } else {
+                    level.files
+                };
+                let labels = [("level", level.level.to_string())];
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        let help = "Memory in use by part";
+        let mut metric = to.encode_descriptor("memory_bytes", help, None, MetricType::Gauge)?;
+        let memory = &stats.memory;
+        for (part, bytes) in [
+            ("memtables", memory.memtables),
+            ("block_cache", memory.block_cache),
+            ("tables", memory.tables),
+        ] {
+            metric
+                .encode_family(&[("part", part)])?
+                .encode_gauge(&bytes)?;
+        }
+        let help = "The version of the server";
+        to.encode_descriptor("build", help, None, MetricType::Info)?
+            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
+    }
+}

@@ -1,0 +1,488 @@
+//! Listens, limits, drains, stops.
+//!
+//! 1. [`Server::start`] checks that the address may be listened on, opens the database, binds.
+//! 2. [`Server::run`] accepts connections. Each is a task of its own that lives as long as the
+//!    connection; at most `limits.connections` exist, and a further client is told so.
+//! 3. When told to stop: `/readyz` fails, the listener closes, idle connections close, requests in
+//!    flight go on until `drain_timeout`, what is left is cut. Then the log is flushed and the
+//!    database closed. A second signal ends the process at once; acknowledged writes are safe
+//!    either way.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use firn_engine::Db;
+use firn_engine::Options;
+use firn_engine::{Event, EventListener};
+use firn_io::Env;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::connection::{Activity, Guarded, Pace};
+use crate::http::Door;
+use crate::metrics::Metrics;
+use crate::service::{Parts, Service, durability_name};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4_096;
+/// Background threads of the engine: one flushes, one compacts.
+const BACKGROUND_THREADS: usize = 2;
+
+/// Why a server did not start, or did not end well.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The configuration.
+    Config(ConfigError),
+    /// The address cannot be listened on.
+    Bind {
+        /// Which.
+        address: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// The database.
+    Engine(firn_engine::Error),
+    /// The runtime or the standard output.
+    Io(io::Error),
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => write!(f, "{error}"),
+            Self::Bind { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
+                write!(
+                    f,
+                    "http: {address} is in use; choose another with --http (port 0 picks a free one)"
+                )
+            }
+            Self::Bind { address, cause } => {
+                write!(f, "http: cannot listen on {address} (see --http): {cause}")
+            }
+            Self::Engine(error) => write!(f, "{error}"),
+            Self::Io(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for ServeError {}
+
+impl From<firn_engine::Error> for ServeError {
+    fn from(error: firn_engine::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<io::Error> for ServeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl ServeError {
+    /// The exit code of the process: 2 usage, 3 could not serve, 4 the database refused to open
+    /// (another process holds it, the disk), 5 damage found.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::Engine(error) if error.is_corruption() => 5,
+            Self::Engine(_) => 4,
+            Self::Bind { .. } | Self::Io(_) => 3,
+        }
+    }
+}
+
+/// A server that listens but does not accept yet.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    service: Service,
+    door: Arc<Door>,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Opens the database and binds. The database is recovered before the address is taken, so that
+    /// a client that can connect is answered at once.
+    ///
+    /// # Errors
+    /// What is wrong, in words for the operator.
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
+        Self::start_in(Env::os(BACKGROUND_THREADS), config).await
+    }
+
+    /// The same in an environment of the caller's: a test's clock, a test's disk.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
+        config.validate().map_err(ServeError::Config)?;
+        let socket = prepare(&config).await?;
+        let (env_of_db, dir) = (env.clone(), config.data_dir.clone());
+        let options = Options {
+            memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
+            background_threads: BACKGROUND_THREADS,
+            ..Options::default()
+        };
+        let opening = tokio::task::spawn_blocking(move || Db::open_with(env_of_db, dir, options));
+        let db = opening.await.map_err(io::Error::other)??;
+        db.set_listener(Arc::new(LogEvents));
+        let parts = Parts {
+            clock: Arc::clone(&env.clock),
+            fs: Arc::clone(&env.fs),
+            limits: config.limits.clone(),
+            durability: config.durability,
+            write_delay: config.write_delay,
+            checkpoint_dir: config.checkpoint_dir(),
+        };
+        let service = Service::new(db, parts);
+        let metrics = Metrics::new(service.clone());
+        let door = Arc::new(Door {
+            service: service.clone(),
+            metrics,
+            body_timeout: config.body_timeout,
+            slow_request: config.slow_request,
+            started: env.clock.monotonic(),
+        });
+        let bind_failed = |cause| ServeError::Bind {
+            address: config.http.clone(),
+            cause,
+        };
+        let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
+        let address = listener.local_addr().map_err(bind_failed)?;
+        Ok(Self {
+            config,
+            service,
+            door,
+            listener,
+            address,
+        })
+    }
+
+    /// Where HTTP listens, with the port that was picked.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The service behind the doors.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Serves until `shutdown` resolves, then drains and closes the database.
+    ///
+    /// # Errors
+    /// If the log cannot be flushed at the end.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+        let (stop, stopping) = watch::channel(Phase::Serving);
+        // Every connection holds a sender; when the last is gone, `recv` ends.
+        let (alive, mut all_gone) = mpsc::channel::<()>(1);
+        // Clients that are told that there are too many are few at a time themselves.
+        let refusals = Arc::new(Semaphore::new(64));
+        let pace = Pace {
+            idle: self.config.idle_timeout,
+            header: self.config.header_timeout,
+            write: self.config.write_timeout,
+        };
+        let mut builder = http1::Builder::new();
+        builder
+            .half_close(true)
+            .header_read_timeout(None)
+            .max_header_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX))
+            .max_buf_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX));
+        let most = i64::try_from(self.config.connections).unwrap_or(i64::MAX);
+        tokio::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: what helps is that somebody closes one.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let metrics = &self.door.metrics;
+            if metrics.connections.get() >= most {
+                metrics.refused_connections.inc();
+                if let Ok(turn) = Arc::clone(&refusals).try_acquire_owned() {
+                    let most = self.config.connections;
+                    tokio::spawn(async move {
+                        refuse(stream, most).await;
+                        drop(turn);
+                    });
+                }
+                continue;
+            }
+            // Small replies must not wait for the acknowledgement of earlier ones.
+            let _ = stream.set_nodelay(true);
+            metrics.connections.inc();
+            let door = Arc::clone(&self.door);
+            tokio::spawn(serve_connection(
+                builder.clone(),
+                stream,
+                door,
+                pace,
+                stopping.clone(),
+                alive.clone(),
+            ));
+        }
+        let Self {
+            config,
+            service,
+            listener,
+            ..
+        } = self;
+        tracing::info!("draining");
+        service.begin_drain();
+        drop(listener);
+        let _ = stop.send(Phase::Draining);
+        drop((alive, stopping));
+        let drained = tokio::time::timeout(config.drain_timeout, all_gone.recv()).await;
+        if drained.is_err() {
+            tracing::warn!("requests were still running after drain_timeout; they are cut");
+            let _ = stop.send(Phase::Cut);
+            let _ = all_gone.recv().await;
+        }
+        let closing = tokio::task::spawn_blocking(move || {
+            let synced = service.db().sync();
+            service.db().close().and(synced)
+        });
+        closing.await.map_err(io::Error::other)??;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the database, binds, prints one line that begins with `ready` on the standard output,
+/// serves until `shutdown` resolves, drains, flushes, closes. Runs inside a Tokio runtime.
+///
+/// # Errors
+/// What kept it from starting, or from ending well.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let server = Server::start(config).await?;
+    let config = &server.config;
+    let auth = if config.insecure {
+        "off"
+    } else {
+        "off (loopback only)"
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        data_dir = %config.data_dir.display(),
+        durability = durability_name(config.durability),
+        memory = firn_api::size::print(config.memory_bytes),
+        auth,
+        "listening on http://{}",
+        server.address
+    );
+    let line = format!(
+        "ready http={} data_dir={}\n",
+        server.address,
+        config.data_dir.display()
+    );
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(line.as_bytes())
+        .and_then(|()| stdout.flush())?;
+    drop(stdout);
+    server.run(shutdown).await
+}
+
+/// What the binary calls: starts logging and a runtime, serves until SIGTERM or SIGINT. Blocks.
+///
+/// # Errors
+/// As [`run`].
+pub fn main(config: Config) -> Result<(), ServeError> {
+    start_logging(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("firn-http")
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(run(config, termination()));
+    // What still runs was given its time.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// Resolves at the first SIGTERM or SIGINT. From then on a second one ends the process at once,
+/// with the exit code that a shell gives to a process that died of the signal.
+pub async fn termination() {
+    let first = next_signal().await;
+    tracing::info!(signal = first, "asked to stop; again to stop at once");
+    tokio::spawn(async {
+        let second = next_signal().await;
+        tracing::warn!("stopped at once");
+        std::process::exit(128 + second);
+    });
+}
+
+async fn next_signal() -> i32 {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(kinds[0]), signal(kinds[1])) else {
+        // No signals can be received: the process ends as the system ends it.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => kinds[0].as_raw_value(),
+        _ = interrupt.recv() => kinds[1].as_raw_value(),
+    }
+}
+
+/// Log lines go to the standard error. A logger that is there already stays.
+fn start_logging(config: &Config) {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = tracing_subscriber::fmt()
+        .with_ansi(colours)
+        .with_max_level(config.log_level)
+        .with_writer(io::stderr);
+    let _ = match config.log_format {
+        LogFormat::Text => lines.with_target(false).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+}
+
+/// A bound socket on the configured address, which must be this machine's own unless `insecure`.
+async fn prepare(config: &Config) -> Result<TcpSocket, ServeError> {
+    let failed = |cause| ServeError::Bind {
+        address: config.http.clone(),
+        cause,
+    };
+    let mut addresses = tokio::net::lookup_host(&config.http)
+        .await
+        .map_err(failed)?;
+    let Some(address) = addresses.next() else {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the host has no address",
+        )));
+    };
+    if !address.ip().is_loopback() && !config.insecure {
+        let detail = format!(
+            "{} can be reached from other machines, and nobody is asked for a password; listen on \
+             127.0.0.1, or allow it with --insecure (insecure = true)",
+            config.http
+        );
+        return Err(ServeError::Config(ConfigError {
+            origin: "http".into(),
+            detail,
+        }));
+    }
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    };
+    let socket = socket.map_err(failed)?;
+    socket.set_reuseaddr(true).map_err(failed)?;
+    socket.bind(address).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Takes the connection's place back whatever ends it.
+struct Place(Arc<Door>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+    }
+}
+
+/// How far the server is with stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    Draining,
+    Cut,
+}
+
+async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
+    // A sender that is gone means that the server is.
+    let _ = now.wait_for(|now| *now >= phase).await;
+}
+
+async fn serve_connection(
+    builder: http1::Builder,
+    stream: TcpStream,
+    door: Arc<Door>,
+    pace: Pace,
+    mut phase: watch::Receiver<Phase>,
+    alive: mpsc::Sender<()>,
+) {
+    let _place = Place(Arc::clone(&door));
+    let activity = Arc::new(Activity::default());
+    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&activity), pace));
+    let service = service_fn(move |request| {
+        let (door, activity) = (Arc::clone(&door), Arc::clone(&activity));
+        async move { Ok::<_, std::convert::Infallible>(door.handle(request, activity).await) }
+    });
+    let connection = builder.serve_connection(io, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = reached(&mut phase, Phase::Draining) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = reached(&mut phase, Phase::Cut) => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+    drop(alive);
+}
+
+/// Tells a client that there are too many, and waits briefly so that it can read it.
+async fn refuse(mut stream: TcpStream, most: u64) {
+    let code = firn_api::code::Code::TooManyConnections;
+    let mut problem =
+        firn_api::http::Problem::new(code, "limits.connections are open; try again later");
+    problem.limit = Some(most);
+    problem.retry_after_ms = Some(1_000);
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    let reply = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+         content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let talk = async {
+        stream.write_all(reply.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closing with unread bytes would reset the connection under the reply.
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), talk).await;
+}
+
+/// Turns the engine's events into log lines.
+struct LogEvents;
+
+impl EventListener for LogEvents {
+    fn on_event(&self, event: &Event) {
+        tracing::info!(target: "firn_engine", "{event}");
+    }
+}

@@ -1,0 +1,154 @@
+//! One key: read, write, delete.
+
+use bytes::Bytes;
+use firn_engine::Durability;
+use firn_engine::key::SeqNo;
+use firn_engine::{Condition as EngineCondition, Entry, Namespace, WriteBatch};
+
+use crate::service::error::Result;
+use crate::service::{Cost, Service, limits};
+
+/// What must hold for a write to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The key does not exist.
+    Absent,
+    /// It does.
+    Exists,
+    /// It has this version.
+    Version(u64),
+}
+
+impl Condition {
+    pub(crate) fn to_engine(self) -> EngineCondition {
+        match self {
+            Self::Absent => EngineCondition::Absent,
+            Self::Exists => EngineCondition::Exists,
+            Self::Version(version) => EngineCondition::VersionEquals(SeqNo(version)),
+        }
+    }
+}
+
+/// A write of one key.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// The key.
+    pub key: Bytes,
+    /// The value; `None` deletes.
+    pub value: Option<Bytes>,
+    /// When it expires, in Unix milliseconds.
+    pub expires_at_ms: Option<u64>,
+    /// What must hold.
+    pub condition: Option<Condition>,
+    /// When it is acknowledged.
+    pub durability: Durability,
+}
+
+/// An acknowledged write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The version of the key from now on, and of the deletion for a delete.
+    pub version: u64,
+    /// What was promised.
+    pub durability: Durability,
+}
+
+impl Service {
+    /// The entry of a key, if it exists.
+    ///
+    /// # Errors
+    /// Key too large, namespace not found, corruption, I/O.
+    pub async fn get(&self, namespace: &str, key: Bytes) -> Result<Option<Entry>> {
+        limits::key(self.limits(), &key)?;
+        let namespace = self.namespace(namespace)?;
+        if self.inner.read_cost.is_low() {
+            return self.timed_get(&namespace, &key);
+        }
+        let service = self.clone();
+        self.blocking(move || service.timed_get(&namespace, &key))
+            .await
+    }
+
+    fn timed_get(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
+        let begin = self.clock().monotonic();
+        let entry = self.inner.db.get_entry(namespace, key)?;
+        self.inner
+            .read_cost
+            .note(self.clock().monotonic().saturating_sub(begin));
+        Ok(entry)
+    }
+
+    /// The entries of many keys at one instant, in their order.
+    ///
+    /// # Errors
+    /// As [`Service::get`]; more keys than allowed.
+    pub async fn multi_get(
+        &self,
+        namespace: &str,
+        keys: Vec<Vec<u8>>,
+    ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
+        let code = firn_api::code::Code::LimitExceeded;
+        limits::within(
+            code,
+            "limits.mget_keys",
+            self.limits().mget_keys,
+            keys.len() as u64,
+        )?;
+        for (index, key) in keys.iter().enumerate() {
+            limits::key(self.limits(), key).map_err(|e| e.at(index))?;
+        }
+        let namespace = self.namespace(namespace)?;
+        let service = self.clone();
+        self.blocking(move || {
+            let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            let entries = service.inner.db.multi_get(&namespace, &slices)?;
+            Ok(keys.into_iter().zip(entries).collect())
+        })
+        .await
+    }
+
+    /// Writes or deletes a key. Deleting a key that does not exist succeeds.
+    ///
+    /// # Errors
+    /// Limits, a failed condition, namespace not found, and everything that keeps the engine from
+    /// writing: overload, full disk, poisoned log.
+    pub async fn write(&self, namespace: &str, write: Write) -> Result<Written> {
+        limits::key(self.limits(), &write.key)?;
+        limits::value(
+            self.limits(),
+            write.value.as_ref().map_or(0, Bytes::len) as u64,
+        )?;
+        let namespace = self.namespace(namespace)?;
+        let bytes = write.key.len() + write.value.as_ref().map_or(0, Bytes::len);
+        let cost = Cost {
+            bytes,
+            reads: write.condition.is_some(),
+        };
+        let durability = write.durability;
+        let commit = self
+            .commit(cost, durability, move || {
+                let mut batch = WriteBatch::new();
+                if let Some(condition) = write.condition {
+                    batch.require(&namespace, &write.key, condition.to_engine())?;
+                }
+                match (&write.value, write.expires_at_ms) {
+                    (Some(value), Some(at)) => {
+                        batch.put_expiring(&namespace, &write.key, value, at)?
+                    }
+                    (Some(value), None) => batch.put(&namespace, &write.key, value)?,
+                    (None, _) => batch.delete(&namespace, &write.key)?,
+                };
+                Ok(batch)
+            })
+            .await
+            // The only condition of the only operation: no position to speak of.
+            .map_err(|error| crate::service::error::Error {
+                index: None,
+                ..error
+            })?;
+        Ok(Written {
+            version: commit.first.0,
+            durability,
+        })
+    }
+}

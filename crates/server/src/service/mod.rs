@@ -1,0 +1,383 @@
+//! The service: what the server means, said once for every door.
+//!
+//! A door (HTTP today) turns bytes of its protocol into a call here and the outcome back into bytes.
+//! Everything that must be the same through every door lives here: limits, conditions, time to
+//! live, durability, consistency, what a cursor is, and which error it is.
+//!
+//! **Threads.** The engine is synchronous, the doors are not, and no worker of the runtime may wait
+//! for a disk:
+//!
+//! * *Writes* are submitted on the worker (encoding and an append to a buffer) and acknowledged by
+//!   a call-back from the log's thread. When the engine asks for a slower pace, the worker is given
+//!   back and the write is submitted again after the delay (`commit`). Batches above
+//!   [`INLINE_WRITE_BYTES`] are encoded on a blocking thread; so are those with conditions, which
+//!   the engine may have to read from disk, and whose failure it may have to sync the log for.
+//! * *Point reads* run on the worker as long as they are cheap, and on a blocking thread when the
+//!   recent ones were not: a read from memory costs a microsecond, which a hop between threads
+//!   would multiply; a read from disk costs a hundred (`ReadCost`).
+//! * *Everything else* (scans, multi-gets, administration) runs on blocking threads, a scan one
+//!   chunk at a time, so that a slow reader holds no thread.
+
+pub mod admin;
+pub mod batch;
+pub mod error;
+pub mod kv;
+pub(crate) mod limits;
+pub mod ns;
+pub mod scan;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use firn_api::limits::Limits;
+use firn_engine::{Commit, Db, Durability, Namespace, WriteBatch, WriteOptions};
+use firn_io::clock::Clock;
+use firn_io::fs::Fs;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::service::error::{Error, Result};
+
+/// The name of the namespace that paths without one mean.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// Batches up to this many bytes are encoded on the worker.
+pub const INLINE_WRITE_BYTES: usize = 128 << 10;
+/// Point reads stay on the worker while they take no longer than this on average.
+const INLINE_READ: Duration = Duration::from_micros(30);
+
+/// What a read may return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Every write acknowledged before the read began.
+    #[default]
+    Linearizable,
+    /// The same while the leader's lease holds.
+    Lease,
+    /// Possibly an older state.
+    Stale,
+}
+
+impl Consistency {
+    /// Reads its name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "linearizable" => Self::Linearizable,
+            "lease" => Self::Lease,
+            "stale" => Self::Stale,
+            _ => return None,
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linearizable => "linearizable",
+            Self::Lease => "lease",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// The name of a durability, as doors spell it.
+pub fn durability_name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Sync => "sync",
+        Durability::Buffered => "buffered",
+    }
+}
+
+/// What a service is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The clock that expiries are computed with.
+    pub clock: Arc<dyn Clock>,
+    /// The file system that checkpoints are made on.
+    pub fs: Arc<dyn Fs>,
+    /// The limits of requests.
+    pub limits: Limits,
+    /// What a write gets that does not ask.
+    pub durability: Durability,
+    /// How long a write may wait for the disk to catch up.
+    pub write_delay: Duration,
+    /// Where checkpoints go.
+    pub checkpoint_dir: PathBuf,
+}
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Db,
+    default_namespace: Namespace,
+    parts: Parts,
+    read_cost: ReadCost,
+    inflight: Arc<Semaphore>,
+    /// Writes that were told to wait, and for how many microseconds together they did.
+    stalls: AtomicU64,
+    stall_micros: AtomicU64,
+    draining: AtomicBool,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service")
+            .field("parts", &self.inner.parts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// A service on an open database.
+    pub fn new(db: Db, parts: Parts) -> Self {
+        let inflight = usize::try_from(parts.limits.inflight_bytes).unwrap_or(usize::MAX);
+        let inner = Inner {
+            default_namespace: db.default_namespace(),
+            db,
+            read_cost: ReadCost::default(),
+            inflight: Arc::new(Semaphore::new(inflight.min(Semaphore::MAX_PERMITS))),
+            stalls: AtomicU64::new(0),
+            stall_micros: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            parts,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// The database under it.
+    pub fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    /// The limits of requests.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.parts.limits
+    }
+
+    /// What a write gets that does not ask.
+    pub fn default_durability(&self) -> Durability {
+        self.inner.parts.durability
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.inner.parts.clock
+    }
+
+    /// From now on the service is not ready. Requests that arrive all the same are still served.
+    pub fn begin_drain(&self) {
+        self.inner.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the server is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Acquire)
+    }
+
+    /// Takes `bytes` of the memory that request bodies may hold.
+    ///
+    /// # Errors
+    /// Overloaded, if it is all taken.
+    pub fn reserve_body(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let amount = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.inner.inflight)
+            .try_acquire_many_owned(amount)
+            .map_err(|_| {
+                let limit = self.inner.parts.limits.inflight_bytes;
+                let detail =
+                    format!("request bodies in flight take limits.inflight_bytes ({limit})");
+                Error {
+                    limit: Some(limit),
+                    ..Error::overloaded(detail, 1_000)
+                }
+            })
+    }
+
+    /// Bytes of request bodies in memory now.
+    pub fn inflight_bytes(&self) -> u64 {
+        let limit = self.inner.parts.limits.inflight_bytes;
+        limit.saturating_sub(self.inner.inflight.available_permits() as u64)
+    }
+
+    /// How often writes waited here for the engine, and how many microseconds together. The engine
+    /// counts only the waiting that it does itself.
+    pub fn stalls(&self) -> (u64, u64) {
+        let (count, micros) = (&self.inner.stalls, &self.inner.stall_micros);
+        (
+            count.load(Ordering::Relaxed),
+            micros.load(Ordering::Relaxed),
+        )
+    }
+
+    pub(crate) fn namespace(&self, name: &str) -> Result<Namespace> {
+        if name == DEFAULT_NAMESPACE {
+            return Ok(self.inner.default_namespace.clone());
+        }
+        Ok(self.inner.db.namespace(name)?)
+    }
+
+    /// The expiry that a time to live, counted from now, means.
+    ///
+    /// # Errors
+    /// If it is zero or beyond the year 9999.
+    pub fn expiry_of(&self, ttl: Duration) -> Result<u64> {
+        if ttl.is_zero() {
+            return Err(Error::invalid("ttl must be more than 0"));
+        }
+        let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        checked_expiry(self.clock().unix_ms().saturating_add(ms))
+    }
+
+    /// Submits what `build` makes until the engine takes it, and waits for the acknowledgement.
+    /// `build` runs again for each attempt. If this future is dropped the write may still happen.
+    async fn commit<F>(&self, cost: Cost, durability: Durability, build: F) -> Result<Commit>
+    where
+        F: Fn() -> Result<WriteBatch> + Send + Sync + 'static,
+    {
+        // The engine never sleeps on our worker: it says how long, and we wait here.
+        let options = WriteOptions {
+            durability,
+            max_delay: Some(Duration::ZERO),
+        };
+        let attempt = move |service: &Self| -> Result<_> {
+            let (acknowledge, acknowledged) = oneshot::channel();
+            let ticket = service.inner.db.submit(build()?, &options)?;
+            ticket.on_ack(Box::new(move |outcome| {
+                // A client that went away does not wait for it.
+                let _ = acknowledge.send(outcome);
+            }));
+            Ok(acknowledged)
+        };
+        let attempt = Arc::new(attempt);
+        let deadline = self.clock().monotonic() + self.inner.parts.write_delay;
+        loop {
+            let submitted = if cost.bytes <= INLINE_WRITE_BYTES && !cost.reads {
+                attempt(self)
+            } else {
+                let (service, attempt) = (self.clone(), Arc::clone(&attempt));
+                self.blocking(move || attempt(&service)).await
+            };
+            let refused = match submitted {
+                Ok(acknowledged) => {
+                    return match acknowledged.await {
+                        Ok(Ok(commit)) => Ok(commit),
+                        // It was submitted: nobody can say that nothing was written.
+                        Ok(Err(firn_engine::Error::Closed(_))) | Err(_) => Err(Error::new(
+                            firn_api::code::Code::OutcomeUnknown,
+                            "the server stopped before the write was acknowledged",
+                        )),
+                        Ok(Err(error)) => Err(error.into()),
+                    };
+                }
+                Err(error) => error,
+            };
+            let Error {
+                code: firn_api::code::Code::Overloaded,
+                retry_after_ms: Some(ms),
+                ..
+            } = refused
+            else {
+                return Err(refused);
+            };
+            let pause = Duration::from_millis(ms.max(1));
+            if self.clock().monotonic() + pause > deadline {
+                return Err(refused);
+            }
+            self.inner.stalls.fetch_add(1, Ordering::Relaxed);
+            let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+            self.inner.stall_micros.fetch_add(micros, Ordering::Relaxed);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Runs `work` on a thread that may wait.
+    pub(crate) async fn blocking<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T> + Send + 'static,
+    {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(outcome) => outcome,
+            Err(e) if e.is_cancelled() => Err(Error::shutting_down()),
+            Err(e) => Err(Error::new(firn_api::code::Code::Internal, e.to_string())),
+        }
+    }
+}
+
+/// What it takes to submit a batch.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Bytes of its keys and values.
+    bytes: usize,
+    /// Whether it has conditions.
+    reads: bool,
+}
+
+/// Refuses an expiry that is certainly a mistake of units: after the year 9999.
+///
+/// # Errors
+/// Invalid argument.
+pub fn checked_expiry(unix_ms: u64) -> Result<u64> {
+    const YEAR_10000_MS: u64 = 253_402_300_800_000;
+    if unix_ms >= YEAR_10000_MS {
+        return Err(Error::invalid(
+            "the expiry is after the year 9999: check its unit",
+        ));
+    }
+    Ok(unix_ms)
+}
+
+/// What point reads cost of late: an exponentially weighted average of nanoseconds. Lost updates
+/// between threads do no harm.
+#[derive(Debug, Default)]
+struct ReadCost {
+    average_ns: AtomicU64,
+}
+
+impl ReadCost {
+    fn is_low(&self) -> bool {
+        u128::from(self.average_ns.load(Ordering::Relaxed)) <= INLINE_READ.as_nanos()
+    }
+
+    fn note(&self, elapsed: Duration) {
+        let ns = u64::try_from(elapsed.as_nanos())
+            .unwrap_or(u64::MAX)
+            .min(1 << 40);
+        let old = self.average_ns.load(Ordering::Relaxed);
+        self.average_ns
+            .store(old - old / 16 + ns / 16, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_leave_the_worker_when_they_get_slow_and_come_back() {
+        let cost = ReadCost::default();
+        for _ in 0..100 {
+            cost.note(Duration::from_micros(1));
+        }
+        assert!(cost.is_low());
+        for _ in 0..16 {
+            cost.note(Duration::from_micros(100));
+        }
+        assert!(!cost.is_low());
+        for _ in 0..100 {
+            cost.note(Duration::from_micros(1));
+        }
+        assert!(cost.is_low());
+    }
+
+    #[test]
+    fn an_expiry_in_the_wrong_unit_is_refused() {
+        assert!(checked_expiry(1_800_000_000_000).is_ok());
+        assert!(checked_expiry(1_800_000_000_000_000).is_err());
+    }
+}

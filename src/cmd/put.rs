@@ -1,0 +1,55 @@
+//! `firn put`: a value under a key, perhaps on a condition, perhaps for a time.
+
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::time::Duration;
+
+use firn_engine::options::MAX_VALUE_BYTES;
+use firn_io::clock::Clock;
+
+use crate::exit::Result;
+use crate::flags::PutArgs;
+use crate::store::{Access, Batch, Op, Require, Store};
+use crate::{host, output};
+
+pub(crate) fn run(args: PutArgs) -> Result<()> {
+    let key = super::key_bytes(&args.key, args.keys)?;
+    let value = match (args.file, args.value) {
+        (Some(file), _) => host::read_input(&file, MAX_VALUE_BYTES)?,
+        (None, Some(value)) if value != "-" => value.into_vec(),
+        (None, _) => host::read_input(Path::new("-"), MAX_VALUE_BYTES)?,
+    };
+    let require = if args.if_absent {
+        Some(Require::Absent)
+    } else if args.if_exists {
+        Some(Require::Exists)
+    } else {
+        args.if_version.map(Require::Version)
+    };
+    let batch = Batch {
+        requires: require
+            .map(|require| (key.clone(), require))
+            .into_iter()
+            .collect(),
+        ops: vec![Op::Put {
+            key,
+            value,
+            expires_at_ms: args.ttl.map(expiry),
+        }],
+    };
+    let store = Store::open(&args.store, Access::Create)?;
+    let version = store.write(batch, args.durability.durability)?;
+    if args.print_version {
+        let mut out = output::stdout();
+        writeln!(out, "{version}")?;
+        out.flush()?;
+    }
+    store.close()
+}
+
+/// The moment that is `ttl` from now, in Unix milliseconds.
+pub(crate) fn expiry(ttl: Duration) -> u64 {
+    let now = firn_io::clock::SystemClock::new().unix_ms();
+    now.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
+}

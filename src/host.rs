@@ -1,0 +1,187 @@
+//! The command's own door to the machine: the user's files, the clock of the load generator, what
+//! `/proc` and `/sys` tell. The database goes through `firn_io`; nothing here touches its files.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "files that belong to the user, and wall time of a benchmark, are not the database's"
+)]
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::exit::{Failure, Result};
+
+fn named(path: &Path) -> impl Fn(io::Error) -> Failure {
+    let path = path.to_path_buf();
+    move |error| Failure::usage(format!("{}: {error}", path.display()))
+}
+
+/// Opens the file that the user names; `-` is stdin.
+pub(crate) fn open_input(path: &Path) -> Result<BufReader<Box<dyn Read>>> {
+    const BUFFER: usize = 256 << 10;
+    let input: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        let file = File::open(path).map_err(named(path))?;
+        if file.metadata().map_err(named(path))?.is_dir() {
+            return Err(Failure::usage(format!("{} is a directory", path.display())));
+        }
+        Box::new(file)
+    };
+    Ok(BufReader::with_capacity(BUFFER, input))
+}
+
+/// The length of a plain file, for progress; `None` for a pipe.
+pub(crate) fn input_len(path: &Path) -> Option<u64> {
+    let metadata = std::fs::metadata(path).ok()?;
+    metadata.is_file().then(|| metadata.len())
+}
+
+/// Reads a whole file of the user, at most `limit` bytes of it; `-` is stdin.
+pub(crate) fn read_input(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = open_input(path)?
+        .take(limit as u64 + 1)
+        .read_to_end(&mut bytes);
+    read.map_err(named(path))?;
+    if bytes.len() > limit {
+        let message = format!("{}: longer than the limit of {limit} bytes", path.display());
+        return Err(Failure::new(crate::exit::Exit::Refused, message));
+    }
+    Ok(bytes)
+}
+
+/// A new file for `write`; it takes its name only when `write` has ended well and the bytes are on
+/// the disk, so that a broken export is never taken for a whole one.
+pub(crate) fn create_output(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let file = File::create(&partial).map_err(named(&partial))?;
+    let mut out = io::BufWriter::with_capacity(256 << 10, file);
+    write(&mut out)?;
+    let file = out
+        .into_inner()
+        .map_err(|e| named(&partial)(e.into_error()))?;
+    file.sync_all().map_err(named(&partial))?;
+    std::fs::rename(&partial, path).map_err(named(path))
+}
+
+/// Writes a small file, making its directory.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(named(dir))?;
+    }
+    std::fs::write(path, bytes).map_err(named(path))
+}
+
+/// A file found by [`walk`].
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+}
+
+/// Calls `each` with every plain file under `root`, in the order of names; symbolic links are not
+/// followed, so that the walk ends. Returning `false` ends it early.
+pub(crate) fn walk(root: &Path, each: &mut dyn FnMut(Found) -> Result<()>) -> Result<()> {
+    let mut names: Vec<_> = std::fs::read_dir(root)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .map_err(named(root))?
+        .into_iter()
+        .map(|entry| entry.path())
+        .collect();
+    names.sort();
+    for path in names {
+        let metadata = std::fs::symlink_metadata(&path).map_err(named(&path))?;
+        if metadata.is_dir() {
+            walk(&path, each)?;
+        } else if metadata.is_file() {
+            each(Found {
+                path,
+                len: metadata.len(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A text file of the kernel, trimmed; `None` where there is no such file.
+pub(crate) fn kernel(path: &str) -> Option<String> {
+    std::fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim().to_owned())
+}
+
+/// An absolute path, with symbolic links resolved if the path exists.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
+        .unwrap_or(path.to_path_buf())
+}
+
+/// Now, for measuring.
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits until `until` with the precision that an open-loop load generator needs: sleeps for most
+/// of it, spins for the rest.
+pub(crate) fn wait_until(until: Instant) {
+    const SPIN: Duration = Duration::from_micros(60);
+    loop {
+        let Some(left) = until.checked_duration_since(Instant::now()) else {
+            return;
+        };
+        if left > SPIN {
+            std::thread::sleep(left - SPIN);
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// A directory that is removed with all its files when it is dropped.
+pub(crate) struct TempDir(PathBuf);
+
+impl TempDir {
+    /// Makes one under `$TMPDIR` (or `/tmp`).
+    pub(crate) fn new(prefix: &str) -> Result<Self> {
+        let base = std::env::temp_dir();
+        for attempt in 0..1000_u32 {
+            let path = base.join(format!("{prefix}-{}-{attempt}", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(named(&path)(e)),
+            }
+        }
+        Err(Failure::usage(format!(
+            "no free name for a directory in {}",
+            base.display()
+        )))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Nothing is lost if it stays: it is in the directory for such files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The environment as text pairs; variables that are not text cannot be settings.
+pub(crate) fn environment() -> Vec<(String, String)> {
+    let text = |s: std::ffi::OsString| OsStr::to_str(&s).map(str::to_owned);
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
+        .collect()
+}

@@ -1,0 +1,676 @@
+//! Every verb, on files: round trips, exit codes, bad input.
+
+use std::fs;
+
+use crate::process::Place;
+
+/// Values that break what is not binary-safe.
+fn odd_values() -> Vec<(Vec<u8>, Vec<u8>)> {
+    let all: Vec<u8> = (0..=255).collect();
+    vec![
+        (b"".to_vec(), b"the empty key".to_vec()),
+        (b"empty".to_vec(), b"".to_vec()),
+        (b"all".to_vec(), all.clone()),
+        (b"lines".to_vec(), b"a\nb\r\n\tc\n\n".to_vec()),
+        (b"large".to_vec(), all.repeat(4000)),
+        (all, b"every byte as a key".to_vec()),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn place_with_odd_values() -> Place {
+    let place = Place::new();
+    for (key, value) in odd_values() {
+        let args = [
+            "put",
+            "--data-dir",
+            "d",
+            "--key-encoding",
+            "hex",
+            &hex(&key),
+            "-",
+        ];
+        place.run_with(&args, &value).ok();
+    }
+    place
+}
+
+#[test]
+fn values_come_back_byte_for_byte() {
+    let place = place_with_odd_values();
+    for (key, value) in odd_values() {
+        let args = [
+            "get",
+            "--data-dir",
+            "d",
+            "--key-encoding",
+            "hex",
+            &hex(&key),
+        ];
+        assert_eq!(place.run(&args).ok(), value);
+    }
+    fs::write(place.path("file"), b"from a file\0").unwrap();
+    place
+        .run(&["put", "--data-dir", "d", "k", "--file", "file"])
+        .ok();
+    assert_eq!(
+        place.run(&["get", "--data-dir", "d", "k"]).ok(),
+        b"from a file\0"
+    );
+    place.run(&["put", "--data-dir", "d", "k", "argument"]).ok();
+    assert_eq!(
+        place.run(&["get", "--data-dir", "d", "k"]).ok(),
+        b"argument"
+    );
+}
+
+#[test]
+fn a_missing_key_is_exit_code_one() {
+    let place = Place::new();
+    place.run(&["put", "--data-dir", "d", "a", "1"]).ok();
+    let ended = place.run(&["get", "--data-dir", "d", "b"]).fails(1);
+    assert!(ended.stdout.is_empty());
+    assert!(ended.stderr.contains("no key b"), "{}", ended.stderr);
+    place
+        .run(&["del", "--data-dir", "d", "a", "never-there"])
+        .ok();
+    place.run(&["get", "--data-dir", "d", "a"]).fails(1);
+}
+
+#[test]
+fn conditions() {
+    let place = Place::new();
+    let put = |args: &[&str]| place.run(&[&["put", "--data-dir", "d"], args].concat());
+    put(&["k", "0", "--if-exists"]).fails(1);
+    let version = put(&["k", "1", "--if-absent", "--print-version"]).ok();
+    let version = String::from_utf8(version).unwrap().trim().to_owned();
+    put(&["k", "2", "--if-absent"]).fails(1);
+    put(&["k", "2", "--if-version", "999999"]).fails(1);
+    assert_eq!(place.run(&["get", "--data-dir", "d", "k"]).ok(), b"1");
+    put(&["k", "2", "--if-version", &version]).ok();
+    put(&["k", "3", "--if-exists"]).ok();
+    assert_eq!(place.run(&["get", "--data-dir", "d", "k"]).ok(), b"3");
+}
+
+#[test]
+fn wrong_command_lines_are_exit_code_two() {
+    let place = Place::new();
+    for args in [
+        &["steal"][..],
+        &[],
+        &["get"],
+        &["put", "k"],
+        &["put", "k", "v", "--file", "f"],
+        &["put", "k", "--file", "not-there", "--data-dir", "d"],
+        &["get", "k", "--server", "a:1", "--data-dir", "d"],
+        &["get", "k", "--data-dir", "d", "--key-encoding", "hex", "zz"],
+        &["scan", "--start", "b", "--end", "a", "--data-dir", "d"],
+        &["scan", "--prefix", "b", "--end", "c", "--data-dir", "d"],
+        &["scan", "--values", "--separator", "\\q", "--data-dir", "d"],
+        &["put", "k", "v", "--ttl", "soon", "--data-dir", "d"],
+        &["put", "k", "v", "--memory", "lots", "--data-dir", "d"],
+        &["import", "--data-dir", "d"],
+        &["serve", "--no-such-flag"],
+    ] {
+        place.run(args).fails(2);
+    }
+    // Nothing of it made a store.
+    assert!(!place.path("d").exists() || place.run(&["scan", "--data-dir", "d"]).ok().is_empty());
+}
+
+#[test]
+fn reading_makes_no_store() {
+    let place = Place::new();
+    assert_ne!(place.run(&["get", "--data-dir", "d", "k"]).code, 0);
+    assert_ne!(place.run(&["scan", "--data-dir", "d"]).code, 0);
+    place.run(&["verify", "--data-dir", "d"]).fails(2);
+    place.run(&["inspect", "--data-dir", "d"]).fails(2);
+    assert!(!place.path("d").exists());
+}
+
+#[test]
+fn scans() {
+    let place = Place::new();
+    let lines = b"a\t1\nb/1\t2\nb/2\t3\nb0\t4\nc\t5\n";
+    place
+        .run_with(&["import", "--data-dir", "d", "--from", "lines"], lines)
+        .ok();
+    let scan = |args: &[&str]| {
+        let ended = place.run(&[&["scan", "--data-dir", "d"], args].concat());
+        String::from_utf8(ended.ok()).unwrap()
+    };
+    assert_eq!(scan(&[]).as_bytes(), lines);
+    assert_eq!(scan(&["--prefix", "b/"]), "b/1\t2\nb/2\t3\n");
+    assert_eq!(
+        scan(&["--start", "b", "--end", "c", "--keys"]),
+        "b/1\nb/2\nb0\n"
+    );
+    assert_eq!(scan(&["--reverse", "--limit", "2"]), "c\t5\nb0\t4\n");
+    assert_eq!(scan(&["--limit", "0"]), "");
+    assert_eq!(scan(&["--count"]), "5\n");
+    assert_eq!(scan(&["--values", "--separator", "\\n"]), "1\n2\n3\n4\n5\n");
+    assert_eq!(
+        scan(&["--values", "--separator", "\\x2c\\0"]),
+        "1,\x002,\x003,\x004,\x005,\0"
+    );
+    assert_eq!(scan(&["--format", "raw", "--prefix", "c"]), "c5");
+    let json: serde_json::Value = serde_json::from_str(&scan(&["--format", "json"])).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 5);
+    assert_eq!(json[4]["key"], "c");
+    let empty = scan(&["--format", "json", "--prefix", "none"]);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&empty).unwrap(),
+        serde_json::json!([])
+    );
+    let ndjson = scan(&["--format", "ndjson"]);
+    assert_eq!(ndjson.lines().last(), Some("{\"end\":true,\"count\":5}"));
+    let table = scan(&["--format", "table", "--prefix", "a"]);
+    assert!(
+        table.starts_with("key") && table.lines().count() == 2,
+        "{table}"
+    );
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let place = Place::new();
+    let lines: String = (0..20_000).map(|i| format!("key{i:06}\tvalue\n")).collect();
+    place
+        .run_with(
+            &["import", "--data-dir", "d", "--from", "lines"],
+            lines.as_bytes(),
+        )
+        .ok();
+    let mut child = crate::process::command()
+        .args(["scan", "--data-dir"])
+        .arg(place.path("d"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn exports_come_back() {
+    let place = place_with_odd_values();
+    let all = place
+        .run(&["scan", "--data-dir", "d", "--format", "text"])
+        .ok();
+    for (format, kind) in [("ndjson", "ndjson"), ("dump", "dump")] {
+        let export = place
+            .run(&["export", "--data-dir", "d", "--format", format])
+            .ok();
+        let copy = format!("copy-{kind}");
+        place
+            .run_with(&["import", "--data-dir", &copy, "--from", kind], &export)
+            .ok();
+        assert_eq!(
+            place.run(&["scan", "--data-dir", &copy]).ok(),
+            all,
+            "{format}"
+        );
+        let file = [
+            "export",
+            "--data-dir",
+            "d",
+            "--format",
+            format,
+            "--output",
+            "out",
+        ];
+        place.run(&file).ok();
+        assert_eq!(fs::read(place.path("out")).unwrap(), export);
+        // Cut anywhere: refused, unless nothing but the trailer's newline is gone.
+        let cut = &export[..export.len() - 10];
+        let ended = place.run_with(&["import", "--data-dir", "cut", "--from", kind], cut);
+        assert!(
+            ended.code != 0 || ended.stderr.contains("no trailer"),
+            "{ended:?}"
+        );
+    }
+    let mut damaged = place
+        .run(&["export", "--data-dir", "d", "--format", "dump"])
+        .ok();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    place
+        .run_with(&["import", "--data-dir", "x", "--from", "dump"], &damaged)
+        .fails(5);
+}
+
+const STANZAS: &str = "\
+Package: zlib
+Version: 1
+Description: compression
+ with a second line
+
+Package: apt
+Version: 2
+
+Package: zlib
+Version: 3
+
+";
+
+#[test]
+fn stanzas_come_back_byte_for_byte() {
+    let place = Place::new();
+    let import = ["import", "--data-dir", "d", "--from", "deb822", "-"];
+    let ended = place.run_with(&import, STANZAS.as_bytes());
+    assert!(
+        ended
+            .stderr
+            .contains("1 keys came again, the first is zlib"),
+        "{}",
+        ended.stderr
+    );
+    ended.ok();
+    let values = place
+        .run(&["scan", "--data-dir", "d", "--values", "--separator", "\\n"])
+        .ok();
+    let expected = "Package: apt\nVersion: 2\n\nPackage: zlib\nVersion: 3\n\n";
+    assert_eq!(String::from_utf8(values).unwrap(), expected);
+    let other = [
+        "import",
+        "--data-dir",
+        "v",
+        "--from",
+        "deb822",
+        "--key-field",
+        "version",
+    ];
+    place.run_with(&other, STANZAS.as_bytes()).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "v", "--keys"]).ok(),
+        b"1\n2\n3\n"
+    );
+    // A stanza without the field stops it, or is left out and told.
+    let bad = "Package: a\n\nNo: key\n\nPackage: b\n";
+    let import = ["import", "--data-dir", "e", "--from", "deb822"];
+    let ended = place.run_with(&import, bad.as_bytes()).fails(2);
+    assert!(ended.stderr.contains("line 3"), "{}", ended.stderr);
+    let skip = [&import[..], &["--skip-bad"]].concat();
+    place.run_with(&skip, bad.as_bytes()).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "e", "--keys"]).ok(),
+        b"a\nb\n"
+    );
+}
+
+#[test]
+fn directories_come_in() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("tree/sub")).unwrap();
+    fs::write(place.path("tree/one"), b"1").unwrap();
+    fs::write(place.path("tree/sub/two"), b"\x00\xff").unwrap();
+    fs::write(place.path("tree/empty"), b"").unwrap();
+    let import = [
+        "import",
+        "--data-dir",
+        "d",
+        "--from",
+        "dir",
+        "tree",
+        "--prefix",
+        "p/",
+    ];
+    place.run(&import).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--keys"]).ok(),
+        b"p/empty\np/one\np/sub/two\n"
+    );
+    assert_eq!(
+        place.run(&["get", "--data-dir", "d", "p/sub/two"]).ok(),
+        b"\x00\xff"
+    );
+    place.run(&[&import[..], &["--repeat", "3"]].concat()).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--count"]).ok(),
+        b"12\n"
+    );
+    place
+        .run(&["import", "--data-dir", "d", "--from", "dir", "not-there"])
+        .fails(2);
+}
+
+#[test]
+fn imports_resume_and_dry_run() {
+    let place = Place::new();
+    let import = ["import", "--data-dir", "d", "--from", "lines"];
+    let with = |args: &[&str]| place.run_with(&[&import[..], args].concat(), b"a\t1\nb\t2\nc\t3\n");
+    with(&["--dry-run"]).ok();
+    assert!(!place.path("d").exists());
+    with(&["--skip", "2"]).ok();
+    assert_eq!(place.run(&["scan", "--data-dir", "d"]).ok(), b"c\t3\n");
+    let ended = place.run_with(&import, b"a\t1\nno tab\nc\t3\n").fails(2);
+    assert!(ended.stderr.contains("line 2"), "{}", ended.stderr);
+    let ended = place.run_with(&[&import[..], &["--quiet"]].concat(), b"a\t1\n");
+    assert!(ended.stderr.is_empty(), "{}", ended.stderr);
+    let long = [b"k".repeat(70_000), b"\tv\n".to_vec()].concat();
+    let ended = place.run_with(&import, &long).fails(4);
+    assert!(ended.stderr.contains("key_bytes"), "{}", ended.stderr);
+}
+
+#[test]
+fn batches_are_whole() {
+    let place = Place::new();
+    let batch = |text: &str| place.run_with(&["batch", "--data-dir", "d"], text.as_bytes());
+    batch(
+        "{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\n\n\
+         {\"op\":\"put\",\"key_b64\":\"/w==\",\"value_b64\":\"AA==\"}\n",
+    )
+    .ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d"]).ok(),
+        b"a\t1\n\\xff\t\\x00\n"
+    );
+    // A condition fails: nothing of it is written.
+    batch(
+        "{\"op\":\"put\",\"key\":\"b\",\"value\":\"1\"}\n\
+         {\"op\":\"put\",\"key\":\"a\",\"value\":\"2\",\"if_absent\":true}\n",
+    )
+    .fails(1);
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--count"]).ok(),
+        b"2\n"
+    );
+    batch("{\"op\":\"delete_range\"}\n{\"op\":\"put\",\"key\":\"z\",\"value\":\"\"}\n").ok();
+    assert_eq!(place.run(&["scan", "--data-dir", "d"]).ok(), b"z\t\n");
+    let ended =
+        batch("{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\n{\"op\":\"steal\",\"key\":\"a\"}\n");
+    assert!(ended.fails(2).stderr.contains("line 2"));
+    batch("not json\n").fails(2);
+}
+
+#[test]
+fn ranges_are_deleted_only_with_yes() {
+    let place = Place::new();
+    let lines = b"a\t1\nb/1\t2\nb/2\t3\nc\t4\n";
+    place
+        .run_with(&["import", "--data-dir", "d", "--from", "lines"], lines)
+        .ok();
+    let del = |args: &[&str]| place.run(&[&["del", "--data-dir", "d"], args].concat());
+    del(&["--prefix", "b/"]).fails(2);
+    let ended = del(&["--prefix", "b/", "--dry-run"]);
+    assert!(ended.stderr.contains("2 keys would go"), "{}", ended.stderr);
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--count"]).ok(),
+        b"4\n"
+    );
+    del(&["--prefix", "b/", "--yes"]).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--keys"]).ok(),
+        b"a\nc\n"
+    );
+    del(&["--start", "b", "--yes"]).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--keys"]).ok(),
+        b"a\n"
+    );
+    del(&["--prefix", "", "--yes"]).ok();
+    del(&["--prefix", "", "--yes"]).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d", "--count"]).ok(),
+        b"0\n"
+    );
+}
+
+#[test]
+fn namespaces() {
+    let place = Place::new();
+    place.run(&["ns", "create", "one", "--data-dir", "d"]).ok();
+    place
+        .run(&["ns", "create", "one", "--data-dir", "d"])
+        .fails(1);
+    place
+        .run(&["put", "--data-dir", "d", "--ns", "one", "k", "in one"])
+        .ok();
+    place
+        .run(&["put", "--data-dir", "d", "k", "in default"])
+        .ok();
+    assert_eq!(
+        place
+            .run(&["get", "--data-dir", "d", "--ns", "one", "k"])
+            .ok(),
+        b"in one"
+    );
+    assert_eq!(
+        place.run(&["ns", "list", "--data-dir", "d"]).ok(),
+        b"default\none\n"
+    );
+    place
+        .run(&["get", "--data-dir", "d", "--ns", "two", "k"])
+        .fails(1);
+    place
+        .run(&["ns", "drop", "one", "--data-dir", "d"])
+        .fails(2);
+    place
+        .run(&["ns", "drop", "one", "--data-dir", "d", "--yes"])
+        .ok();
+    place
+        .run(&["ns", "drop", "one", "--data-dir", "d", "--yes"])
+        .fails(1);
+    place
+        .run(&["ns", "drop", "default", "--data-dir", "d", "--yes"])
+        .fails(2);
+    assert_eq!(
+        place.run(&["get", "--data-dir", "d", "k"]).ok(),
+        b"in default"
+    );
+}
+
+#[test]
+fn checkpoints_open() {
+    let place = place_with_odd_values();
+    place.run(&["checkpoint", "--data-dir", "d", "copy"]).ok();
+    let all = place.run(&["scan", "--data-dir", "d"]).ok();
+    place.run(&["put", "--data-dir", "d", "later", "x"]).ok();
+    assert_eq!(place.run(&["scan", "--data-dir", "copy"]).ok(), all);
+    assert_ne!(
+        place.run(&["checkpoint", "--data-dir", "d", "copy"]).code,
+        0
+    );
+    place.run(&["verify", "--data-dir", "copy"]).ok();
+}
+
+#[test]
+fn inspection_changes_nothing() {
+    let place = place_with_odd_values();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(place.path("d"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name(), entry.metadata().unwrap().len()))
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let json = place
+        .run(&["inspect", "--data-dir", "d", "--files", "--format", "json"])
+        .ok();
+    let report: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert!(
+        report["manifest"]
+            .as_str()
+            .unwrap()
+            .starts_with("MANIFEST-"),
+        "{report}"
+    );
+    assert!(report["files"].as_array().unwrap().len() >= 2);
+    place.run(&["inspect", "--data-dir", "d"]).ok();
+    assert_eq!(names(), before);
+}
+
+#[test]
+fn the_load_generator_reports() {
+    let place = Place::new();
+    let mixes =
+        "fillseq,overwrite,readrandom,readmissing,readseq,readreverse,seek,mixed,deleterandom";
+    let ycsb = "ycsb-a,ycsb-b,ycsb-c,ycsb-d,ycsb-e,ycsb-f";
+    for mix in [mixes, ycsb] {
+        let args = [
+            "bench",
+            "--mix",
+            mix,
+            "--keys",
+            "500",
+            "--threads",
+            "2",
+            "--format",
+            "json",
+        ];
+        let json = place
+            .run(&[&args[..], &["--durability", "buffered"]].concat())
+            .ok();
+        let report: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        for result in report["results"].as_array().unwrap() {
+            assert!(result["ops"].as_u64().unwrap() >= 490, "{result}");
+            assert!(
+                result["latency_nanos"]["max"].as_u64().unwrap() > 0,
+                "{result}"
+            );
+            match result["mix"].as_str().unwrap() {
+                "readrandom" | "ycsb-c" => assert_eq!(result["found"], 500, "{result}"),
+                "readmissing" => assert_eq!(result["found"], 0, "{result}"),
+                _ => {}
+            }
+        }
+    }
+    let rate = [
+        "bench",
+        "--mix",
+        "fillrandom",
+        "--ops",
+        "50",
+        "--rate",
+        "1000",
+        "--quiet",
+    ];
+    let ended = place.run(&rate);
+    assert!(
+        ended.text().contains("open loop, 1,000 operations/s"),
+        "{ended:?}"
+    );
+    // It leaves nothing behind where it was told nothing.
+    assert_eq!(fs::read_dir(place.dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_configuration_is_one_table() {
+    let place = Place::new();
+    fs::write(
+        place.path("firn.toml"),
+        "memory = \"64MiB\"\nhttp = \"127.0.0.1:1\"\n",
+    )
+    .unwrap();
+    let print = |args: &[&str], env: &[(&str, &str)]| {
+        let output = crate::process::command()
+            .args(["config", "print", "--effective"])
+            .args(args)
+            .envs(env.iter().copied())
+            .current_dir(place.dir.path())
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let file = &["--config", "firn.toml"][..];
+    assert!(print(&[], &[]).1.contains("memory = \"512MiB\""));
+    assert!(print(file, &[]).1.contains("memory = \"64MiB\""));
+    let env = &[("FIRN_MEMORY", "65MiB")][..];
+    assert!(print(file, env).1.contains("memory = \"65MiB\""));
+    let flag = [file, &["--memory", "66MiB"]].concat();
+    assert!(print(&flag, env).1.contains("memory = \"66MiB\""));
+    // What is printed is a configuration.
+    fs::write(place.path("printed.toml"), print(&flag, env).1).unwrap();
+    assert_eq!(
+        print(&["--config", "printed.toml"], &[]).1,
+        print(&flag, env).1
+    );
+    assert_eq!(print(&[], &[("FIRN_MEMROY", "1GiB")]).0, Some(2));
+    fs::write(place.path("bad.toml"), "memroy = \"64MiB\"\n").unwrap();
+    let ended = place
+        .run(&["config", "check", "--config", "bad.toml"])
+        .fails(2);
+    assert!(ended.stderr.contains("memroy"), "{}", ended.stderr);
+    place
+        .run(&["config", "check", "--config", "not-there.toml"])
+        .fails(2);
+    place.run(&["config", "check", "--memory", "lots"]).fails(2);
+    place
+        .run(&["config", "check", "--config", "firn.toml"])
+        .ok();
+}
+
+#[test]
+fn generated_pages() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = place.run(&["completions", shell]).ok();
+        assert!(
+            String::from_utf8(script).unwrap().contains("checkpoint"),
+            "{shell}"
+        );
+    }
+    place.run(&["man", "--dir", "man"]).ok();
+    assert!(place.path("man/firn.1").exists() && place.path("man/firn-serve.1").exists());
+    let reference = String::from_utf8(place.run(&["reference"]).ok()).unwrap();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cli.md");
+    let stored = fs::read_to_string(page).unwrap();
+    assert!(
+        reference == stored,
+        "docs/cli.md is stale: run `cargo xtask docs`"
+    );
+    for verb in [
+        "serve", "get", "put", "del", "scan", "batch", "import", "export", "bench",
+    ] {
+        let help = place.run(&[verb, "--help"]).ok();
+        assert!(!help.is_empty());
+    }
+}
+
+#[test]
+fn the_doctor_looks() {
+    let place = Place::new();
+    let ended = place.run(&["doctor", "--data-dir", "not/yet/there", "--format", "json"]);
+    assert!(ended.code == 0 || ended.code == 1, "{ended:?}");
+    let findings: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let advised = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|f| !f["advice"].is_null());
+    assert_eq!(advised, ended.code == 1);
+    assert!(findings.as_array().unwrap().len() >= 4);
+    assert_eq!(fs::read_dir(place.dir.path()).unwrap().count(), 0);
+    place.run(&["doctor", "--memory", "900TiB"]).fails(1);
+}
+
+#[test]
+fn no_server_is_exit_code_three() {
+    let place = Place::new();
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let address = format!("127.0.0.1:{port}");
+    let ended = place.run(&["get", "k", "--server", &address]).fails(3);
+    assert!(ended.stderr.contains("firn serve"), "{}", ended.stderr);
+    place.run(&["health", "--server", &address]).fails(3);
+}

@@ -1,0 +1,182 @@
+//! The server as a process: start, ready line, drain, locks; and every verb through it.
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+
+use crate::http::Connection;
+use crate::process::{Place, Server, spawn};
+
+#[test]
+fn it_says_ready_serves_and_drains() {
+    let place = Place::new();
+    let mut server = Server::start(&place.path("d"), &[]);
+    assert!(server.ready_line.ends_with('\n'), "{:?}", server.ready_line);
+    assert!(!server.address.ends_with(":0"), "{:?}", server.ready_line);
+    let mut http = Connection::open(&server.address).unwrap();
+    let reply = http.request("PUT", "/v1/keys/a", b"1").unwrap();
+    assert!((200..300).contains(&reply.status), "{reply:?}");
+    let reply = http.request("GET", "/v1/keys/a", b"").unwrap();
+    assert_eq!((reply.status, &reply.body[..]), (200, &b"1"[..]));
+    assert_eq!(http.request("GET", "/v1/keys/b", b"").unwrap().status, 404);
+    server.signal("TERM");
+    assert_eq!(server.wait(), 0);
+    assert!(TcpStream::connect(&server.address).is_err());
+    // What it acknowledged is in the files.
+    assert_eq!(place.run(&["get", "--data-dir", "d", "a"]).ok(), b"1");
+}
+
+#[test]
+fn it_finishes_what_it_has_begun() {
+    let place = Place::new();
+    let mut server = Server::start(&place.path("d"), &[]);
+    // Half a request is on its way when the signal comes.
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream
+        .write_all(b"PUT /v1/keys/slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nha")
+        .unwrap();
+    // A second connection proves that the first was accepted before it.
+    let mut other = Connection::open(&server.address).unwrap();
+    assert_eq!(other.request("GET", "/readyz", b"").unwrap().status, 200);
+    server.signal("TERM");
+    stream.write_all(b"lf").unwrap();
+    let mut reply = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 20"), "{reply}");
+    assert_eq!(server.wait(), 0);
+    assert_eq!(place.run(&["get", "--data-dir", "d", "slow"]).ok(), b"half");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let place = Place::new();
+    let mut server = Server::start(&place.path("d"), &["--drain-timeout", "5m"]);
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream
+        .write_all(b"PUT /v1/keys/slow HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nha")
+        .unwrap();
+    let mut other = Connection::open(&server.address).unwrap();
+    assert_eq!(other.request("GET", "/readyz", b"").unwrap().status, 200);
+    server.signal("TERM");
+    // Only once it drains is the second signal a second one.
+    while TcpStream::connect(&server.address).is_ok() {
+        std::thread::yield_now();
+    }
+    server.signal("TERM");
+    assert_ne!(server.wait(), 0);
+}
+
+#[test]
+fn one_process_holds_a_directory() {
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &[]);
+    let ended = match Server::try_start(&place.path("d"), &[]) {
+        Ok(_) => panic!("two servers on one directory"),
+        Err(ended) => ended,
+    };
+    assert_eq!(ended.code, 4, "{ended:?}");
+    assert!(
+        ended.stderr.contains("held open by another process"),
+        "{ended:?}"
+    );
+    let ended = place.run(&["put", "--data-dir", "d", "k", "v"]).fails(4);
+    assert!(ended.stderr.contains("--server"), "{}", ended.stderr);
+    server.kill();
+    place.run(&["put", "--data-dir", "d", "k", "v"]).ok();
+}
+
+#[test]
+fn a_taken_port_is_told() {
+    let place = Place::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let args = ["serve", "--data-dir", "d", "--http", &address];
+    let ended = place.run(&args);
+    assert_ne!(ended.code, 0);
+    assert!(ended.stderr.contains("--http"), "{ended:?}");
+}
+
+#[test]
+fn a_bad_configuration_is_exit_code_two() {
+    let place = Place::new();
+    let mut child = spawn(&place.path("d"), &["--memory", "lots"]);
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    fs::write(place.path("bad.toml"), "memroy = \"1GiB\"\n").unwrap();
+    place.run(&["serve", "--config", "bad.toml"]).fails(2);
+    assert!(!place.path("d").exists());
+}
+
+#[test]
+fn the_verbs_speak_to_a_server() {
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &[]);
+    let address = server.address.as_str();
+    let run = |args: &[&str], input: &[u8]| {
+        let all = [args, &["--server", address]].concat();
+        place.run_with(&all, input)
+    };
+    let all: Vec<u8> = (0..=255).collect();
+    run(&["put", "all", "-"], &all).ok();
+    assert_eq!(run(&["get", "all"], b"").ok(), all);
+    run(&["get", "none"], b"").fails(1);
+    run(&["put", "all", "x", "--if-absent"], b"").fails(1);
+    run(&["put", "--key-encoding", "hex", "00ff2f", "odd"], b"").ok();
+    assert_eq!(
+        run(&["get", "--key-encoding", "hex", "00ff2f"], b"").ok(),
+        b"odd"
+    );
+    run(&["put", "a/b c?d", "v"], b"").ok();
+    let batch =
+        b"{\"op\":\"put\",\"key\":\"x\",\"value\":\"1\"}\n{\"op\":\"delete\",\"key\":\"all\"}\n";
+    run(&["batch"], batch).ok();
+    assert_eq!(
+        run(&["scan"], b"").ok(),
+        b"\\x00\\xff/\todd\na/b c?d\tv\nx\t1\n"
+    );
+    assert_eq!(
+        run(&["scan", "--reverse", "--limit", "1", "--keys"], b"").ok(),
+        b"x\n"
+    );
+    let lines: String = (0..3000).map(|i| format!("p/{i:05}\t{i}\n")).collect();
+    run(&["import", "--from", "lines"], lines.as_bytes()).ok();
+    assert_eq!(run(&["scan", "--prefix", "p/"], b"").ok(), lines.as_bytes());
+    let export = run(&["export", "--format", "dump"], b"").ok();
+    run(&["ns", "create", "copy"], b"").ok();
+    run(&["import", "--from", "dump", "--ns", "copy"], &export).ok();
+    assert_eq!(
+        run(&["export", "--format", "dump", "--ns", "copy"], b"").ok(),
+        export
+    );
+    assert_eq!(run(&["ns", "list"], b"").ok(), b"copy\ndefault\n");
+    run(&["ns", "drop", "copy", "--yes"], b"").ok();
+    run(&["del", "--prefix", "p/", "--yes"], b"").ok();
+    run(&["del", "x"], b"").ok();
+    assert_eq!(run(&["scan", "--count"], b"").ok(), b"2\n");
+    run(&["health"], b"").ok();
+    run(&["verify"], b"").ok();
+    run(&["inspect"], b"").ok();
+    run(&["checkpoint", "before"], b"").ok();
+    let bench = [
+        "bench",
+        "--mix",
+        "fillrandom,readrandom,readseq,ycsb-e",
+        "--keys",
+        "200",
+    ];
+    run(&bench, b"").ok();
+}
+
+#[test]
+fn a_server_takes_its_settings_from_the_environment() {
+    let place = Place::new();
+    let mut child = crate::process::command()
+        .arg("serve")
+        .env("FIRN_DATA_DIR", place.path("env"))
+        .env("FIRN_HTTP", "not an address")
+        .current_dir(place.dir.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+}

@@ -1,0 +1,218 @@
+//! The project's chores, one word each: `cargo xtask <word>`.
+//!
+//! `ci` is what CI runs and never writes to the source; `fix` writes. Words that take arguments
+//! pass the rest of the command line on.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for a person at a terminal"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a tool, not the database: it has its own files"
+)]
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+const HELP: &str = "\
+cargo xtask <word>
+
+  ci              everything that must hold before a change goes in
+  fix             format, apply lints, write generated pages
+  docs            write generated pages (docs/cli.md)
+  test [ARGS]     the tests
+  crash [ARGS]    the engine's crash tests, with more cases
+  kill [--rounds N] [--seed S]
+                  kill -9 the server again and again, check that no acknowledged write is lost
+  fuzz TARGET     cargo fuzz (needs cargo-fuzz and a nightly toolchain)
+  bench [ARGS]    the load generator, release build
+";
+
+type Result = std::result::Result<(), String>;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    let result = match args.first().map(String::as_str) {
+        Some("ci") => ci(),
+        Some("fix") => fix(),
+        Some("docs") => docs(),
+        Some("test") => cargo("test", &["test"], rest),
+        Some("crash") => crash(rest),
+        Some("kill") => kill(rest),
+        Some("fuzz") => fuzz(rest),
+        Some("bench") => cargo("bench", &["run", "--release", "--", "bench"], rest),
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// In order of how soon they fail.
+fn ci() -> Result {
+    cargo("format", &["fmt", "--all", "--", "--check"], &[])?;
+    cargo(
+        "tidy",
+        &["test", "--package", "firn", "--test", "tidy"],
+        &[],
+    )?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    cargo("clippy", &clippy, &[])?;
+    cargo("tests", &["test", "--workspace"], &[])?;
+    run(
+        "documentation",
+        Command::new(program())
+            .args(["doc", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    if Command::new(program())
+        .args(["deny", "--version"])
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        // Advisories come from a repository that a machine without a network cannot reach.
+        cargo(
+            "dependencies",
+            &["deny", "check", "bans", "licenses", "sources"],
+            &[],
+        )?;
+    } else {
+        println!("== dependencies: skipped, cargo-deny is not installed");
+    }
+    println!("== all good");
+    Ok(())
+}
+
+fn fix() -> Result {
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--fix",
+        "--allow-dirty",
+    ];
+    cargo("lints", &clippy, &[])?;
+    cargo("format", &["fmt", "--all"], &[])?;
+    docs()
+}
+
+fn docs() -> Result {
+    let output = Command::new(program())
+        .args(["run", "--quiet", "--package", "firn", "--", "reference"])
+        .current_dir(root())
+        .output()
+        .map_err(|error| format!("cargo run: {error}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let path = root().join("docs/cli.md");
+    fs::write(&path, output.stdout).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// More cases than the test suite takes, of every property test of the engine.
+fn crash(rest: &[String]) -> Result {
+    let cases = env::var("PROPTEST_CASES").unwrap_or_else(|_| "2000".into());
+    run(
+        "crash",
+        Command::new(program())
+            .args([
+                "test",
+                "--release",
+                "--package",
+                "firn-engine",
+                "--test",
+                "it",
+            ])
+            .args(rest)
+            .env("PROPTEST_CASES", cases),
+    )
+}
+
+fn kill(rest: &[String]) -> Result {
+    let mut command = Command::new(program());
+    command.args([
+        "test",
+        "--release",
+        "--package",
+        "firn",
+        "--test",
+        "it",
+        "--",
+        "--nocapture",
+        "kill::",
+    ]);
+    command.env("FIRN_KILL_ROUNDS", "200");
+    let mut rest = rest.iter();
+    while let Some(flag) = rest.next() {
+        let name = match flag.as_str() {
+            "--rounds" => "FIRN_KILL_ROUNDS",
+            "--seed" => "FIRN_KILL_SEED",
+            other => return Err(format!("kill knows --rounds and --seed, not {other}")),
+        };
+        let value = rest
+            .next()
+            .ok_or_else(|| format!("{flag} wants a number"))?;
+        command.env(name, value);
+    }
+    run("kill", &mut command)
+}
+
+fn fuzz(rest: &[String]) -> Result {
+    if rest.is_empty() {
+        return Err("name a target: `cargo fuzz list --fuzz-dir fuzz` shows them".into());
+    }
+    cargo(
+        "fuzz",
+        &["+nightly", "fuzz", "run", "--fuzz-dir", "fuzz"],
+        rest,
+    )
+}
+
+fn cargo(what: &str, args: &[&str], rest: &[String]) -> Result {
+    run(what, Command::new(program()).args(args).args(rest))
+}
+
+fn run(what: &str, command: &mut Command) -> Result {
+    println!("== {what}");
+    let started = Instant::now();
+    let status = command
+        .current_dir(root())
+        .status()
+        .map_err(|error| format!("{what}: {error}"))?;
+    if !status.success() {
+        return Err(format!("{what} failed ({status})"));
+    }
+    println!("== {what}: {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// `cargo` by name, so that `+toolchain` works.
+fn program() -> &'static str {
+    "cargo"
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+        .to_path_buf()
+}
