@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use crate::compaction::drop::{Decision, DropFilter, surviving_range_tombstones};
-use crate::compaction::output::{OutputOptions, Outputs, Written};
+use crate::compaction::output::{OutputOptions, Outputs, Place, Written};
 use crate::core::Core;
 use crate::error::Result;
 use crate::event::Event;
@@ -41,7 +41,7 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
 
     let log = core.log()?;
     core.sync_log(log, oldest.end_lsn)?;
-    let written = write(core, &oldest)?;
+    let written = write(core, tree, &oldest)?;
     let bytes = written.bytes;
 
     let namespace = tree.id;
@@ -94,7 +94,7 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
 }
 
 /// Writes what readers may still need of a memtable.
-fn write(core: &Arc<Core>, immutable: &Immutable) -> Result<Written> {
+fn write(core: &Arc<Core>, tree: &Tree, immutable: &Immutable) -> Result<Written> {
     let memtable = &immutable.memtable;
     let visible_at = core.snapshots.visible_at();
     let tombstones = memtable.range_tombstones();
@@ -104,9 +104,11 @@ fn write(core: &Arc<Core>, immutable: &Immutable) -> Result<Written> {
         table: core.settings.table_options(false),
         table_bytes: u64::MAX,
         min_blob_bytes: core.settings.given.min_blob_bytes,
+        namespace: tree.id,
+        namespace_name: Arc::clone(&tree.name),
     };
     let surviving = surviving_range_tombstones(&tombstones, &visible_at, |_, _| false);
-    let mut outputs = Outputs::new(core, options, surviving);
+    let mut outputs = Outputs::new(Place::of(core), options, surviving);
     let mut entries = memtable.iter();
     entries.seek_to_first()?;
     while entries.valid() {
@@ -120,5 +122,10 @@ fn write(core: &Arc<Core>, immutable: &Immutable) -> Result<Written> {
         }
         entries.next()?;
     }
-    outputs.finish()
+    let written = outputs.finish()?;
+    core.observer
+        .counters
+        .blob_bytes_written
+        .add(written.blob_value_bytes);
+    Ok(written)
 }

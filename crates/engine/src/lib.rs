@@ -38,6 +38,7 @@ pub mod options;
 pub mod range_del;
 pub mod read;
 pub mod recovery;
+pub mod repair;
 pub mod snapshot;
 pub mod sstable;
 pub mod tree;
@@ -54,6 +55,7 @@ pub use crate::event::{Counters, Event, EventListener, Stats};
 pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
+pub use crate::repair::{RepairReport, repair_dir};
 pub use crate::value::{Entry, Value};
 pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};
 

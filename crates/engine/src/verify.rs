@@ -41,6 +41,7 @@ use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
 use crate::names::{self, FileKind};
 use crate::range_del::RangeTombstones;
 use crate::sstable::salvage::{Parts, Walk, show_key};
+use crate::version::edit::Applied;
 use crate::version::set::VersionSet;
 use crate::version::{BlobMeta, BlobRef, FileMeta, Purger, Version, manifest};
 
@@ -172,7 +173,7 @@ pub fn verify_dir(
     progress: &mut dyn FnMut(&VerifyProgress),
 ) -> Result<VerifyReport> {
     let _lock = lock_if_there(env, dir)?;
-    Ok(check_dir(env, dir, progress)?.report)
+    Ok(check_dir(env, dir, None, progress)?.report)
 }
 
 /// Takes the lock of a database, without leaving a trace in a directory that has none.
@@ -181,14 +182,23 @@ fn lock_if_there(env: &Env, dir: &Path) -> Result<Option<Box<dyn firn_io::fs::Fi
     if !env.fs.exists(&path)? {
         return Ok(None);
     }
-    match env.fs.lock(&path) {
+    match lock(env, dir) {
         Ok(lock) => Ok(Some(lock)),
-        Err(error) if error.source.kind() == std::io::ErrorKind::WouldBlock => {
-            Err(Error::Locked(dir.to_path_buf()))
-        }
         // A medium that cannot be written cannot be locked, and need not be.
-        Err(_) => Ok(None),
+        Err(Error::Io(_)) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+/// Takes the lock of a database.
+pub(crate) fn lock(env: &Env, dir: &Path) -> Result<Box<dyn firn_io::fs::FileLock>> {
+    env.fs.lock(&dir.join(names::LOCK)).map_err(|error| {
+        if error.source.kind() == std::io::ErrorKind::WouldBlock {
+            Error::Locked(dir.to_path_buf())
+        } else {
+            error.into()
+        }
+    })
 }
 
 /// What a verification found, for repair.
@@ -211,7 +221,6 @@ pub(crate) struct Findings {
 
 /// What a manifest leads to.
 #[derive(Debug)]
-#[allow(dead_code, reason = "for repair")]
 pub(crate) struct State {
     pub(crate) manifest_id: FileId,
     pub(crate) names: BTreeMap<NamespaceId, String>,
@@ -219,6 +228,8 @@ pub(crate) struct State {
     pub(crate) flushed: BTreeMap<NamespaceId, SeqNo>,
     pub(crate) last_seqno: SeqNo,
     pub(crate) log_start: Option<Lsn>,
+    pub(crate) next_namespace: NamespaceId,
+    pub(crate) applied: Option<Applied>,
 }
 
 /// The files of one tree.
@@ -263,6 +274,8 @@ impl State {
             flushed: ids.map(|id| (id, versions.flushed_seqno(id))).collect(),
             last_seqno: versions.last_seqno(),
             log_start: versions.log_start(),
+            next_namespace: versions.next_namespace(),
+            applied: versions.applied(),
             names,
         }
     }
@@ -273,22 +286,34 @@ pub(crate) fn no_purger() -> Purger {
     Arc::new(|_, _| {})
 }
 
-/// Verifies a directory.
-pub(crate) fn check_dir(
-    env: &Env,
-    dir: &Path,
-    progress: &mut dyn FnMut(&VerifyProgress),
-) -> Result<Findings> {
-    let listing = env.fs.list(dir)?;
+/// An error if nothing in a directory is ours.
+pub(crate) fn check_is_database(listing: &[firn_io::fs::DirEntry], dir: &Path) -> Result<()> {
     let is_ours = |name: &str| {
         name == names::CURRENT || name == names::WAL_DIR || names::parse(name).is_some()
     };
-    if !listing.iter().any(|entry| is_ours(&entry.name)) {
-        let detail = format!("there is no database in {}", dir.display());
-        return Err(Error::InvalidArgument(detail));
+    if listing.iter().any(|entry| is_ours(&entry.name)) {
+        return Ok(());
     }
+    Err(Error::InvalidArgument(format!(
+        "there is no database in {}",
+        dir.display()
+    )))
+}
+
+/// Verifies a directory, by the manifest that CURRENT names or by the given one.
+pub(crate) fn check_dir(
+    env: &Env,
+    dir: &Path,
+    manifest: Option<FileId>,
+    progress: &mut dyn FnMut(&VerifyProgress),
+) -> Result<Findings> {
+    let listing = env.fs.list(dir)?;
+    check_is_database(&listing, dir)?;
     let mut checker = Checker::new(env, dir, progress);
-    checker.read_state(&listing);
+    match manifest {
+        Some(id) => checker.read_manifest(id, &listing),
+        None => checker.read_state(&listing),
+    }
     checker.count_work(&listing);
     match checker.findings.state.take() {
         Some(state) => {
@@ -451,20 +476,32 @@ impl<'a> Checker<'a> {
             }
         };
         let name = names::manifest_name(id);
-        let Some(entry) = listing.iter().find(|entry| entry.name == name) else {
+        if !listing.iter().any(|entry| entry.name == name) {
             self.problem(Problem::new(
                 current,
                 format!("it names {name}, which is missing"),
             ));
             return;
-        };
+        }
         self.file_done();
-        match VersionSet::recover_read_only(self.env.clone(), self.dir, no_purger()) {
+        self.read_bytes(name.len() as u64 + 1);
+        self.read_manifest(id, listing);
+    }
+
+    /// Reads the state that a manifest leads to.
+    fn read_manifest(&mut self, id: FileId, listing: &[firn_io::fs::DirEntry]) {
+        let name = names::manifest_name(id);
+        match VersionSet::recover_manifest(self.env.clone(), self.dir, id, no_purger()) {
             Ok(versions) => self.findings.state = Some(State::of(&versions)),
             Err(error) => self.error(error, &self.dir.join(&name)),
         }
         self.file_done();
-        self.read_bytes(entry.len + name.len() as u64 + 1);
+        self.read_bytes(
+            listing
+                .iter()
+                .find(|entry| entry.name == name)
+                .map_or(0, |e| e.len),
+        );
     }
 
     /// Reads CURRENT and the manifest while they may be written.
@@ -1218,6 +1255,8 @@ impl Group {
 pub(crate) struct LogCheck {
     pub(crate) report: wal::ScanReport,
     pub(crate) operations: u64,
+    /// The newest operation.
+    pub(crate) last_seqno: SeqNo,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -1251,9 +1290,11 @@ impl LogCheck {
                 .into_iter()
                 .map(|error| Problem::of(error.into(), dir)),
         );
+        let last_seqno = SeqNo(next.0.saturating_sub(1));
         Ok(Self {
             report,
             operations,
+            last_seqno,
             problems,
         })
     }

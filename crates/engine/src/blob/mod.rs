@@ -443,10 +443,9 @@ impl BlobFile {
         })
     }
 
-    /// Opens a file of which only the records count, for repair: the footer may be missing.
+    /// Opens a file of which only the records count, for repair: header and footer may be damaged.
     pub fn salvage(file: Arc<dyn File>, id: FileId) -> Result<Self> {
         let file_bytes = file.len()?;
-        check_header(&*file)?;
         match Self::open(Arc::clone(&file), id) {
             Err(Error::Corruption { .. }) => {
                 let summary = BlobSummary {

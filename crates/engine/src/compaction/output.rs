@@ -10,15 +10,16 @@
 //! [`Outputs`] without [`Outputs::finish`] removes the files; after a crash they are orphans that the
 //! next open removes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use firn_io::Env;
 use firn_io::fs::OpenMode;
 
 use crate::blob::{BlobPointer, BlobWriter};
 use crate::core::{Core, remove_quietly};
 use crate::error::{Error, Result};
-use crate::key::{FileId, Kind, Trailer};
+use crate::key::{FileId, Kind, NamespaceId, Trailer};
 use crate::names;
 use crate::range_del::RangeTombstones;
 use crate::sstable::{TableOptions, TableSummary, TableWriter};
@@ -33,6 +34,39 @@ pub struct OutputOptions {
     pub table_bytes: u64,
     /// Values of at least this size go to the blob file.
     pub min_blob_bytes: usize,
+    /// The namespace whose tree they are for.
+    pub namespace: NamespaceId,
+    /// Its name.
+    pub namespace_name: Arc<str>,
+}
+
+/// Where outputs are made.
+pub struct Place<'a> {
+    /// The world outside.
+    pub env: &'a Env,
+    /// The directory.
+    pub dir: &'a Path,
+    /// Numbers new files.
+    pub next_file: Box<dyn Fn() -> FileId + 'a>,
+}
+
+impl std::fmt::Debug for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Place<'a> {
+    /// An open database.
+    pub fn of(core: &'a Core) -> Self {
+        Self {
+            env: &core.env,
+            dir: &core.dir,
+            next_file: Box::new(|| core.next_file_id()),
+        }
+    }
 }
 
 /// An SSTable being written.
@@ -58,11 +92,13 @@ pub struct Written {
     pub blobs: Vec<BlobMeta>,
     /// Bytes of all of them.
     pub bytes: u64,
+    /// Bytes of the values that went to blob files.
+    pub blob_value_bytes: u64,
 }
 
 /// Writes the files of one flush or compaction.
 pub struct Outputs<'a> {
-    core: &'a Arc<Core>,
+    place: Place<'a>,
     options: OutputOptions,
     /// All surviving range tombstones.
     tombstones: RangeTombstones,
@@ -88,9 +124,9 @@ impl std::fmt::Debug for Outputs<'_> {
 
 impl<'a> Outputs<'a> {
     /// Nothing written yet. `tombstones` are those that the outputs must carry.
-    pub fn new(core: &'a Arc<Core>, options: OutputOptions, tombstones: RangeTombstones) -> Self {
+    pub fn new(place: Place<'a>, options: OutputOptions, tombstones: RangeTombstones) -> Self {
         Self {
-            core,
+            place,
             options,
             tombstones,
             table: None,
@@ -148,10 +184,10 @@ impl<'a> Outputs<'a> {
     /// Puts a value into the blob file.
     pub fn write_blob(&mut self, key: &[u8], value: &[u8]) -> Result<BlobPointer> {
         if self.blob.is_none() {
-            let id = self.core.next_file_id();
-            let path = names::blob_path(&self.core.dir, id);
+            let id = (self.place.next_file)();
+            let path = names::blob_path(self.place.dir, id);
             self.paths.push(path.clone());
-            let file = self.core.env.fs.open(&path, OpenMode::CreateNew)?;
+            let file = self.place.env.fs.open(&path, OpenMode::CreateNew)?;
             let writer = BlobWriter::new(file, id, self.options.table.compression)?;
             self.blob = Some(OpenBlob { id, writer });
         }
@@ -159,11 +195,7 @@ impl<'a> Outputs<'a> {
         let Some(blob) = &mut self.blob else {
             return Err(crate::core::closing());
         };
-        self.core
-            .observer
-            .counters
-            .blob_bytes_written
-            .add(value.len() as u64);
+        self.written.blob_value_bytes += value.len() as u64;
         blob.writer.add(key, value)
     }
 
@@ -204,11 +236,12 @@ impl<'a> Outputs<'a> {
     }
 
     fn begin_table(&mut self) -> Result<()> {
-        let id = self.core.next_file_id();
-        let path = names::sstable_path(&self.core.dir, id);
+        let id = (self.place.next_file)();
+        let path = names::sstable_path(self.place.dir, id);
         self.paths.push(path.clone());
-        let file = self.core.env.fs.open(&path, OpenMode::CreateNew)?;
-        let writer = TableWriter::new(file, self.options.table)?;
+        let file = self.place.env.fs.open(&path, OpenMode::CreateNew)?;
+        let mut writer = TableWriter::new(file, self.options.table)?;
+        writer.set_namespace(self.options.namespace, &self.options.namespace_name);
         self.table = Some(OpenTable {
             id,
             writer,
@@ -255,7 +288,7 @@ impl<'a> Outputs<'a> {
             });
         }
         if !self.paths.is_empty() {
-            self.core.env.fs.sync_dir(&self.core.dir)?;
+            self.place.env.fs.sync_dir(self.place.dir)?;
         }
         self.paths.clear();
         Ok(std::mem::take(&mut self.written))
@@ -265,7 +298,7 @@ impl<'a> Outputs<'a> {
 impl Drop for Outputs<'_> {
     fn drop(&mut self) {
         for path in &self.paths {
-            remove_quietly(&self.core.env, path);
+            remove_quietly(self.place.env, path);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use crate::blob::BlobPointer;
 use crate::compaction::drop::{Decision, DropFilter, DropReason, surviving_range_tombstones};
-use crate::compaction::output::{OutputOptions, Outputs, bad_value};
+use crate::compaction::output::{OutputOptions, Outputs, Place, bad_value};
 use crate::compaction::pick::{self, Plan, PlanKind};
 use crate::core::Core;
 use crate::error::{Error, Result};
@@ -189,11 +189,13 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
         table: core.settings.table_options(plan.bottommost),
         table_bytes: core.settings.sstable_bytes,
         min_blob_bytes: core.settings.given.min_blob_bytes,
+        namespace: job.tree.id,
+        namespace_name: Arc::clone(&job.tree.name),
     };
     let surviving = surviving_range_tombstones(&tombstones, &visible_at, |start, end| {
         below.is_empty_over(start, end)
     });
-    let mut outputs = Outputs::new(core, options, surviving);
+    let mut outputs = Outputs::new(Place::of(core), options, surviving);
     let mut grandparents = Grandparents::new(plan, core.settings.sstable_bytes);
     let collected = blobs_to_collect(core, &job.levels);
     let mut merged = Merged::default();
@@ -241,6 +243,10 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
         input.next()?;
     }
     merged.written = outputs.finish()?;
+    core.observer
+        .counters
+        .blob_bytes_written
+        .add(merged.written.blob_value_bytes);
     Ok(merged)
 }
 

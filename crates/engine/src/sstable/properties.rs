@@ -17,11 +17,12 @@
 //! 12  compression           13  block bytes           14  restart interval
 //! 15  filter bits per key   16  name and version of the writer, as text
 //! 17  distinct user keys
+//! 18  number of the namespace   19  its name           (for repair; missing if not known)
 //! ```
 
 use firn_io::codec::{Reader, put_bytes, put_varint_u64};
 
-use crate::key::{FileId, Kind, SeqNo};
+use crate::key::{FileId, Kind, NamespaceId, SeqNo};
 
 /// The number of kinds that are counted.
 pub(crate) const KINDS: usize = 6;
@@ -59,6 +60,8 @@ pub struct Properties {
     pub writer: String,
     /// Distinct user keys.
     pub key_count: u64,
+    /// The namespace that the table was written for: its number and its name.
+    pub namespace: Option<(NamespaceId, String)>,
 }
 
 impl Properties {
@@ -114,6 +117,11 @@ impl Properties {
         put_varint_u64(&mut out, 16);
         put_bytes(&mut out, self.writer.as_bytes());
         numbers(&mut out, &mut list, 17, &[self.key_count]);
+        if let Some((id, name)) = &self.namespace {
+            numbers(&mut out, &mut list, 18, &[u64::from(id.0)]);
+            put_varint_u64(&mut out, 19);
+            put_bytes(&mut out, name.as_bytes());
+        }
         out
     }
 
@@ -122,6 +130,7 @@ impl Properties {
         let mut reader = Reader::new(bytes);
         let mut properties = Self::default();
         let (mut min, mut max, mut smallest, mut largest) = (None, None, None, None);
+        let (mut namespace, mut name) = (None, String::new());
         let mut last_tag = 0;
         while !reader.is_empty() {
             let tag = reader.varint_u64().ok_or(BAD)?;
@@ -162,11 +171,17 @@ impl Properties {
                 15 => properties.filter_bits_per_key = number()?,
                 16 => properties.writer = String::from_utf8_lossy(value).into_owned(),
                 17 => properties.key_count = number()?,
+                18 => {
+                    let id = u32::try_from(number()?).map_err(|_| BAD)?;
+                    namespace = Some(NamespaceId(id));
+                }
+                19 => name = String::from_utf8_lossy(value).into_owned(),
                 _ => {}
             }
         }
         properties.seqnos = min.zip(max);
         properties.keys = smallest.zip(largest);
+        properties.namespace = namespace.map(|id| (id, name));
         let reversed_keys = properties.keys.as_ref().is_some_and(|(a, b)| a > b);
         if reversed_keys || properties.seqnos.is_some_and(|(a, b)| a > b) {
             return Err(BAD);
@@ -198,6 +213,7 @@ mod tests {
             filter_bits_per_key: 10,
             writer: "w".into(),
             key_count: 5,
+            namespace: Some((NamespaceId(3), "ns".into())),
         }
     }
 
@@ -207,7 +223,7 @@ mod tests {
         let expected: &[u8] = &[
             1, 7, 1, 2, 3, 0, 0xac, 2, 0, 2, 2, 0xe8, 7, 3, 1, 2, 4, 1, 3, 5, 1, 4, 6, 0, 7, 1,
             b'z', 8, 1, 1, 9, 1, 2, 10, 1, 3, 11, 4, 7, 1, 0x80, 32, 12, 1, 1, 13, 2, 0x80, 32, 14,
-            1, 16, 15, 1, 10, 16, 1, b'w', 17, 1, 5,
+            1, 16, 15, 1, 10, 16, 1, b'w', 17, 1, 5, 18, 1, 3, 19, 2, b'n', b's',
         ];
         assert_eq!(bytes, expected);
         assert_eq!(Properties::decode(&bytes), Ok(sample()));

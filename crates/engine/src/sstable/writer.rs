@@ -15,7 +15,7 @@ use firn_io::codec::{put_bytes, put_u64, put_varint_u64};
 use firn_io::fs::File;
 
 use crate::error::{Error, Result};
-use crate::key::{FileId, Kind, SeqNo, Trailer};
+use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
 use crate::options::{Compression, MAX_KEY_BYTES, MAX_VALUE_BYTES, Options};
 use crate::range_del::RangeTombstone;
 use crate::sstable::block::{BlockBuilder, common_prefix};
@@ -243,6 +243,11 @@ impl TableWriter {
             self.tombstones.push(tombstone);
         }
         Ok(())
+    }
+
+    /// Notes which namespace the table is for, so that repair knows.
+    pub fn set_namespace(&mut self, id: NamespaceId, name: &str) {
+        self.properties.namespace = Some((id, name.to_string()));
     }
 
     /// Notes that an entry points to `bytes` bytes in a blob file.

@@ -329,8 +329,23 @@ impl<T, B> VersionSet<T, B> {
         }
     }
 
+    /// The same from manifest `id`, whatever CURRENT says.
+    pub fn recover_manifest(env: Env, dir: &Path, id: FileId, purger: Purger) -> Result<Self> {
+        Self::recover_from(env, dir, id, purger, true)
+    }
+
     fn recover(env: Env, dir: &Path, purger: Purger, read_only: bool) -> Result<Self> {
         let id = manifest::read_current(&*env.fs, dir)?;
+        Self::recover_from(env, dir, id, purger, read_only)
+    }
+
+    fn recover_from(
+        env: Env,
+        dir: &Path,
+        id: FileId,
+        purger: Purger,
+        read_only: bool,
+    ) -> Result<Self> {
         let path = dir.join(names::manifest_name(id));
         let mut state: State<T, B> = State::default();
         let mut next_file = FileId(id.0 + 1);
@@ -594,6 +609,16 @@ impl<T, B> VersionSet<T, B> {
     /// The lowest log position that recovery needs; `None` if no edit said one yet.
     pub fn log_start(&self) -> Option<Lsn> {
         self.inner.lock().state.log_start.map(Lsn)
+    }
+
+    /// Namespaces from this number on were never made.
+    pub fn next_namespace(&self) -> NamespaceId {
+        self.inner.lock().state.next_namespace
+    }
+
+    /// The last replicated command that the SSTables have.
+    pub fn applied(&self) -> Option<Applied> {
+        self.inner.lock().state.applied
     }
 
     /// Writes a manifest and CURRENT into another directory, with `edit` as the whole state; durable

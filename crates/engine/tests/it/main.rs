@@ -4,5 +4,6 @@
 mod crash;
 mod faults;
 mod model;
+mod repair;
 mod verify;
 mod world;

@@ -13,15 +13,15 @@ use firn_io::rng::Rng;
 use crate::world::{DIR, START_MS, World, tiny};
 
 /// By namespace, what a reader must find.
-pub type Contents = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
+pub(crate) type Contents = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-pub fn key(number: u64) -> Vec<u8> {
+pub(crate) fn key(number: u64) -> Vec<u8> {
     format!("key{number:04}").into_bytes()
 }
 
 /// A closed database with every kind of file and entry: SSTables in some levels, blob files, range
 /// tombstones, expiries, two namespaces, and a log with operations that are not flushed.
-pub fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
+pub(crate) fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
     let world = World::new(seed);
     let db = world.open(options.clone()).unwrap();
     let spaces = [
@@ -85,7 +85,7 @@ fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng) 
     db.write(batch, &WriteOptions::sync()).unwrap();
 }
 
-pub fn verify(disk: &MemFs) -> VerifyReport {
+pub(crate) fn verify(disk: &MemFs) -> VerifyReport {
     let world = World::on(disk.clone(), 1);
     verify_dir(&world.env, Path::new(DIR), &mut |_| {}).unwrap()
 }
