@@ -334,7 +334,7 @@ impl Run {
                 }
             });
         }
-        for (count, (key, cell)) in expected.into_iter().enumerate() {
+        for (count, (key, cell)) in (0..).zip(expected) {
             if count == stop_after {
                 return;
             }
