@@ -36,7 +36,7 @@ pub(crate) fn open_input(path: &Path) -> Result<BufReader<Box<dyn Read>>> {
 /// The length of a plain file, for progress; `None` for a pipe.
 pub(crate) fn input_len(path: &Path) -> Option<u64> {
     let metadata = std::fs::metadata(path).ok()?;
-    metadata.is_file().then(|| metadata.len())
+    metadata.is_file().then_some(metadata.len())
 }
 
 /// Reads a whole file of the user, at most `limit` bytes of it; `-` is stdin.

@@ -4,6 +4,7 @@
 //! pages, completions and `docs/cli.md` come. Data goes to stdout, everything else to stderr, and
 //! the exit code says what kind of failure it was (`exit`).
 
+mod allocator;
 mod bench;
 mod cmd;
 mod dump;
@@ -19,11 +20,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-#[cfg(feature = "jemalloc")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 fn main() -> ExitCode {
+    crate::allocator::tune();
     let cli = crate::flags::Cli::parse();
     crate::output::set_quiet(cli.quiet);
     match crate::cmd::run(cli.verb) {

@@ -340,8 +340,7 @@ impl<'a> Run<'a> {
         tally.ended = host::now();
         // The last run, which was cut short.
         let rest = tally.ops - measured;
-        if rest > 0 {
-            let mean = (tally.ended - last).as_nanos() as u64 / rest;
+        if let Some(mean) = ((tally.ended - last).as_nanos() as u64).checked_div(rest) {
             tally.latency.saturating_record_n(mean, rest);
         }
         Ok(())

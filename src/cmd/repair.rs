@@ -40,22 +40,38 @@ pub(crate) fn run(args: &RepairArgs) -> Result<()> {
     let report = report?;
     if args.format == ReportFormat::Json {
         output::print_json(&json!({
+            "changed": report.changed,
             "tables_kept": report.tables_kept,
+            "tables_rewritten": report.tables_rewritten,
             "tables_lost": report.tables_lost,
             "entries_kept": report.entries_kept,
+            "log_operations_kept": report.log_operations_kept,
+            "log_operations_lost": report.log_operations_lost,
             "losses": super::verify::problems_json(&report.losses),
+            "notes": super::verify::problems_json(&report.notes),
         }))?;
     } else {
         let mut out = output::stdout();
+        if !report.changed {
+            writeln!(out, "nothing to repair")?;
+        }
         writeln!(
             out,
-            "{} tables kept, {} lost; {} entries kept; {} losses",
+            "tables: {} kept, {} rewritten, {} lost; {} entries kept",
             report.tables_kept,
+            report.tables_rewritten,
             report.tables_lost,
-            text::count(report.entries_kept),
-            report.losses.len()
+            text::count(report.entries_kept)
         )?;
+        writeln!(
+            out,
+            "log: {} operations moved to tables, {} lost",
+            text::count(report.log_operations_kept),
+            text::count(report.log_operations_lost)
+        )?;
+        writeln!(out, "losses: {}", report.losses.len())?;
         super::verify::print_problems(&report.losses, &mut out)?;
+        super::verify::print_notes(&report.notes, &mut out)?;
         out.flush()?;
     }
     if report.losses.is_empty() {

@@ -62,7 +62,9 @@ pub(crate) fn print(report: &VerifyReport, format: ReportFormat) -> Result<()> {
             "files": report.files,
             "bytes": report.bytes,
             "entries": report.entries,
+            "log_operations": report.log_operations,
             "problems": problems_json(&report.problems),
+            "notes": problems_json(&report.notes),
         }));
     }
     let mut out = output::stdout();
@@ -73,13 +75,15 @@ pub(crate) fn print(report: &VerifyReport, format: ReportFormat) -> Result<()> {
     };
     writeln!(
         out,
-        "{verdict}: {} files, {}, {} entries, {} problems",
+        "{verdict}: {} files, {}, {} entries, {} operations in the log, {} problems",
         text::count(report.files),
         text::size(report.bytes),
         text::count(report.entries),
+        text::count(report.log_operations),
         report.problems.len()
     )?;
     print_problems(&report.problems, &mut out)?;
+    print_notes(&report.notes, &mut out)?;
     out.flush()?;
     Ok(())
 }
@@ -87,13 +91,18 @@ pub(crate) fn print(report: &VerifyReport, format: ReportFormat) -> Result<()> {
 /// One line a problem.
 pub(crate) fn print_problems(problems: &[Problem], out: &mut dyn Write) -> Result<()> {
     for problem in problems {
-        write!(out, "  {}", problem.path.display())?;
-        if let Some(offset) = problem.offset {
-            write!(out, " at offset {offset}")?;
-        }
-        writeln!(out, ": {}", problem.detail)?;
+        writeln!(out, "  {problem}")?;
     }
     Ok(())
+}
+
+/// What is no problem and yet worth a look.
+pub(crate) fn print_notes(notes: &[Problem], out: &mut dyn Write) -> Result<()> {
+    if notes.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "notes:")?;
+    print_problems(notes, out)
 }
 
 /// The problems as JSON.

@@ -400,7 +400,7 @@ impl Core {
         if batch.only_deletes() && self.disk_full.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.wait_for_room_slowly(delay, options)
+        self.wait_for_room_slowly(bytes as u64, delay, options)
     }
 
     /// Whether so many memtables wait for their flush that writers must wait too.
@@ -412,6 +412,7 @@ impl Core {
     #[cold]
     fn wait_for_room_slowly(
         self: &Arc<Self>,
+        bytes: u64,
         delay: Duration,
         options: &WriteOptions,
     ) -> Result<()> {
@@ -422,6 +423,7 @@ impl Core {
         if let Some(max) = max_delay
             && delay > max
         {
+            self.pacer.give_back(bytes);
             return Err(Error::Overloaded {
                 retry_after_ms: delay.as_millis() as u64 + 1,
             });

@@ -53,6 +53,8 @@ pub struct Settings {
     pub log_bytes: u64,
 }
 
+/// Smaller log segments would be changed too often.
+const MIN_LOG_SEGMENT_BYTES: u64 = 8 << 10;
 /// Least memory that a database can be opened with.
 const MIN_MEMORY_BYTES: usize = 8 << 20;
 
@@ -94,7 +96,7 @@ impl Settings {
         let log_segment_bytes = given
             .log_segment_bytes
             .unwrap_or(memtable_bytes as u64)
-            .max(64 << 10);
+            .max(MIN_LOG_SEGMENT_BYTES);
         // What is left for the cache after three memtables (one filling, two waiting), the mapped
         // log segment, and buffers of flush and compaction.
         let taken = memtable_bytes * (MAX_IMMUTABLES + 1) + log_segment_bytes as usize;

@@ -97,7 +97,8 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     };
     let last_seqno = replay.last_seqno;
     let core = Arc::new(Core {
-        pacer: Pacer::new(Arc::clone(&env.clock), settings.memtable_bytes as u64),
+        pacer: Pacer::new(Arc::clone(&env.clock), settings.memtable_bytes as u64)
+            .with_l0_trigger(settings.given.l0_compaction_trigger),
         env,
         dir: dir.to_path_buf(),
         observer,

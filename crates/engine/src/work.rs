@@ -85,9 +85,10 @@ fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
 
 fn run_compaction(core: &Arc<Core>, job: Job) {
     let result = run::run(core, &job);
+    let mut work = core.work.lock();
+    // Under the lock: who picks must not read the levels of before, then find the marks gone.
     job.release();
     drop(job);
-    let mut work = core.work.lock();
     work.compactions -= 1;
     finish(core, work, "compaction", result);
 }
@@ -281,7 +282,8 @@ pub struct CompactionPause {
 impl CompactionPause {
     /// Pauses.
     pub fn new(core: &Arc<Core>) -> Self {
-        core.work.lock().compaction_paused += 1;
+        // One at a time: two that compact by themselves would not see each other's inputs.
+        core.wait_for(|work| (work.compaction_paused == 0).then(|| work.compaction_paused += 1));
         let pause = Self {
             core: Arc::clone(core),
         };
@@ -293,6 +295,7 @@ impl CompactionPause {
 impl Drop for CompactionPause {
     fn drop(&mut self) {
         self.core.work.lock().compaction_paused -= 1;
+        self.core.work_done.notify_all();
         schedule(&self.core);
     }
 }

@@ -1,4 +1,5 @@
 //! The memtable against a sorted map, with small nodes too, so that a few keys make a deep tree.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -281,8 +281,13 @@ fn a_full_disk_refuses_puts_takes_deletes_and_recovers_by_itself() {
 
 #[test]
 fn while_the_disk_is_full_deletes_are_taken() {
+    // Deletes live on the reserve, which is one segment of the log.
+    let options = Options {
+        log_segment_bytes: Some(64 << 10),
+        ..tiny()
+    };
     let (world, faults) = faulty(5);
-    let db = world.open(tiny()).unwrap();
+    let db = world.open(options).unwrap();
     let ns = db.default_namespace();
     for number in 0..50 {
         db.put(&key(number), &[7; 100]).unwrap();

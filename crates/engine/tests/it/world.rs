@@ -81,8 +81,8 @@ pub(crate) fn tiny() -> Options {
         sstable_bytes: Some(8 << 10),
         l0_compaction_trigger: 2,
         level_ratio: 3,
-        log_segment_bytes: Some(64 << 10),
-        log_bytes: Some(128 << 10),
+        log_segment_bytes: Some(8 << 10),
+        log_bytes: Some(32 << 10),
         ballast_bytes: 0,
         ..Options::default()
     }

@@ -218,7 +218,7 @@ impl Log {
             .segment_bytes
             .clamp(4 << 10, 1 << 30)
             .next_multiple_of(8);
-        env.fs.create_dir_durable(dir)?;
+        env.fs.create_dir_all(dir)?;
         let walk = reader::walk(&*env.fs, dir, options.from, false, replay)?;
         let (log, report) = Self::recover(env, dir, options, walk)?;
         Ok((log, report))
