@@ -10,7 +10,7 @@ use firn_io::fs::fault::{FaultFs, Verdict};
 use firn_io::fs::mem::{CrashMode, MemFs};
 use firn_io::rng::Rng;
 
-use crate::verify::{Contents, key, sample, verify};
+use crate::verify::{Contents, key, sample, upside_down, verify};
 use crate::world::{DIR, World, tiny};
 
 fn repair(disk: &MemFs) -> RepairReport {
@@ -454,6 +454,16 @@ fn an_error_in_the_middle_of_a_repair_costs_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_tree_whose_levels_are_upside_down_is_merged() {
+    let disk = upside_down();
+    let report = repair(&disk);
+    assert!(report.changed && report.losses.is_empty(), "{report:?}");
+    let found = contents(&disk, "upside down");
+    assert_eq!(found["default"].len(), 20);
+    assert!(found["default"].values().all(|value| value == b"new"));
 }
 
 #[test]
