@@ -38,7 +38,7 @@ pub(crate) fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
     let mut rng = Rng::new(seed);
     for round in 0..6 {
         for _ in 0..40 {
-            write(&db, &spaces, &mut contents, &mut rng);
+            write(&db, &spaces, &mut contents, &mut rng, 80);
         }
         match round {
             1 | 3 => {
@@ -51,17 +51,40 @@ pub(crate) fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
     }
     db.wait_idle().unwrap();
     for _ in 0..30 {
-        write(&db, &spaces, &mut contents, &mut rng);
+        write(&db, &spaces, &mut contents, &mut rng, 80);
     }
     db.sync().unwrap();
     // As a killed process leaves it: what is not flushed is in the log.
     (world.disk.fork(), contents)
 }
 
-fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng) {
+/// A closed database in which compaction has made levels of many files as it saw fit, so that files
+/// of different levels have operations of the same time.
+pub(crate) fn layered(seed: u64) -> (MemFs, Contents) {
+    let world = World::new(seed);
+    let db = world.open(tiny()).unwrap();
+    let spaces = [
+        db.default_namespace(),
+        db.create_namespace("other").unwrap(),
+    ];
+    let mut contents = Contents::new();
+    let mut rng = Rng::new(seed);
+    for _ in 0..5000 {
+        write(&db, &spaces, &mut contents, &mut rng, 3000);
+        world.step(rng.below(2));
+    }
+    db.wait_idle().unwrap();
+    for _ in 0..30 {
+        write(&db, &spaces, &mut contents, &mut rng, 3000);
+    }
+    db.sync().unwrap();
+    (world.disk.fork(), contents)
+}
+
+fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng, keys: u64) {
     let ns = &spaces[rng.index(spaces.len())];
     let map = contents.entry(ns.name().to_string()).or_default();
-    let key = key(rng.below(80));
+    let key = key(rng.below(keys));
     let mut batch = WriteBatch::new();
     match rng.below(12) {
         0 => {
@@ -69,13 +92,17 @@ fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng) 
             map.remove(&key);
         }
         1 => {
-            let end = self::key(90);
-            let start = self::key(70 + rng.below(15));
+            let from = rng.below(keys);
+            let (start, end) = (self::key(from), self::key(from + 1 + rng.below(8)));
             batch.delete_range(ns, &start, &end).unwrap();
             map.retain(|k, _| *k < start || *k >= end);
         }
         n => {
-            let len = if rng.one_in(6) { 700 } else { rng.below(60) };
+            let len = if rng.one_in(6) {
+                700
+            } else {
+                rng.below(if keys > 80 { 300 } else { 60 })
+            };
             let mut value = vec![0; len as usize];
             rng.fill_bytes(&mut value);
             if n == 2 {
@@ -114,8 +141,12 @@ fn entries_of(disk: &MemFs) -> usize {
 
 #[test]
 fn a_sound_database_is_clean_and_counted() {
-    for seed in 0..4 {
-        let (disk, _) = sample(seed, &tiny());
+    for seed in 0..8 {
+        let (disk, _) = if seed < 4 {
+            sample(seed, &tiny())
+        } else {
+            layered(seed)
+        };
         let before: Vec<_> = disk.files();
         let mut last = VerifyProgress::default();
         let world = World::on(disk.clone(), 1);
@@ -402,7 +433,7 @@ fn a_database_is_verified_while_it_is_written() {
         let mut rng = Rng::new(seed);
         for _ in 0..40 {
             for _ in 0..20 {
-                write(&db, &spaces, &mut contents, &mut rng);
+                write(&db, &spaces, &mut contents, &mut rng, 80);
             }
             world.step(rng.below(4));
             let report = db.verify().unwrap();
