@@ -29,6 +29,7 @@ pub mod db;
 pub mod error;
 pub mod event;
 pub mod flush;
+pub mod inspect;
 pub mod iterator;
 pub mod key;
 pub mod memtable;

@@ -354,6 +354,11 @@ impl Walk {
         self.block_offset
     }
 
+    /// The number of that block.
+    pub(crate) fn number(&self) -> u64 {
+        self.next_block.saturating_sub(1) as u64
+    }
+
     /// Entries handed out.
     pub(crate) fn entries(&self) -> u64 {
         self.counted.entry_count()

@@ -10,7 +10,7 @@ use firn_io::fs::fault::{FaultFs, Verdict};
 use firn_io::fs::mem::{CrashMode, MemFs};
 use firn_io::rng::Rng;
 
-use crate::verify::{Contents, key, sample, verify};
+use crate::verify::{Contents, key, layered, sample, upside_down, verify};
 use crate::world::{DIR, World, tiny};
 
 fn repair(disk: &MemFs) -> RepairReport {
@@ -148,8 +148,13 @@ fn a_lost_or_garbled_current_costs_nothing() {
 
 #[test]
 fn without_a_manifest_tables_and_log_have_everything() {
-    for seed in 0..6 {
-        let (disk, written) = sample(seed, &tiny());
+    let (mut kept, mut merged) = (0, 0);
+    for seed in 0..8 {
+        let (disk, written) = if seed < 5 {
+            sample(seed, &tiny())
+        } else {
+            layered(seed)
+        };
         // Files that wait for their removal would be found again.
         for path in verify(&disk).notes {
             remove(&disk, &path.path);
@@ -169,31 +174,44 @@ fn without_a_manifest_tables_and_log_have_everything() {
             }
             let context = format!("seed {seed}, damage {damage}");
             let report = repair(&disk);
+            kept += report.tables_kept;
+            merged += report.tables_rewritten;
             assert!(report.losses.is_empty(), "{context}: {:?}", report.losses);
             let found = contents(&disk, &context);
             assert_eq!(differences(&found, &written), [], "{context}");
             assert!(!repair(&disk).changed, "{context}");
         }
     }
+    assert!(
+        kept > 0 && merged > 0,
+        "both ways are taken: {kept}, {merged}"
+    );
 }
 
 #[test]
 fn of_a_damaged_table_all_but_the_damaged_block_is_kept() {
-    let (disk, written) = sample(2, &tiny());
+    for (disk, written) in [sample(2, &tiny()), layered(2)] {
+        damage_each_table(&disk, &written);
+    }
+}
+
+fn damage_each_table(disk: &MemFs, written: &Contents) {
     let mut rng = Rng::new(3);
     let mut lossless = 0;
-    for path in files(&disk, ".sst") {
-        let len = disk.read_file(&path).unwrap().len() as u64;
+    let tables = files(disk, ".sst");
+    // Of many tables some will do.
+    for path in tables.iter().step_by(1 + tables.len() / 8) {
+        let len = disk.read_file(path).unwrap().len() as u64;
         let mut offsets: Vec<u64> = (0..12).map(|_| rng.below(len)).collect();
         offsets.extend([len - 1, len - 40, len - 100]);
         for offset in offsets {
             let disk = disk.fork();
-            disk.flip_bit(&path, offset, rng.below(8) as u8).unwrap();
+            disk.flip_bit(path, offset, rng.below(8) as u8).unwrap();
             let context = format!("byte {offset} of {}", path.display());
             let report = repair(&disk);
             assert!(report.changed, "{context}");
             let found = contents(&disk, &context);
-            let wrong = differences(&found, &written);
+            let wrong = differences(&found, written);
             if report.losses.is_empty() {
                 lossless += 1;
                 assert_eq!(wrong, [], "{context}: a silent loss");
@@ -456,6 +474,16 @@ fn an_error_in_the_middle_of_a_repair_costs_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_tree_whose_levels_are_upside_down_is_merged() {
+    let disk = upside_down();
+    let report = repair(&disk);
+    assert!(report.changed && report.losses.is_empty(), "{report:?}");
+    let found = contents(&disk, "upside down");
+    assert_eq!(found["default"].len(), 20);
+    assert!(found["default"].values().all(|value| value == b"new"));
 }
 
 #[test]

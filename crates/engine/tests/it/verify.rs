@@ -2,7 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use firn_engine::key::NamespaceId;
+use firn_engine::names;
+use firn_engine::version::FileMeta;
+use firn_engine::version::edit::{Op, VersionEdit};
+use firn_engine::version::set::VersionSet;
 use firn_engine::{
     Db, Error, Namespace, Options, VerifyProgress, VerifyReport, WriteBatch, WriteOptions,
     verify_dir,
@@ -32,7 +38,7 @@ pub(crate) fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
     let mut rng = Rng::new(seed);
     for round in 0..6 {
         for _ in 0..40 {
-            write(&db, &spaces, &mut contents, &mut rng);
+            write(&db, &spaces, &mut contents, &mut rng, 80);
         }
         match round {
             1 | 3 => {
@@ -45,17 +51,40 @@ pub(crate) fn sample(seed: u64, options: &Options) -> (MemFs, Contents) {
     }
     db.wait_idle().unwrap();
     for _ in 0..30 {
-        write(&db, &spaces, &mut contents, &mut rng);
+        write(&db, &spaces, &mut contents, &mut rng, 80);
     }
     db.sync().unwrap();
     // As a killed process leaves it: what is not flushed is in the log.
     (world.disk.fork(), contents)
 }
 
-fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng) {
+/// A closed database in which compaction has made levels of many files as it saw fit, so that files
+/// of different levels have operations of the same time.
+pub(crate) fn layered(seed: u64) -> (MemFs, Contents) {
+    let world = World::new(seed);
+    let db = world.open(tiny()).unwrap();
+    let spaces = [
+        db.default_namespace(),
+        db.create_namespace("other").unwrap(),
+    ];
+    let mut contents = Contents::new();
+    let mut rng = Rng::new(seed);
+    for _ in 0..5000 {
+        write(&db, &spaces, &mut contents, &mut rng, 3000);
+        world.step(rng.below(2));
+    }
+    db.wait_idle().unwrap();
+    for _ in 0..30 {
+        write(&db, &spaces, &mut contents, &mut rng, 3000);
+    }
+    db.sync().unwrap();
+    (world.disk.fork(), contents)
+}
+
+fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng, keys: u64) {
     let ns = &spaces[rng.index(spaces.len())];
     let map = contents.entry(ns.name().to_string()).or_default();
-    let key = key(rng.below(80));
+    let key = key(rng.below(keys));
     let mut batch = WriteBatch::new();
     match rng.below(12) {
         0 => {
@@ -63,13 +92,17 @@ fn write(db: &Db, spaces: &[Namespace], contents: &mut Contents, rng: &mut Rng) 
             map.remove(&key);
         }
         1 => {
-            let end = self::key(90);
-            let start = self::key(70 + rng.below(15));
+            let from = rng.below(keys);
+            let (start, end) = (self::key(from), self::key(from + 1 + rng.below(8)));
             batch.delete_range(ns, &start, &end).unwrap();
             map.retain(|k, _| *k < start || *k >= end);
         }
         n => {
-            let len = if rng.one_in(6) { 700 } else { rng.below(60) };
+            let len = if rng.one_in(6) {
+                700
+            } else {
+                rng.below(if keys > 80 { 300 } else { 60 })
+            };
             let mut value = vec![0; len as usize];
             rng.fill_bytes(&mut value);
             if n == 2 {
@@ -108,8 +141,12 @@ fn entries_of(disk: &MemFs) -> usize {
 
 #[test]
 fn a_sound_database_is_clean_and_counted() {
-    for seed in 0..4 {
-        let (disk, _) = sample(seed, &tiny());
+    for seed in 0..8 {
+        let (disk, _) = if seed < 4 {
+            sample(seed, &tiny())
+        } else {
+            layered(seed)
+        };
         let before: Vec<_> = disk.files();
         let mut last = VerifyProgress::default();
         let world = World::on(disk.clone(), 1);
@@ -396,7 +433,7 @@ fn a_database_is_verified_while_it_is_written() {
         let mut rng = Rng::new(seed);
         for _ in 0..40 {
             for _ in 0..20 {
-                write(&db, &spaces, &mut contents, &mut rng);
+                write(&db, &spaces, &mut contents, &mut rng, 80);
             }
             world.step(rng.below(4));
             let report = db.verify().unwrap();
@@ -435,4 +472,132 @@ fn verify_notes(disk: &MemFs) -> Vec<PathBuf> {
         .into_iter()
         .map(|note| note.path)
         .collect()
+}
+
+/// Two tables that each have a version of one key, with the levels of the two exchanged.
+pub(crate) fn upside_down() -> MemFs {
+    let world = World::new(1);
+    let db = world.open(tiny()).unwrap();
+    let ns = db.default_namespace();
+    for round in [b"old".as_slice(), b"new"] {
+        for number in 0..20 {
+            db.put(&key(number), round).unwrap();
+        }
+        db.flush().unwrap();
+        if round == b"old" {
+            db.compact_range(&ns, None, None).unwrap();
+        }
+    }
+    db.close().unwrap();
+    drop(db);
+    world.step(u64::MAX);
+    let env = world.env.clone();
+    let set: VersionSet<(), ()> =
+        VersionSet::open(env, Path::new(DIR), Arc::new(|_, _| {})).unwrap();
+    let namespace = NamespaceId::default();
+    let files: Vec<_> = set
+        .current(namespace)
+        .all_files()
+        .map(|(level, file)| (level, file.meta.clone()))
+        .collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let mut ops = Vec::new();
+    for (level, meta) in &files {
+        ops.push(Op::RemoveFile {
+            namespace,
+            level: *level,
+            id: meta.id,
+        });
+    }
+    for ((_, meta), (level, _)) in files.iter().zip(files.iter().rev()) {
+        ops.push(Op::AddFile {
+            namespace,
+            level: *level,
+            meta: meta.clone(),
+        });
+    }
+    set.apply(VersionEdit::of(ops)).unwrap();
+    world.disk.clone()
+}
+
+#[test]
+fn older_data_above_newer_data_is_found() {
+    let disk = upside_down();
+    let report = verify(&disk);
+    let told = report
+        .problems
+        .iter()
+        .filter(|p| p.detail.contains("is newer than what is in L0"));
+    assert_eq!(told.count(), 20, "{:?}", report.problems);
+    assert_eq!(report.problems.len(), 20);
+}
+
+#[test]
+fn a_manifest_that_says_wrong_things_of_a_table_is_found() {
+    let (disk, _) = sample(1, &tiny());
+    let namespace = NamespaceId::default();
+    type Change = fn(&mut FileMeta);
+    let changes: [(&str, Change); 8] = [
+        ("entries", |meta| meta.entry_count += 1),
+        ("tombstones", |meta| {
+            meta.tombstone_count = meta.entry_count - 1
+        }),
+        ("range tombstones", |meta| meta.range_tombstone_count += 1),
+        ("uncompressed bytes", |meta| meta.raw_bytes -= 1),
+        ("least operation", |meta| meta.min_seqno.0 = 0),
+        ("greatest operation", |meta| meta.max_seqno = meta.min_seqno),
+        ("smallest key", |meta| meta.smallest = b"".as_slice().into()),
+        ("length", |meta| meta.file_bytes += 1),
+    ];
+    for (what, change) in changes {
+        let disk = disk.fork();
+        let world = World::on(disk.clone(), 1);
+        let set: VersionSet<(), ()> =
+            VersionSet::open(world.env.clone(), Path::new(DIR), Arc::new(|_, _| {})).unwrap();
+        let version = set.current(namespace);
+        let (level, file) = version.all_files().next().unwrap();
+        let mut meta = file.meta.clone();
+        let (id, level) = (meta.id, level);
+        change(&mut meta);
+        // A file cannot change in one edit.
+        let blobs: Vec<_> = version
+            .blobs()
+            .iter()
+            .map(|blob| blob.file.meta.clone())
+            .collect();
+        set.apply(VersionEdit::of(vec![Op::RemoveFile {
+            namespace,
+            level,
+            id,
+        }]))
+        .unwrap();
+        let known: Vec<_> = set
+            .current(namespace)
+            .blobs()
+            .iter()
+            .map(|blob| blob.file.meta.id)
+            .collect();
+        let mut ops: Vec<Op> = blobs
+            .into_iter()
+            .filter(|blob| !known.contains(&blob.id))
+            .map(|meta| Op::AddBlob { namespace, meta })
+            .collect();
+        ops.push(Op::AddFile {
+            namespace,
+            level,
+            meta,
+        });
+        set.apply(VersionEdit::of(ops)).unwrap();
+        drop(set);
+        let report = verify(&disk);
+        let path = names::sstable_path(Path::new(DIR), id);
+        assert!(
+            report
+                .problems
+                .iter()
+                .any(|p| p.path == path && p.detail.starts_with(what)),
+            "{what}: {:?}",
+            report.problems
+        );
+    }
 }
