@@ -596,7 +596,9 @@ mod tests {
                  (longer, 5), (shorter, 5)]
             });
             for (key, trailer) in around.chain(probes) {
-                let before = entries.partition_point(|(k, t, _)| (k, std::cmp::Reverse(t)) < (&key, std::cmp::Reverse(&trailer)));
+                let target = (&key, std::cmp::Reverse(&trailer));
+                let before =
+                    entries.partition_point(|(k, t, _)| (k, std::cmp::Reverse(t)) < target);
                 prop_assert_eq!(block.lower_bound(&key, trailer), before);
                 let found = block.get(&key, trailer);
                 match entries.get(before) {
@@ -614,7 +616,12 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_decode_or_are_refused(mut bytes: Vec<u8>, count in 0_u32..4, common in 0_u32..3, flip: (usize, u8)) {
+        fn any_bytes_decode_or_are_refused(
+            mut bytes: Vec<u8>,
+            count in 0_u32..4,
+            common in 0_u32..3,
+            flip: (usize, u8),
+        ) {
             check_decodes_safely(bytes.clone());
             for n in [count, 2, common] {
                 bytes.extend(n.to_le_bytes());
