@@ -596,9 +596,8 @@ mod tests {
                  (longer, 5), (shorter, 5)]
             });
             for (key, trailer) in around.chain(probes) {
-                let target = (&key, std::cmp::Reverse(&trailer));
-                let before =
-                    entries.partition_point(|(k, t, _)| (k, std::cmp::Reverse(t)) < target);
+                let wanted = (&key, std::cmp::Reverse(&trailer));
+                let before = entries.partition_point(|(k, t, _)| (k, std::cmp::Reverse(t)) < wanted);
                 prop_assert_eq!(block.lower_bound(&key, trailer), before);
                 let found = block.get(&key, trailer);
                 match entries.get(before) {

@@ -171,7 +171,7 @@ fn images(seed: u64, every: u64, options: &Options) -> (Vec<Image>, Arc<Mutex<Pr
 
     let (watched, sink, shown) = (disk.clone(), Arc::clone(&taken), Arc::clone(&progress));
     let take = move |operation: u64, kind: OpKind| {
-        if !kind.is_mutation() || (operation + seed) % every != 0 {
+        if !kind.is_mutation() || !(operation + seed).is_multiple_of(every) {
             return;
         }
         let mode = match operation / every % 4 {

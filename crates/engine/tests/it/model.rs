@@ -26,6 +26,8 @@ struct Cell {
 
 type Map = BTreeMap<Vec<u8>, Cell>;
 type Model = BTreeMap<String, Map>;
+/// What an acknowledged operation does to the model.
+type Change = Box<dyn FnOnce(&mut Map, SeqNo)>;
 
 fn option_sets() -> Vec<(&'static str, Options)> {
     let tiny = tiny();
@@ -157,7 +159,7 @@ impl Run {
             1 + self.rng.below(4)
         };
         let mut batch = WriteBatch::new();
-        let mut changes: Vec<(String, Box<dyn FnOnce(&mut Map, SeqNo)>)> = Vec::new();
+        let mut changes: Vec<(String, Change)> = Vec::new();
         let mut should_hold = true;
         if self.rng.one_in(4) {
             let ns = self.namespace();
@@ -332,8 +334,7 @@ impl Run {
                 }
             });
         }
-        let mut count = 0;
-        for (key, cell) in expected {
+        for (count, (key, cell)) in (0..).zip(expected) {
             if count == stop_after {
                 return;
             }
@@ -356,7 +357,6 @@ impl Run {
                 (scan.version(), scan.expires_at_ms()),
                 (cell.version, cell.expires_at_ms)
             );
-            count += 1;
         }
         assert!(
             !scan.next().unwrap(),
@@ -509,7 +509,8 @@ fn history(seed: u64, name: &str, options: &Options, steps: u64) {
         run.check_everything();
     });
     if let Err(panic) = result {
-        eprintln!("FIRN_MODEL_SEED={seed} fails with options {name:?}");
+        #[allow(clippy::print_stderr, reason = "how to repeat the failure")]
+        let () = eprintln!("FIRN_MODEL_SEED={seed} fails with options {name:?}");
         std::panic::resume_unwind(panic);
     }
 }

@@ -279,8 +279,10 @@ fn values_of_a_lost_blob_file_are_told_key_by_key_and_never_replaced_by_older_on
     }
 }
 
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A database all of whose data is in the log, and the state after each write.
-fn logged() -> (MemFs, Vec<BTreeMap<Vec<u8>, Vec<u8>>>) {
+fn logged() -> (MemFs, Vec<Map>) {
     let world = World::new(1);
     let db = world.open(tiny()).unwrap();
     let mut map = BTreeMap::new();

@@ -287,10 +287,10 @@ fn a_flipped_bit_in_a_record_of_the_log_is_found() {
         .unwrap();
     let end = last - 60;
     let mut unnoticed = 0;
-    for offset in 0..end {
+    for (offset, &byte) in bytes.iter().enumerate().take(end) {
         if !is_found(&disk, &path, offset as u64, (offset % 8) as u8) {
             unnoticed += 1;
-            assert_eq!(bytes[offset], 0, "byte {offset} is no padding");
+            assert_eq!(byte, 0, "byte {offset} is no padding");
         }
     }
     // At most seven bytes of padding for each frame.
