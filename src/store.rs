@@ -164,20 +164,21 @@ impl Store {
                     };
                     encoded.require(ns, key, condition)?;
                 }
-                for op in &batch.ops {
+                // Taken one by one, so that a large value is not held twice while it is written.
+                for op in batch.ops {
                     match op {
                         Op::Put {
                             key,
                             value,
                             expires_at_ms: None,
-                        } => encoded.put(ns, key, value)?,
+                        } => encoded.put(ns, &key, &value)?,
                         Op::Put {
                             key,
                             value,
                             expires_at_ms: Some(at),
-                        } => encoded.put_expiring(ns, key, value, *at)?,
-                        Op::Delete { key } => encoded.delete(ns, key)?,
-                        Op::DeleteRange { start, end } => encoded.delete_range(ns, start, end)?,
+                        } => encoded.put_expiring(ns, &key, &value, at)?,
+                        Op::Delete { key } => encoded.delete(ns, &key)?,
+                        Op::DeleteRange { start, end } => encoded.delete_range(ns, &start, &end)?,
                     };
                 }
                 Ok(db.write(encoded, &durability.options())?.last.0)

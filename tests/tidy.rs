@@ -79,7 +79,7 @@ const DOCUMENTED: &[&str] = &[
 
 /// Columns. The formatter keeps code within 100 where it can; strings may be longer.
 const LONGEST_LINE: usize = 120;
-/// A file beyond this has more than one subject.
+/// Lines without the tests at the end. A file beyond this has more than one subject.
 const LONGEST_FILE: usize = 1400;
 
 fn root() -> PathBuf {
@@ -361,7 +361,7 @@ fn sources_are_clean() {
         }
     }
     for path in sources() {
-        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        let lines = product_lines(&fs::read_to_string(&path).unwrap()).count();
         if lines > LONGEST_FILE {
             let place = shown(&path);
             problems.push(format!(

@@ -25,7 +25,12 @@ cargo xtask <word>
   fix             format, apply lints, write generated pages
   docs            write generated pages (docs/cli.md)
   test [ARGS]     the tests
-  crash [ARGS]    the engine's crash tests, with more cases
+  crash [--points N] [--seed S]
+                  cut the power at N file operations of random histories
+  model [--seeds N] [--seed S]
+                  random histories under many options against an ordered map
+  faults [--points N]
+                  errors of the disk at N operations of every history
   kill [--rounds N] [--seed S]
                   kill -9 the server again and again, check that no acknowledged write is lost
   fuzz TARGET     cargo fuzz (needs cargo-fuzz and a nightly toolchain)
@@ -42,8 +47,10 @@ fn main() -> ExitCode {
         Some("fix") => fix(),
         Some("docs") => docs(),
         Some("test") => cargo("test", &["test"], rest),
-        Some("crash") => crash(rest),
-        Some("kill") => kill(rest),
+        Some("crash") => CRASH.run(rest),
+        Some("model") => MODEL.run(rest),
+        Some("faults") => FAULTS.run(rest),
+        Some("kill") => KILL.run(rest),
         Some("fuzz") => fuzz(rest),
         Some("bench") => cargo("bench", &["run", "--release", "--", "bench"], rest),
         _ => {
@@ -128,52 +135,74 @@ fn docs() -> Result {
     fs::write(&path, output.stdout).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// More cases than the test suite takes, of every property test of the engine.
-fn crash(rest: &[String]) -> Result {
-    let cases = env::var("PROPTEST_CASES").unwrap_or_else(|_| "2000".into());
-    run(
-        "crash",
-        Command::new(program())
-            .args([
-                "test",
-                "--release",
-                "--package",
-                "firn-engine",
-                "--test",
-                "it",
-            ])
-            .args(rest)
-            .env("PROPTEST_CASES", cases),
-    )
+/// A test of the suite that has a longer form.
+struct Long {
+    name: &'static str,
+    package: &'static str,
+    /// Which tests.
+    filter: &'static str,
+    /// Flag, variable, and the value without the flag.
+    settings: &'static [(&'static str, &'static str, Option<&'static str>)],
 }
 
-fn kill(rest: &[String]) -> Result {
-    let mut command = Command::new(program());
-    command.args([
-        "test",
-        "--release",
-        "--package",
-        "firn",
-        "--test",
-        "it",
-        "--",
-        "--nocapture",
-        "kill::",
-    ]);
-    command.env("FIRN_KILL_ROUNDS", "200");
-    let mut rest = rest.iter();
-    while let Some(flag) = rest.next() {
-        let name = match flag.as_str() {
-            "--rounds" => "FIRN_KILL_ROUNDS",
-            "--seed" => "FIRN_KILL_SEED",
-            other => return Err(format!("kill knows --rounds and --seed, not {other}")),
-        };
-        let value = rest
-            .next()
-            .ok_or_else(|| format!("{flag} wants a number"))?;
-        command.env(name, value);
+const CRASH: Long = Long {
+    name: "crash",
+    package: "firn-engine",
+    filter: "crash::",
+    settings: &[
+        ("--points", "FIRN_CRASH_POINTS", Some("100000")),
+        ("--seed", "FIRN_CRASH_SEED", None),
+    ],
+};
+
+const MODEL: Long = Long {
+    name: "model",
+    package: "firn-engine",
+    filter: "model::",
+    settings: &[
+        ("--seeds", "FIRN_MODEL_SEEDS", Some("300")),
+        ("--seed", "FIRN_MODEL_SEED", None),
+    ],
+};
+
+const FAULTS: Long = Long {
+    name: "faults",
+    package: "firn-engine",
+    filter: "faults::",
+    settings: &[("--points", "FIRN_FAULT_POINTS", Some("100000"))],
+};
+
+const KILL: Long = Long {
+    name: "kill",
+    package: "firn",
+    filter: "kill::",
+    settings: &[
+        ("--rounds", "FIRN_KILL_ROUNDS", Some("200")),
+        ("--seed", "FIRN_KILL_SEED", None),
+    ],
+};
+
+impl Long {
+    fn run(&self, rest: &[String]) -> Result {
+        let mut command = Command::new(program());
+        command.args(["test", "--release", "--package", self.package]);
+        command.args(["--test", "it", "--", "--nocapture", self.filter]);
+        for (_, variable, value) in self.settings {
+            if let Some(value) = value {
+                command.env(variable, value);
+            }
+        }
+        let mut rest = rest.iter();
+        while let Some(given) = rest.next() {
+            let Some((flag, variable, _)) = self.settings.iter().find(|row| row.0 == given) else {
+                return Err(format!("{} does not know {given}", self.name));
+            };
+            let number = rest.next().filter(|text| text.parse::<u64>().is_ok());
+            let number = number.ok_or_else(|| format!("{flag} wants a number"))?;
+            command.env(variable, number);
+        }
+        run(self.name, &mut command)
     }
-    run("kill", &mut command)
 }
 
 fn fuzz(rest: &[String]) -> Result {

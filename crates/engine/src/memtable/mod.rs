@@ -302,5 +302,6 @@ impl InternalIterator for MemtableIter {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
