@@ -248,8 +248,8 @@ impl Table {
             + size_of::<Self>()
     }
 
-    /// Whether the key with this [hash](crate::sstable::filter::key_hash) may have an entry; `false`
-    /// is certain.
+    /// Whether the key with this hash (see [`key_hash`](crate::sstable::filter::key_hash)) may have
+    /// an entry; `false` is certain.
     #[inline]
     pub fn may_contain(&self, hash: u64) -> bool {
         self.filter
@@ -258,7 +258,7 @@ impl Table {
     }
 
     /// The newest entry of `key` that a reader at `snapshot` sees; `hash` is its
-    /// [hash](crate::sstable::filter::key_hash). Does not look at range tombstones.
+    /// [`key_hash`](crate::sstable::filter::key_hash). Does not look at range tombstones.
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64, snapshot: SeqNo) -> Result<Option<TableEntry>> {
         if self.may_contain(hash) {
