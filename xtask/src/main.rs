@@ -33,6 +33,9 @@ cargo xtask <word>
                   errors of the disk at N operations of every history
   kill [--rounds N] [--seed S]
                   kill -9 the server again and again, check that no acknowledged write is lost
+  loom [--preemptions N]
+                  every interleaving of memtable and publication, up to N preemptions a thread
+  sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
   fuzz TARGET     cargo fuzz (needs cargo-fuzz and a nightly toolchain)
   bench [ARGS]    the load generator, release build
 ";
@@ -51,6 +54,8 @@ fn main() -> ExitCode {
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
         Some("kill") => KILL.run(rest),
+        Some("loom") => loom(rest),
+        Some("sanitize") => sanitize(rest),
         Some("fuzz") => fuzz(rest),
         Some("bench") => cargo("bench", &["run", "--release", "--", "bench"], rest),
         _ => {
@@ -203,6 +208,43 @@ impl Long {
         }
         run(self.name, &mut command)
     }
+}
+
+/// Model checking. Not the tests' target directory: every crate is built with other flags.
+fn loom(rest: &[String]) -> Result {
+    let preemptions = match rest {
+        [] => "2",
+        [flag, number] if flag == "--preemptions" && number.parse::<u8>().is_ok() => number,
+        _ => return Err("loom takes --preemptions N".into()),
+    };
+    run(
+        "loom",
+        Command::new(program())
+            .args(["test", "--package", "firn-engine", "--lib", "loom_tests"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", target("loom"))
+            .env("LOOM_MAX_PREEMPTIONS", preemptions),
+    )
+}
+
+fn sanitize(rest: &[String]) -> Result {
+    let host = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    run(
+        "sanitize",
+        Command::new(program())
+            .args(["+nightly", "test", "--target", &host, "--lib"])
+            .args(["--package", "firn-io", "--package", "firn-engine"])
+            .args(rest)
+            .env("RUSTFLAGS", "-Zsanitizer=address")
+            .env("CARGO_TARGET_DIR", target("sanitize")),
+    )
+}
+
+/// A target directory below the usual one.
+fn target(name: &str) -> PathBuf {
+    let usual =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    usual.join(name)
 }
 
 fn fuzz(rest: &[String]) -> Result {

@@ -26,11 +26,12 @@ use std::time::Duration;
 use firn_io::wal::{Entry, Lsn};
 
 use crate::batch::{Requirement, WriteBatch};
-use crate::core::{Ack, AckFn, CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH, Unpublished};
+use crate::core::{CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::options::Durability;
+use crate::publish::AckFn;
 use crate::tree::{Tree, TreeState};
 use crate::work;
 
@@ -106,16 +107,15 @@ impl Ticket {
             return done(Ok(commit));
         }
         let run: AckFn = Box::new(move |result| done(result.map(|()| commit)));
-        self.core.acks.lock().push_back(Ack {
-            last: commit.last,
-            run,
-        });
+        let published = self.core.snapshots.number();
+        if !self.core.acks.add(published, commit.last, run) {
+            return;
+        }
         match self.core.log() {
             Ok(log) => log.request_sync(),
             Err(error) => return self.core.fail_acks(&error),
         }
-        // It may have been published, or the log may have failed, before it was queued.
-        self.core.run_acks();
+        // An append may have failed, of which only its own writer was told.
         if let Some(text) = self.core.poisoned.lock().clone() {
             self.core.fail_acks(&Error::Poisoned(text));
         }
@@ -282,14 +282,9 @@ impl Core {
             }
         }
         let sync = options.durability == Durability::Sync;
-        let acked = !sync && commit.unpublished.is_empty();
-        if acked {
-            self.snapshots.publish(last);
-        } else {
-            commit
-                .unpublished
-                .push_back(Unpublished { last, lsn, sync });
-        }
+        let acked = commit
+            .unpublished
+            .place(self.snapshots.number(), last, lsn, sync);
         rotated |= self.rotate_for_budget(commit)?;
         let counters = &self.observer.counters;
         counters.writes.add(1);
@@ -382,7 +377,7 @@ impl Core {
 
     /// A refusal may rest on a write that is not durable yet: its news must not be out before it is.
     fn after_unpublished(&self, error: Error) -> Error {
-        let waiting = self.commit.lock().unpublished.back().map(|batch| batch.lsn);
+        let waiting = self.commit.lock().unpublished.needs();
         let Some(lsn) = waiting else { return error };
         match self.log().and_then(|log| self.sync_log(log, lsn)) {
             Ok(()) => error,
@@ -491,55 +486,14 @@ impl Core {
     /// Lets readers see every batch that is durable, or that need not be, up to the first that must
     /// be and is not; then acknowledges.
     pub fn publish_synced(&self, synced: Lsn) {
-        {
-            let mut commit = self.commit.lock();
-            let mut last = None;
-            while let Some(batch) = commit.unpublished.front() {
-                if batch.sync && batch.lsn > synced {
-                    break;
-                }
-                last = Some(batch.last);
-                commit.unpublished.pop_front();
-            }
-            if let Some(last) = last {
-                self.snapshots.publish(last);
-            }
-        }
-        self.run_acks();
-    }
-
-    /// Runs the acknowledgements of published batches.
-    fn run_acks(&self) {
-        let published = self.snapshots.published();
-        loop {
-            let ready: Vec<Ack> = {
-                let mut acks = self.acks.lock();
-                let mut ready = Vec::new();
-                let mut index = 0;
-                while index < acks.len() {
-                    if acks[index].last <= published {
-                        ready.extend(acks.swap_remove_back(index));
-                    } else {
-                        index += 1;
-                    }
-                }
-                ready
-            };
-            if ready.is_empty() {
-                return;
-            }
-            for ack in ready {
-                (ack.run)(Ok(()));
-            }
-        }
+        let published = self.snapshots.number();
+        self.commit.lock().unpublished.advance(published, synced);
+        self.acks.run(published);
     }
 
     /// Tells everyone who waits that the log failed.
     pub fn fail_acks(&self, error: &Error) {
-        let acks = std::mem::take(&mut *self.acks.lock());
-        for ack in acks {
-            (ack.run)(Err(error.duplicate()));
-        }
+        self.acks.fail(self.snapshots.number(), error);
     }
 
     /// Sees to it that buffered writes are synced within the configured time.

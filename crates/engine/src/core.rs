@@ -23,6 +23,7 @@ use crate::event::{Event, Observer};
 use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::names;
 use crate::options::{Compression, Options};
+use crate::publish::{Acks, Queue};
 use crate::snapshot::SnapshotList;
 use crate::sstable::{Table, TableOptions};
 use crate::tree::{Immutable, TableFile, TableSlot, Tree};
@@ -160,24 +161,13 @@ impl Trees {
     }
 }
 
-/// A batch that is in the log and the memtables but that readers do not see yet.
-#[derive(Clone, Copy, Debug)]
-pub struct Unpublished {
-    /// Its last operation.
-    pub last: SeqNo,
-    /// Where its record ends.
-    pub lsn: Lsn,
-    /// It must be durable first. A buffered batch is here only because one before it waits.
-    pub sync: bool,
-}
-
 /// What the commit lock guards.
 #[derive(Debug, Default)]
 pub struct CommitState {
     /// The newest operation that has a number.
     pub last_seqno: SeqNo,
     /// Batches that wait for their publication, in order.
-    pub unpublished: VecDeque<Unpublished>,
+    pub unpublished: Queue,
 }
 
 /// What runs in the background.
@@ -235,7 +225,7 @@ pub struct Core {
     /// Slows writers down when background work is behind.
     pub pacer: Pacer,
     /// Acknowledgements that wait for the log (see `commit`).
-    pub acks: Mutex<VecDeque<Ack>>,
+    pub acks: Acks,
     /// The log segment that was current at the last look at the log's size.
     pub log_segment: AtomicU32,
     /// A background sync of buffered writes is on its way.
@@ -256,25 +246,6 @@ impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Core")
             .field("dir", &self.dir)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Runs when a write is acknowledged or has failed.
-pub type AckFn = Box<dyn FnOnce(Result<()>) + Send>;
-
-/// An acknowledgement that waits for its batch to be published.
-pub struct Ack {
-    /// The batch's last operation.
-    pub last: SeqNo,
-    /// What to run.
-    pub run: AckFn,
-}
-
-impl std::fmt::Debug for Ack {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ack")
-            .field("last", &self.last)
             .finish_non_exhaustive()
     }
 }
