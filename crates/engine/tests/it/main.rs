@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod inspect;
 mod model;
+mod order;
 mod repair;
 mod verify;
 mod world;
