@@ -3,6 +3,7 @@
 
 mod crash;
 mod faults;
+mod golden_db;
 mod inspect;
 mod model;
 mod order;
