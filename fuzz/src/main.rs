@@ -199,10 +199,18 @@ impl Session {
 
     fn try_input(&mut self, bytes: &[u8]) {
         let target = self.target;
-        let started = Instant::now();
-        // Every input begins anew: nothing that a panic leaves behind is looked at again.
-        let result = catch_unwind(|| target(bytes));
-        let took = started.elapsed();
+        // Every input begins anew: nothing that a panic leaves behind is looked at again. What was
+        // slow may have waited for a busy machine: only what is slow each time counts.
+        let mut took = Duration::MAX;
+        let mut result = Ok(());
+        for _ in 0..3 {
+            let started = Instant::now();
+            result = catch_unwind(|| target(bytes));
+            took = took.min(started.elapsed());
+            if result.is_err() || took < TOO_SLOW {
+                break;
+            }
+        }
         self.slowest = self.slowest.max(took);
         if result.is_ok() && took < TOO_SLOW {
             return;
