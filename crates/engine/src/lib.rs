@@ -13,7 +13,7 @@
 //! `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`, `sstable`,
 //! `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
 //! `compaction::drop`, `snapshot`, `tree`, `core`, `read`, `compaction::output`, `flush`,
-//! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `recovery`,
+//! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
 //! `db`.
 
 #![deny(missing_docs)]

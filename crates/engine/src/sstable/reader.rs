@@ -248,7 +248,8 @@ impl Table {
             + size_of::<Self>()
     }
 
-    /// Whether the key with this hash (see [`key_hash`](crate::sstable::filter::key_hash)) may have an entry; `false` is certain.
+    /// Whether the key with this hash (see [`key_hash`](crate::sstable::filter::key_hash)) may have
+    /// an entry; `false` is certain.
     #[inline]
     pub fn may_contain(&self, hash: u64) -> bool {
         self.filter
@@ -256,8 +257,8 @@ impl Table {
             .is_none_or(|filter| filter.may_contain(hash))
     }
 
-    /// The newest entry of `key` that a reader at `snapshot` sees; `hash` is its [`key_hash`](crate::sstable::filter::key_hash). Does
-    /// not look at range tombstones.
+    /// The newest entry of `key` that a reader at `snapshot` sees; `hash` is its
+    /// [`key_hash`](crate::sstable::filter::key_hash). Does not look at range tombstones.
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64, snapshot: SeqNo) -> Result<Option<TableEntry>> {
         if self.may_contain(hash) {

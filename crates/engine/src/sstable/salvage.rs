@@ -580,3 +580,167 @@ fn with_keys(error: Error, keys: &str) -> Error {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Compression;
+    use crate::range_del::RangeTombstone;
+    use crate::sstable::tests::file_of;
+    use crate::sstable::{TableOptions, TableWriter};
+
+    type Item = (Vec<u8>, Trailer, Vec<u8>);
+
+    /// A table of many small blocks with everything that a table can have.
+    fn table() -> (Vec<u8>, Vec<Item>) {
+        let file = file_of(Vec::new());
+        let options = TableOptions {
+            block_bytes: 128,
+            restart_interval: 4,
+            filter_bits_per_key: 10,
+            compression: Compression::Lz4,
+        };
+        let mut writer = TableWriter::new(file.clone(), options).unwrap();
+        let mut items = Vec::new();
+        for number in 0..120_u64 {
+            let key = format!("key{:03}", number / 2).into_bytes();
+            let kind = if number % 7 == 0 {
+                Kind::Delete
+            } else {
+                Kind::Put
+            };
+            let trailer = Trailer::new(SeqNo(1000 - number), kind);
+            let value = match kind {
+                Kind::Delete => Vec::new(),
+                _ => vec![number as u8; number as usize % 30],
+            };
+            writer.add(&key, trailer, &value).unwrap();
+            items.push((key, trailer, value));
+        }
+        for (start, end) in [("a", "b"), ("key010", "key020")] {
+            let (start, end) = (start.into(), end.into());
+            let seqno = SeqNo(5);
+            writer
+                .add_range_tombstone(RangeTombstone { start, end, seqno })
+                .unwrap();
+        }
+        writer.finish().unwrap();
+        let bytes = file.0.lock().unwrap().clone();
+        (bytes, items)
+    }
+
+    struct Read {
+        items: Vec<Item>,
+        problems: usize,
+        tombstones: Option<usize>,
+        data_bytes: u64,
+    }
+
+    fn read(bytes: Vec<u8>) -> Read {
+        let mut parts = Parts::read(file_of(bytes), FileId(7)).unwrap();
+        let mut problems = std::mem::take(&mut parts.damage).len();
+        let tombstones = parts.range_tombstones.as_ref().map(|set| set.len());
+        let data_bytes = parts
+            .blocks
+            .last()
+            .map_or(0, |&(offset, len)| offset + len as u64);
+        let mut walk = Walk::new(parts);
+        let mut items = Vec::new();
+        while walk.next(&mut |_| problems += 1) {
+            items.push((walk.key().to_vec(), walk.trailer(), walk.value().to_vec()));
+        }
+        assert!(!walk.next(&mut |_| problems += 1000), "the end is the end");
+        Read {
+            items,
+            problems,
+            tombstones,
+            data_bytes,
+        }
+    }
+
+    #[test]
+    fn a_sound_table_is_read_without_a_problem() {
+        let (bytes, items) = table();
+        let len = bytes.len() as u64;
+        let found = read(bytes);
+        assert_eq!(
+            (found.items, found.problems, found.tombstones),
+            (items, 0, Some(2))
+        );
+        assert!(found.data_bytes > 20 * 60 && found.data_bytes < len);
+    }
+
+    #[test]
+    fn a_flipped_bit_costs_at_most_its_block() {
+        let (bytes, items) = table();
+        let data_bytes = read(bytes.clone()).data_bytes as usize;
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            let found = read(damaged);
+            assert!(found.problems > 0, "byte {at} goes unnoticed");
+            if at >= data_bytes {
+                assert_eq!(found.items, items, "byte {at}");
+                continue;
+            }
+            let lost = items.len() - found.items.len();
+            assert!(lost > 0 && lost < 10, "byte {at}: {lost} entries");
+            let before = items
+                .iter()
+                .zip(&found.items)
+                .take_while(|(a, b)| a == b)
+                .count();
+            assert_eq!(found.items[before..], items[before + lost..], "byte {at}");
+            assert_eq!(found.tombstones, Some(2), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_cut_table_is_read_up_to_the_cut() {
+        let (bytes, items) = table();
+        let data_bytes = read(bytes.clone()).data_bytes as usize;
+        let mut counts = Vec::new();
+        for len in 0..bytes.len() {
+            let found = read(bytes[..len].to_vec());
+            assert!(found.problems > 0, "cut to {len}");
+            assert_eq!(found.items, items[..found.items.len()], "cut to {len}");
+            if len >= data_bytes {
+                assert_eq!(found.items.len(), items.len(), "cut to {len}");
+            }
+            counts.push(found.items.len());
+        }
+        assert!(counts.is_sorted());
+        assert!(counts[data_bytes / 2] > items.len() / 3);
+    }
+
+    #[test]
+    fn without_footer_and_index_everything_is_found() {
+        let (bytes, items) = table();
+        let parts = Parts::read(file_of(bytes.clone()), FileId(7)).unwrap();
+        let index = parts.footer.unwrap().index;
+        let mut damaged = bytes.clone();
+        let last = bytes.len() - 1;
+        damaged[last] ^= 1;
+        let found = read(damaged.clone());
+        assert_eq!((&found.items, found.tombstones), (&items, Some(2)));
+        damaged[index.offset as usize] ^= 1;
+        let found = read(damaged);
+        assert_eq!((&found.items, found.tombstones), (&items, Some(2)));
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_not() {
+        let mut state = 1_u64;
+        for len in 0..600 {
+            let mut bytes = Vec::new();
+            for _ in 0..len {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                bytes.push((state >> 56) as u8);
+            }
+            let found = read(bytes);
+            assert!(found.problems > 0 && found.items.is_empty());
+        }
+    }
+}

@@ -13,6 +13,8 @@ use firn_engine::{
     Db, Error, Namespace, Options, VerifyProgress, VerifyReport, WriteBatch, WriteOptions,
     verify_dir,
 };
+use firn_io::fs::Fs;
+use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
 use firn_io::fs::mem::MemFs;
 use firn_io::rng::Rng;
 
@@ -599,5 +601,26 @@ fn a_manifest_that_says_wrong_things_of_a_table_is_found() {
             "{what}: {:?}",
             report.problems
         );
+    }
+}
+
+#[test]
+fn a_file_that_the_disk_refuses_to_read_is_a_problem() {
+    let (disk, _) = sample(2, &tiny());
+    for path in live(&disk) {
+        for kind in [OpKind::Read, OpKind::Open] {
+            let inner: Arc<dyn Fs> = Arc::new(disk.fork());
+            let faults = Arc::new(FaultFs::new(inner, 1));
+            let name = path.file_name().unwrap().to_str().unwrap().to_string();
+            faults.add_rule(Rule::new(Fault::Io).on(kind).path_ends(name));
+            let world = World::through(disk.clone(), faults, 1);
+            let report = verify_dir(&world.env, Path::new(DIR), &mut |_| {}).unwrap();
+            assert!(
+                report.problems.iter().any(|p| p.path == path),
+                "{kind:?} of {}: {:?}",
+                path.display(),
+                report.problems
+            );
+        }
     }
 }
