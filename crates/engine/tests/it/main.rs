@@ -3,8 +3,10 @@
 
 mod crash;
 mod faults;
+mod golden_db;
 mod inspect;
 mod model;
+mod order;
 mod repair;
 mod verify;
 mod world;
