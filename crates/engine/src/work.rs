@@ -207,9 +207,15 @@ fn make_room(core: &Core) -> Result<bool> {
     Ok(true)
 }
 
-/// The ballast: as configured, but at most a hundredth of the disk.
+/// The ballast: as configured; on a small disk a hundredth of it, but what a flush needs.
 fn ballast_bytes(core: &Core, total: u64) -> u64 {
-    core.settings.given.ballast_bytes.min(total / 100)
+    let given = core.settings.given.ballast_bytes;
+    if given == 0 {
+        return 0;
+    }
+    // What is given back must be enough to flush a memtable, or a small disk would stay full.
+    let flush = (core.settings.memtable_bytes as u64) * 5 / 4;
+    given.min(total / 100).max(flush).min(total / 8)
 }
 
 /// Reserves the ballast, if it is not there. Errors: no room for it.
