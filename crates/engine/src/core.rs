@@ -1,8 +1,8 @@
 //! What all parts of an open database share, and the small steps that more than one of them takes.
 //!
-//! Locks, in the order in which they may be taken: `commit` (sequence numbers, log order, active
-//! memtables), a tree's change lock, the version set's, `work` (who runs what in the background).
-//! No lock is held across a sync of the log.
+//! Locks, in the order in which they may be taken: `checkpoint`, `namespace_change`, `commit`
+//! (sequence numbers, log order, active memtables), a tree's change lock, the version set's, `work`
+//! (who runs what in the background). Apart from the first two none is held across a sync of the log.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -224,6 +224,8 @@ pub struct Core {
     pub trees: ArcSwap<Trees>,
     /// One at a time: creating and dropping namespaces.
     pub namespace_change: Mutex<()>,
+    /// One at a time: checkpoints, of which two may be asked for in the same place.
+    pub checkpoint: Mutex<()>,
     /// Orders writes.
     pub commit: Mutex<CommitState>,
     /// Memory of all memtables, in bytes.

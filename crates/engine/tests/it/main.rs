@@ -6,5 +6,6 @@ mod faults;
 mod inspect;
 mod model;
 mod repair;
+mod upkeep;
 mod verify;
 mod world;
