@@ -3,13 +3,34 @@
 
 use std::path::Path;
 use std::sync::Barrier;
+use std::time::Duration;
 
-use firn_engine::Db;
+use firn_engine::{Db, Options, WriteBatch, WriteOptions};
 
-use crate::world::tiny;
+use crate::world::{World, tiny};
 
 fn key(number: u64) -> Vec<u8> {
     format!("key{number:06}").into_bytes()
+}
+
+#[test]
+fn a_stall_over_many_small_memtables_ends() {
+    let world = World::new(1);
+    let options = Options {
+        max_write_delay: Some(Duration::from_secs(60)),
+        ..tiny()
+    };
+    let db = world.open(options).unwrap();
+    let mut batch = WriteBatch::new();
+    for number in 0..40 {
+        let space = db.create_namespace(&format!("space{number}")).unwrap();
+        batch.put(&space, b"key", &[7; 4000]).unwrap();
+    }
+    db.write(batch, &WriteOptions::sync()).unwrap();
+    // No memtable is full, all together are: more than one must be flushed before there is room.
+    db.put(b"after", b"1").unwrap();
+    let memtables = db.stats().memory.memtables;
+    assert!(memtables < 4 * (16 << 10), "{memtables} bytes");
 }
 
 #[test]
