@@ -475,7 +475,7 @@ impl Core {
                     let detail = "memtables cannot be flushed until there is room";
                     return Some(Err(Error::DiskFull(detail.into())));
                 }
-                if let Some(error) = &state.last_error {
+                if let Some(error) = &state.flush.last_error {
                     // Flushing fails for another reason: waiting would last until it is mended.
                     return Some(Err(error.duplicate()));
                 }

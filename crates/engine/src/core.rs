@@ -180,6 +180,24 @@ pub struct CommitState {
     pub unpublished: VecDeque<Unpublished>,
 }
 
+/// How the jobs of one kind fare.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// A retry timer is set.
+    pub retry_armed: bool,
+    /// Failures in a row, for the backoff.
+    pub failures: u32,
+    /// Why the last job failed; cleared by the next success, and when there is nothing to retry.
+    pub last_error: Option<Error>,
+}
+
+impl Attempts {
+    /// Whether no job is to start before the retry timer fires.
+    pub fn must_rest(&self) -> bool {
+        self.retry_armed && self.last_error.is_some()
+    }
+}
+
 /// What runs in the background.
 #[derive(Debug, Default)]
 pub struct WorkState {
@@ -187,12 +205,12 @@ pub struct WorkState {
     pub flushes: usize,
     /// Compaction jobs submitted and not ended.
     pub compactions: usize,
-    /// A retry timer is set.
-    pub retry_armed: bool,
-    /// Failures in a row, for the backoff.
-    pub failures: u32,
-    /// Why the last job failed; cleared by the next success.
-    pub last_error: Option<Error>,
+    /// How flushes fare.
+    pub flush: Attempts,
+    /// How compactions fare.
+    pub compaction: Attempts,
+    /// A timer is set that looks whether a full disk has room again.
+    pub room_armed: bool,
     /// While set, only memtables up to this number are flushed: a checkpoint wants one cut through
     /// all trees.
     pub flush_only_up_to: Option<SeqNo>,
