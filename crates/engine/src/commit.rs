@@ -320,18 +320,14 @@ impl Core {
             return Ok(false);
         }
         // What is being flushed already will free memory and log without more rotations.
-        if trees.iter().any(|tree| !tree.state().immutables.is_empty()) {
+        if self.has_retired() {
             return Ok(false);
         }
+        let filled = trees.iter().filter(|tree| tree.needs_log_from().is_some());
         let tree = if over_log {
-            trees
-                .iter()
-                .filter(|t| t.needs_log_from().is_some())
-                .min_by_key(|t| t.needs_log_from())
+            filled.min_by_key(|tree| tree.needs_log_from())
         } else {
-            trees
-                .iter()
-                .max_by_key(|tree| tree.state().active.memory_bytes())
+            filled.max_by_key(|tree| tree.state().active.memory_bytes())
         };
         match tree {
             Some(tree) => self.rotate(commit, tree),
@@ -427,37 +423,10 @@ impl Core {
             self.env.clock.sleep(delay);
         }
         if self.must_wait() {
-            // Usually there is something to wait for already.
-            let commit = self.lock_commit();
-            self.rotate_for_budget(&commit)?;
-            drop(commit);
-            work::schedule(self);
             self.observer.emit(Event::StallBegin {
                 reason: "memtables wait for their flush",
             });
-            let result = self.wait_for(|state| {
-                if !self.must_wait() {
-                    return Some(Ok(()));
-                }
-                if self.closed.load(Ordering::Acquire) {
-                    return Some(Err(Error::Closed("the database is closed")));
-                }
-                if self.disk_full.load(Ordering::Relaxed) {
-                    let detail = "memtables cannot be flushed until there is room";
-                    return Some(Err(Error::DiskFull(detail.into())));
-                }
-                if let Some(error) = &state.last_error {
-                    // Flushing fails for another reason: waiting would last until it is mended.
-                    return Some(Err(error.duplicate()));
-                }
-                let waited = self.env.clock.monotonic().saturating_sub(started);
-                match max_delay {
-                    Some(max) if waited >= max => Some(Err(Error::Overloaded {
-                        retry_after_ms: 100,
-                    })),
-                    _ => None,
-                }
-            });
+            let result = self.wait_for_memory(started, max_delay);
             let micros = self
                 .env
                 .clock
@@ -470,6 +439,62 @@ impl Core {
         }
         counters.write_stall_micros.add(delay.as_micros() as u64);
         Ok(())
+    }
+
+    /// Waits until memtables are flushed, retiring one after the other until it is enough: one batch
+    /// may have filled many small ones.
+    fn wait_for_memory(
+        self: &Arc<Self>,
+        started: Duration,
+        max_delay: Option<Duration>,
+    ) -> Result<()> {
+        loop {
+            let rotated = {
+                let commit = self.lock_commit();
+                self.rotate_for_budget(&commit)?
+            };
+            if !rotated && !self.has_retired() {
+                // Nothing is left that a flush could free: the count was behind.
+                self.recount_memtables();
+                return Ok(());
+            }
+            work::schedule(self);
+            let enough = self.wait_for(|state| {
+                if !self.must_wait() {
+                    return Some(Ok(true));
+                }
+                if self.closed.load(Ordering::Acquire) {
+                    return Some(Err(Error::Closed("the database is closed")));
+                }
+                if self.disk_full.load(Ordering::Relaxed) {
+                    let detail = "memtables cannot be flushed until there is room";
+                    return Some(Err(Error::DiskFull(detail.into())));
+                }
+                if let Some(error) = &state.flush.last_error {
+                    // Flushing fails for another reason: waiting would last until it is mended.
+                    return Some(Err(error.duplicate()));
+                }
+                if state.flushes == 0 && !self.has_retired() {
+                    return Some(Ok(false));
+                }
+                let waited = self.env.clock.monotonic().saturating_sub(started);
+                match max_delay {
+                    Some(max) if waited >= max => Some(Err(Error::Overloaded {
+                        retry_after_ms: 100,
+                    })),
+                    _ => None,
+                }
+            })?;
+            if enough {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether any memtable waits for its flush.
+    fn has_retired(&self) -> bool {
+        let trees = self.trees.load();
+        trees.iter().any(|tree| !tree.state().immutables.is_empty())
     }
 
     /// Makes the log durable up to `lsn` and publishes what that allows.

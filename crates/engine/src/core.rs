@@ -1,8 +1,8 @@
 //! What all parts of an open database share, and the small steps that more than one of them takes.
 //!
-//! Locks, in the order in which they may be taken: `commit` (sequence numbers, log order, active
-//! memtables), a tree's change lock, the version set's, `work` (who runs what in the background).
-//! No lock is held across a sync of the log.
+//! Locks, in the order in which they may be taken: `checkpoint`, `namespace_change`, `commit`
+//! (sequence numbers, log order, active memtables), a tree's change lock, the version set's, `work`
+//! (who runs what in the background). Apart from the first two none is held across a sync of the log.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -170,6 +170,24 @@ pub struct CommitState {
     pub unpublished: Queue,
 }
 
+/// How the jobs of one kind fare.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// A retry timer is set.
+    pub retry_armed: bool,
+    /// Failures in a row, for the backoff.
+    pub failures: u32,
+    /// Why the last job failed; cleared by the next success, and when there is nothing to retry.
+    pub last_error: Option<Error>,
+}
+
+impl Attempts {
+    /// Whether no job is to start before the retry timer fires.
+    pub fn must_rest(&self) -> bool {
+        self.retry_armed && self.last_error.is_some()
+    }
+}
+
 /// What runs in the background.
 #[derive(Debug, Default)]
 pub struct WorkState {
@@ -177,12 +195,12 @@ pub struct WorkState {
     pub flushes: usize,
     /// Compaction jobs submitted and not ended.
     pub compactions: usize,
-    /// A retry timer is set.
-    pub retry_armed: bool,
-    /// Failures in a row, for the backoff.
-    pub failures: u32,
-    /// Why the last job failed; cleared by the next success.
-    pub last_error: Option<Error>,
+    /// How flushes fare.
+    pub flush: Attempts,
+    /// How compactions fare.
+    pub compaction: Attempts,
+    /// A timer is set that looks whether a full disk has room again.
+    pub room_armed: bool,
     /// While set, only memtables up to this number are flushed: a checkpoint wants one cut through
     /// all trees.
     pub flush_only_up_to: Option<SeqNo>,
@@ -214,6 +232,8 @@ pub struct Core {
     pub trees: ArcSwap<Trees>,
     /// One at a time: creating and dropping namespaces.
     pub namespace_change: Mutex<()>,
+    /// One at a time: checkpoints, of which two may be asked for in the same place.
+    pub checkpoint: Mutex<()>,
     /// Orders writes.
     pub commit: Mutex<CommitState>,
     /// Memory of all memtables, in bytes.

@@ -8,5 +8,6 @@ mod inspect;
 mod model;
 mod order;
 mod repair;
+mod upkeep;
 mod verify;
 mod world;
