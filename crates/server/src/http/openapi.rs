@@ -280,7 +280,14 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Read many keys at one instant.",
         parameters: &["consistency", "enc"],
         body: Some("Mget"),
-        replies: &[(200, "An entry or null for each key.", "MgetReply")],
+        replies: &[
+            (200, "An entry or null for each key.", "MgetReply"),
+            (
+                413,
+                "More keys, or more bytes in reply, than allowed.",
+                "Problem",
+            ),
+        ],
     },
     Operation {
         method: "get",
