@@ -66,7 +66,7 @@ pub(crate) async fn put(
     ns: &str,
     raw: &str,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<Reply> {
     let known = ["ttl", "expires_at", "durability", "key_enc"];
     let params = Params::parse(parts.uri.query(), &known)?;

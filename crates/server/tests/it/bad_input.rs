@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Running, read_reply};
 
@@ -482,4 +482,37 @@ async fn bodies_in_flight_are_bounded() {
         204
     );
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_read_although_the_body_was_not() {
+    let server = Running::start().await;
+    let body = vec![b'x'; 20 << 20];
+    for (method, target, status, code) in [
+        ("PUT", "/nothing/here", 404, "route_not_found"),
+        ("PUT", "/v1/keys/a?tll=1", 400, "unknown_parameter"),
+        ("PUT", "/v1/keys/%zz", 400, "invalid_encoding"),
+        ("PUT", "/metrics", 405, "method_not_allowed"),
+    ] {
+        // The whole body is sent before anything is read.
+        let reply = server.send(method, target, &[], &body).await;
+        reply.problem(status, code);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_first_is_refused_before_it_sends() {
+    let server = Running::start_with(|config| config.limits.value_bytes = 1_000).await;
+    for target in ["/v1/keys/a", "/nothing/here"] {
+        let head = format!(
+            "PUT {target} HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n"
+        );
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.starts_with("HTTP/1.1 4"), "{text}");
+        assert!(!text.contains("100 Continue"), "{text}");
+    }
 }
