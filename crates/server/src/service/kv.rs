@@ -158,9 +158,19 @@ impl Service {
             })
             .await
             // The only condition of the only operation: no position to speak of.
-            .map_err(|error| crate::service::error::Error {
-                index: None,
-                ..error
+            .map_err(|error| {
+                let detail = match (error.code, error.version) {
+                    (Code::ConditionFailed, Some(version)) => {
+                        format!("the key has version {version}")
+                    }
+                    (Code::ConditionFailed, None) => "the key does not exist".into(),
+                    _ => error.detail,
+                };
+                Error {
+                    index: None,
+                    detail,
+                    ..error
+                }
             })?;
         Ok(Written {
             version: commit.first.0,
