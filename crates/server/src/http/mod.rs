@@ -12,6 +12,7 @@ mod batch;
 pub mod body;
 pub(crate) mod kv;
 pub mod openapi;
+mod origin;
 pub(crate) mod problem;
 mod query;
 mod range;
@@ -54,6 +55,8 @@ pub struct Door {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) body_timeout: Duration,
     pub(crate) slow_request: Duration,
+    /// Nobody but this machine is meant to reach it.
+    pub(crate) local: bool,
     pub(crate) started: Duration,
 }
 
@@ -104,6 +107,7 @@ impl Door {
         body: &mut Incoming,
         running: &Request,
     ) -> Result<Reply> {
+        origin::check(parts, self.local)?;
         let path = parts.uri.path();
         let Some(target) = Target::parse(path) else {
             let detail = "there is nothing at this path; /openapi.json lists what there is";
