@@ -793,7 +793,10 @@ fn parse_size(text: &str) -> Result<usize, String> {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    firn_api::duration::parse(text)
+    match firn_api::duration::parse(text)? {
+        Duration::ZERO => Err("it must be more than 0".into()),
+        duration => Ok(duration),
+    }
 }
 
 #[cfg(test)]

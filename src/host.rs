@@ -1,14 +1,16 @@
 //! The command's own door to the machine: the user's files, the clock of the load generator, what
-//! `/proc` and `/sys` tell. The database goes through `firn_io`; nothing here touches its files.
+//! `/proc` and `/sys` tell. The database goes through `firn_io`; nothing here touches its files but the
+//! lock, which readers share.
 #![allow(
     clippy::disallowed_methods,
     reason = "files that belong to the user, and wall time of a benchmark, are not the database's"
 )]
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::exit::{Failure, Result};
@@ -16,6 +18,23 @@ use crate::exit::{Failure, Result};
 fn named(path: &Path) -> impl Fn(io::Error) -> Failure {
     let path = path.to_path_buf();
     move |error| Failure::usage(format!("{}: {error}", path.display()))
+}
+
+/// Shares the lock of a database until the process ends: others may read its files too, but nobody
+/// may change them meanwhile. `false` if a process has them open that may. Where the lock cannot be
+/// opened, as in a copy on a read-only disk, nobody else can write either.
+pub(crate) fn share_lock(path: &Path) -> bool {
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let Ok(file) = File::open(path) else {
+        return true;
+    };
+    if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+        return false;
+    }
+    HELD.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(file);
+    true
 }
 
 /// Opens the file that the user names; `-` is stdin.

@@ -9,6 +9,7 @@ use firn_engine::{Condition, Db, Namespace, Options, ScanOptions, SeqNo, WriteBa
 
 use crate::exit::{Failure, Result};
 use crate::flags::{Durability, StoreArgs};
+use crate::host;
 
 /// The server if none is named.
 pub(crate) const DEFAULT_SERVER: &str = "127.0.0.1:8080";
@@ -97,6 +98,10 @@ pub(crate) enum Access {
 
 /// Opens the database in `dir`.
 pub(crate) fn open_db(dir: &Path, memory_bytes: Option<usize>, access: Access) -> Result<Db> {
+    // The engine reads without a lock; what a server deletes meanwhile would look like damage.
+    if access == Access::Read && !host::share_lock(&dir.join(firn_engine::names::LOCK)) {
+        return Err(firn_engine::Error::Locked(dir.to_path_buf()).into());
+    }
     let mut options = Options {
         create_if_missing: access == Access::Create,
         read_only: access == Access::Read,

@@ -674,3 +674,11 @@ fn no_server_is_exit_code_three() {
     assert!(ended.stderr.contains("firn serve"), "{}", ended.stderr);
     place.run(&["health", "--server", &address]).fails(3);
 }
+
+#[test]
+fn a_time_to_live_is_more_than_nothing() {
+    let place = Place::new();
+    let put = ["put", "--data-dir", "d", "k", "v", "--ttl", "0s"];
+    let ended = place.run(&put).fails(2);
+    assert!(ended.stderr.contains("more than 0"), "{}", ended.stderr);
+}

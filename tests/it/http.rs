@@ -51,7 +51,7 @@ impl Connection {
     ) -> io::Result<Reply> {
         let length = body.len();
         let mut request = format!(
-            "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n{headers}\r\n"
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n"
         )
         .into_bytes();
         request.extend_from_slice(body);

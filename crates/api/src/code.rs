@@ -16,6 +16,7 @@ pub enum Grpc {
     DeadlineExceeded = 4,
     NotFound = 5,
     AlreadyExists = 6,
+    PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     Unimplemented = 12,
@@ -90,6 +91,9 @@ codes! {
     BodyIncomplete "body_incomplete" 400 "ERR" InvalidArgument 3
         "The request body ended early",
         "Send as many bytes as Content-Length announces. Nothing was written.";
+    ForeignOrigin "foreign_origin" 403 "ERR" PermissionDenied 2
+        "The request comes from a web page of another origin",
+        "Reach the server as localhost or by its address, and not from a web page.";
     NotFound "not_found" 404 "ERR" NotFound 1
         "The key does not exist",
         "Nothing: the key was never written, was deleted, or has expired.";

@@ -207,7 +207,10 @@ pub struct BatchOp {
 
 /// A time to live: a number of seconds, or a text like `30s`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "a ttl is a number of seconds or a text like \"30s\""
+)]
 pub enum Ttl {
     /// Seconds.
     Seconds(u64),
@@ -236,7 +239,7 @@ pub struct BatchReply {
 
 /// A key in a list: text, or `{"b64": "..."}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a key is a text or {\"b64\": \"...\"}")]
 pub enum KeyRef {
     /// As text.
     Text(String),

@@ -153,6 +153,7 @@ impl Server {
             metrics,
             body_timeout: config.body_timeout,
             slow_request: config.slow_request,
+            local: !config.insecure,
             started: env.clock.monotonic(),
         });
         let bind_failed = |cause| ServeError::Bind {

@@ -69,7 +69,11 @@ pub(crate) async fn compact(door: &Door, query: Option<&str>) -> Result<Reply> {
 }
 
 /// `POST /v1/admin/checkpoint`. An empty body asks for a name of the server's choice.
-pub(crate) async fn checkpoint(door: &Door, query: Option<&str>, body: Incoming) -> Result<Reply> {
+pub(crate) async fn checkpoint(
+    door: &Door,
+    query: Option<&str>,
+    body: &mut Incoming,
+) -> Result<Reply> {
     Params::parse(query, &[])?;
     let (code, limit) = (Code::BodyTooLarge, 64 << 10);
     let name = "the body of a checkpoint";

@@ -23,7 +23,7 @@ pub(crate) async fn batch(
     door: &Door,
     ns: &str,
     query: Option<&str>,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<Reply> {
     let params = Params::parse(query, &["durability"])?;
     let durability = params.durability(&door.service)?;
@@ -152,7 +152,7 @@ pub(crate) async fn mget(
     door: &Door,
     ns: &str,
     query: Option<&str>,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<Reply> {
     let params = Params::parse(query, &["consistency", "enc"])?;
     let (consistency, enc) = (params.consistency()?, params.enc()?);

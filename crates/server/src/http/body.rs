@@ -28,13 +28,13 @@ pub(crate) struct Received {
 
 /// How much of a refused body is read and thrown away, so that the client reads our answer instead
 /// of finding the connection reset.
-const DRAIN_BYTES: usize = 8 << 20;
+const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// Reads a body of at most `limit` bytes. Each piece must arrive within `pace`.
 pub(crate) async fn receive(
     service: &Service,
-    mut body: Incoming,
+    body: &mut Incoming,
     pace: Duration,
     code: Code,
     name: &str,
@@ -42,14 +42,13 @@ pub(crate) async fn receive(
 ) -> Result<Received> {
     let announced = body.size_hint().exact().unwrap_or(0);
     if announced > limit {
-        drain(&mut body).await;
         return Err(Error::limit(code, name, limit, announced));
     }
     let mut received = Received::default();
     let mut pieces = BytesMut::new();
     let mut total = 0;
     loop {
-        let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+        let next = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
         let Ok(frame) = tokio::time::timeout(pace, next).await else {
             let detail = format!(
                 "no byte of the body arrived for {} s (limits.body_timeout)",
@@ -70,7 +69,6 @@ pub(crate) async fn receive(
         }
         total += data.len() as u64;
         if total > limit {
-            drain(&mut body).await;
             return Err(Error::limit(code, name, limit, total));
         }
         match service.reserve_body(data.len()) {
@@ -78,10 +76,7 @@ pub(crate) async fn receive(
                 Some(first) => first.merge(permit),
                 None => received._permits.push(permit),
             },
-            Err(refused) => {
-                drain(&mut body).await;
-                return Err(refused);
-            }
+            Err(refused) => return Err(refused),
         }
         if received.bytes.is_empty() && pieces.is_empty() {
             received.bytes = data;
@@ -99,16 +94,24 @@ pub(crate) async fn receive(
     Ok(received)
 }
 
-async fn drain(body: &mut Incoming) {
+/// Throws away what is left of a body; `false` if that was too much or took too long.
+pub(crate) async fn drain(body: &mut Incoming) -> bool {
     let reading = async {
         let mut left = DRAIN_BYTES;
         while left > 0 {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
-            let Some(Ok(frame)) = frame else { break };
+            let frame = match frame {
+                None => return true,
+                Some(Ok(frame)) => frame,
+                Some(Err(_)) => return false,
+            };
             left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
         }
+        false
     };
-    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+    tokio::time::timeout(DRAIN_TIME, reading)
+        .await
+        .unwrap_or(false)
 }
 
 /// A reply's body. When it is dropped, sent or not, the request has ended.

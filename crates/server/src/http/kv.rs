@@ -66,7 +66,7 @@ pub(crate) async fn put(
     ns: &str,
     raw: &str,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Incoming,
 ) -> Result<Reply> {
     let known = ["ttl", "expires_at", "durability", "key_enc"];
     let params = Params::parse(parts.uri.query(), &known)?;
@@ -208,7 +208,12 @@ fn tags(parts: &Parts, name: HeaderName) -> Result<Option<Vec<Tag>>> {
             tags.push(Tag {
                 weak,
                 any: false,
-                version: inner.ok_or_else(bad)?.parse().ok(),
+                // Compared as text: `"07"` and `"+7"` are not our tag of version 7.
+                version: inner
+                    .ok_or_else(bad)?
+                    .parse()
+                    .ok()
+                    .filter(|version: &u64| inner == Some(version.to_string().as_str())),
             });
         }
         if tags.is_empty() {
@@ -270,6 +275,8 @@ mod tests {
         assert_eq!(of(&[(IF_NONE_MATCH, "*")]), Ok(Some(Condition::Absent)));
         assert_eq!(of(&[(IF_MATCH, "W/\"7\"")]), Err(Code::ConditionFailed));
         assert_eq!(of(&[(IF_MATCH, "\"abc\"")]), Err(Code::ConditionFailed));
+        assert_eq!(of(&[(IF_MATCH, "\"+7\"")]), Err(Code::ConditionFailed));
+        assert_eq!(of(&[(IF_MATCH, "\"07\"")]), Err(Code::ConditionFailed));
         assert_eq!(of(&[(IF_MATCH, "7")]), Err(Code::InvalidArgument));
         assert_eq!(of(&[(IF_MATCH, "")]), Err(Code::InvalidArgument));
         assert_eq!(

@@ -14,6 +14,7 @@ pub(crate) mod kv;
 #[doc(hidden)]
 pub mod loopback;
 pub mod openapi;
+mod origin;
 pub(crate) mod problem;
 mod query;
 mod range;
@@ -29,16 +30,17 @@ use firn_api::code::Code;
 use firn_api::http::{KV_DURABILITY, KV_VERSION};
 use firn_api::text;
 use firn_engine::Durability;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::connection::Activity;
 use crate::health;
-use crate::http::body::{ReplyBody, receive};
+use crate::http::body::{ReplyBody, drain, receive};
 use crate::http::query::Params;
 use crate::http::request::Request;
 use crate::http::route::Target;
@@ -55,6 +57,8 @@ pub struct Door {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) body_timeout: Duration,
     pub(crate) slow_request: Duration,
+    /// Nobody but this machine is meant to reach it.
+    pub(crate) local: bool,
     pub(crate) started: Duration,
 }
 
@@ -65,11 +69,11 @@ impl Door {
         request: http::Request<Incoming>,
         activity: Arc<Activity>,
     ) -> Reply {
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         let (service, metrics) = (self.service.clone(), Arc::clone(&self.metrics));
         let slow = self.slow_request;
         let running = Request::begin(service, metrics, activity, slow, parts.uri.clone());
-        let (mut reply, code) = match self.dispatch(&parts, body, &running).await {
+        let (mut reply, code) = match self.dispatch(&parts, &mut body, &running).await {
             Ok(reply) => (reply, "ok"),
             Err(error) => {
                 if matches!(
@@ -90,12 +94,22 @@ impl Door {
                 (reply, error.code.name())
             }
         };
+        if !settle(&parts, &mut body, code).await {
+            let close = HeaderValue::from_static("close");
+            reply.headers_mut().insert(CONNECTION, close);
+        }
         running.set_code(code);
         reply.body_mut().request = Some(running);
         reply
     }
 
-    async fn dispatch(&self, parts: &Parts, body: Incoming, running: &Request) -> Result<Reply> {
+    async fn dispatch(
+        &self,
+        parts: &Parts,
+        body: &mut Incoming,
+        running: &Request,
+    ) -> Result<Reply> {
+        origin::check(parts, self.local)?;
         let path = parts.uri.path();
         let Some(target) = Target::parse(path) else {
             let detail = "there is nothing at this path; /openapi.json lists what there is";
@@ -218,7 +232,7 @@ impl Door {
     }
 
     /// Reads and parses a JSON body.
-    async fn json_body<T: DeserializeOwned>(&self, body: Incoming) -> Result<T> {
+    async fn json_body<T: DeserializeOwned>(&self, body: &mut Incoming) -> Result<T> {
         let limit = self.service.limits().body_bytes;
         let (code, name) = (Code::BodyTooLarge, "limits.body_bytes");
         let received = receive(&self.service, body, self.body_timeout, code, name, limit).await?;
@@ -229,6 +243,24 @@ impl Door {
             )
         })
     }
+}
+
+/// Gets rid of what nobody wanted of a request's body, so that the client comes to read the answer
+/// instead of finding the connection reset; `false` if the connection cannot be used any more.
+async fn settle(parts: &Parts, body: &mut Incoming, code: &str) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    let gone = [
+        Code::RequestTimeout,
+        Code::BodyIncomplete,
+        Code::ShuttingDown,
+    ];
+    // Who waits for a 100 has sent nothing yet, and reading would invite it.
+    if parts.headers.contains_key(EXPECT) || gone.iter().any(|gone| gone.name() == code) {
+        return false;
+    }
+    drain(body).await
 }
 
 /// The name of a namespace out of a path.

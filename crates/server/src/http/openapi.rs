@@ -280,7 +280,14 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Read many keys at one instant.",
         parameters: &["consistency", "enc"],
         body: Some("Mget"),
-        replies: &[(200, "An entry or null for each key.", "MgetReply")],
+        replies: &[
+            (200, "An entry or null for each key.", "MgetReply"),
+            (
+                413,
+                "More keys, or more bytes in reply, than allowed.",
+                "Problem",
+            ),
+        ],
     },
     Operation {
         method: "get",
@@ -565,6 +572,8 @@ pub fn http_page() -> String {
          - In JSON, `\"key\"` is text and `\"key_b64\"` any bytes in base64; the same for `value`, \
          `start`, `end` and `prefix`. In a query, `+` is a space.\n\
          - Parameters that a route does not know are an error. `OPTIONS` lists the methods of a path.\n\
+         - Web pages of other origins are refused, and without `insecure` so is every `Host` but \
+         `localhost` and addresses: 403 `foreign_origin`. A proxy must send such a Host.\n\
          - `/v1/keys`, `/v1/range`, `/v1/batch` and `/v1/mget` mean the namespace `default`; below \
          `/v1/ns/{ns}` they mean another one, which must exist.\n\
          - Conditions of a batch look at the state before it. An operation of a batch is one of\n  \

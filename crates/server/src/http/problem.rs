@@ -44,10 +44,10 @@ pub(crate) fn reply(error: &Error, path: &str) -> Response<ReplyBody> {
     if let Some(version) = error.version {
         headers.insert(ETAG, crate::http::kv::etag(version));
     }
-    // What is left of the body would have to be read before the next request.
-    let unread = matches!(error.code.http_status(), 408 | 413)
-        || matches!(error.code, Code::BodyIncomplete | Code::ShuttingDown);
-    if unread {
+    // The client sends what we do not want, or nothing more: better with a new connection.
+    if matches!(error.code.http_status(), 408 | 413)
+        || matches!(error.code, Code::BodyIncomplete | Code::ShuttingDown)
+    {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     reply

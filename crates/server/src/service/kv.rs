@@ -1,11 +1,12 @@
 //! One key: read, write, delete.
 
 use bytes::Bytes;
+use firn_api::code::Code;
 use firn_engine::Durability;
 use firn_engine::key::SeqNo;
 use firn_engine::{Condition as EngineCondition, Entry, Namespace, WriteBatch};
 
-use crate::service::error::Result;
+use crate::service::error::{Error, Result};
 use crate::service::{Cost, Service, limits};
 
 /// What must hold for a write to happen.
@@ -81,13 +82,14 @@ impl Service {
     /// The entries of many keys at one instant, in their order.
     ///
     /// # Errors
-    /// As [`Service::get`]; more keys than allowed.
+    /// As [`Service::get`]; more keys than allowed, or more bytes in reply than
+    /// `limits.body_bytes`.
     pub async fn multi_get(
         &self,
         namespace: &str,
         keys: Vec<Vec<u8>>,
     ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
-        let code = firn_api::code::Code::LimitExceeded;
+        let code = Code::LimitExceeded;
         limits::within(
             code,
             "limits.mget_keys",
@@ -100,9 +102,23 @@ impl Service {
         let namespace = self.namespace(namespace)?;
         let service = self.clone();
         self.blocking(move || {
-            let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-            let entries = service.inner.db.multi_get(&namespace, &slices)?;
-            Ok(keys.into_iter().zip(entries).collect())
+            // One by one, so that it ends where the reply would outgrow what it may take.
+            let snapshot = service.inner.db.snapshot();
+            let (most, mut bytes) = (service.limits().body_bytes, 0);
+            let mut found = Vec::with_capacity(keys.len());
+            for key in keys {
+                let entry = snapshot.get_entry(&namespace, &key)?;
+                bytes += entry.as_ref().map_or(0, |e| key.len() + e.value.len()) as u64;
+                limits::within(code, "limits.body_bytes", most, bytes).map_err(|e| Error {
+                    detail: format!(
+                        "{} bytes of reply so far: ask for fewer keys at a time",
+                        e.detail
+                    ),
+                    ..e
+                })?;
+                found.push((key, entry));
+            }
+            Ok(found)
         })
         .await
     }
@@ -142,9 +158,19 @@ impl Service {
             })
             .await
             // The only condition of the only operation: no position to speak of.
-            .map_err(|error| crate::service::error::Error {
-                index: None,
-                ..error
+            .map_err(|error| {
+                let detail = match (error.code, error.version) {
+                    (Code::ConditionFailed, Some(version)) => {
+                        format!("the key has version {version}")
+                    }
+                    (Code::ConditionFailed, None) => "the key does not exist".into(),
+                    _ => error.detail,
+                };
+                Error {
+                    index: None,
+                    detail,
+                    ..error
+                }
             })?;
         Ok(Written {
             version: commit.first.0,

@@ -241,3 +241,21 @@ async fn many_keys_are_read_at_once() {
         .problem(400, "invalid_json");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_multi_get_whose_reply_would_be_too_large_is_refused() {
+    let server = Running::start_with(|config| config.limits.body_bytes = 10_000).await;
+    server.put("/v1/keys/a", &[b'x'; 3_000]).await;
+    let keys = |count: usize| serde_json::json!({ "keys": vec!["a"; count] }).to_string();
+    let fits = server
+        .send("POST", "/v1/mget", &[], keys(3).as_bytes())
+        .await;
+    assert_eq!(fits.status, 200);
+    let reply = server
+        .send("POST", "/v1/mget", &[], keys(1_000).as_bytes())
+        .await;
+    let problem = reply.problem(413, "limit_exceeded");
+    assert_eq!(problem["limit"], 10_000);
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("limits.body_bytes"), "{detail}");
+}

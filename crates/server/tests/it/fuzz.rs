@@ -18,7 +18,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
             text("?limit="), text("?cursor="), text("&start=%ff"), text("?ttl="), text("?enc=utf8"),
         ],
         4 => prop_oneof![
-            text(" HTTP/1.1\r\n"), text(" HTTP/1.0\r\n"), text(" HTTP/1.1\r\nhost: x\r\n"),
+            text(" HTTP/1.1\r\n"), text(" HTTP/1.0\r\n"), text(" HTTP/1.1\r\nhost: localhost\r\n"),
             text("\r\n"), text("\r\n\r\n"),
         ],
         3 => prop_oneof![

@@ -259,7 +259,7 @@ async fn large_and_empty_values_come_back() {
     assert_eq!(server.put("/v1/keys/", b"nameless").await.status, 204);
     assert_eq!(server.get("/v1/keys/").await.text(), "nameless");
     // A body in chunks, after 100-continue.
-    let chunked = b"PUT /v1/keys/c HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    let chunked = b"PUT /v1/keys/c HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
     assert_eq!(server.raw(chunked).await.status, 204);
     assert_eq!(server.get("/v1/keys/c").await.text(), "abcde");
     server.stop().await;

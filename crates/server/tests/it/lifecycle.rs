@@ -60,7 +60,7 @@ async fn requests_in_flight_are_finished_and_idle_connections_closed() {
     let server = Running::start().await;
     let address = server.address;
     let mut idle = server.connect().await;
-    idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    idle.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await
         .unwrap();
     let mut answer = [0; 12];
@@ -68,7 +68,7 @@ async fn requests_in_flight_are_finished_and_idle_connections_closed() {
     // A write whose body is half here.
     let mut busy = server.connect().await;
     busy.write_all(
-        b"PUT /v1/keys/a HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n",
+        b"PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n",
     )
     .await
     .unwrap();
@@ -97,7 +97,7 @@ async fn what_does_not_end_is_cut() {
     let server =
         Running::start_with(|config| config.drain_timeout = Duration::from_millis(50)).await;
     let mut stuck = server.connect().await;
-    stuck.write_all(b"PUT /v1/keys/a HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n").await.unwrap();
+    stuck.write_all(b"PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n").await.unwrap();
     let mut line = [0; 25];
     stuck.read_exact(&mut line).await.unwrap();
     let (ended, _dir) = server.begin_stop();
@@ -115,7 +115,7 @@ async fn too_many_connections_are_told_so() {
     for _ in 0..3 {
         let mut stream = server.connect().await;
         stream
-            .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            .write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
             .await
             .unwrap();
         let mut answer = [0; 12];
@@ -145,7 +145,7 @@ async fn many_idle_connections_do_no_harm() {
     // Each of them can still be used.
     for stream in &mut idle {
         stream
-            .write_all(b"GET /v1/keys/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .write_all(b"GET /v1/keys/a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             .await
             .unwrap();
     }

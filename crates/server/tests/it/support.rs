@@ -94,7 +94,8 @@ impl Running {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Reply {
-        let mut head = format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        let mut head =
+            format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
         if !body.is_empty() || matches!(method, "PUT" | "POST") {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
         }
