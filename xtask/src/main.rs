@@ -103,22 +103,36 @@ fn ci() -> Result {
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     fuzz(&["--seconds", FUZZ_SECONDS].map(str::to_owned))?;
-    if Command::new(program())
-        .args(["deny", "--version"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        // Advisories come from a repository that a machine without a network cannot reach.
-        cargo(
-            "dependencies",
-            &["deny", "check", "bans", "licenses", "sources"],
-            &[],
-        )?;
-    } else {
-        println!("== dependencies: skipped, cargo-deny is not installed");
-    }
+    loom(&["--preemptions", "1"].map(str::to_owned))?;
+    dependencies()?;
     println!("== all good");
     Ok(())
+}
+
+/// Bans, licences and sources; advisories come from a repository that a machine without a network
+/// cannot reach. Installs cargo-deny beside the build if there is none.
+fn dependencies() -> Result {
+    const VERSION: &str = "0.20.2";
+    let check = ["check", "bans", "licenses", "sources"];
+    let mut deny = Command::new("cargo-deny");
+    let installed = deny.arg("--version").output();
+    if installed.is_ok_and(|output| output.status.success()) {
+        return run("dependencies", Command::new("cargo-deny").args(check));
+    }
+    let tools = target("tools");
+    let binary = tools.join("bin/cargo-deny");
+    if !binary.exists() {
+        run(
+            "cargo-deny",
+            Command::new(program())
+                .args(["install", "cargo-deny", "--locked", "--quiet"])
+                .args(["--version", VERSION, "--root"])
+                .arg(&tools)
+                .arg("--target-dir")
+                .arg(tools.join("build")),
+        )?;
+    }
+    run("dependencies", Command::new(binary).args(check))
 }
 
 fn fix() -> Result {

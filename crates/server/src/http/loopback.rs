@@ -47,6 +47,8 @@ impl Loopback {
             service,
             body_timeout: PACE,
             slow_request: PACE,
+            // Seeds and their mutations name any host.
+            local: false,
             started: env.clock.monotonic(),
         }))
     }
