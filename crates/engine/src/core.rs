@@ -242,6 +242,9 @@ pub struct Core {
     pub trees: ArcSwap<Trees>,
     /// One at a time: creating and dropping namespaces.
     pub namespace_change: Mutex<()>,
+    /// Trees of namespaces that are out of reach but, as far as a restart can know, not yet dropped:
+    /// the log that they need stays. Changes under the commit lock.
+    pub leaving: Mutex<Vec<Arc<Tree>>>,
     /// One at a time: checkpoints, of which two may be asked for in the same place.
     pub checkpoint: Mutex<()>,
     /// Orders writes.
@@ -422,8 +425,10 @@ impl Core {
         let _no_write = self.commit.lock();
         let appended = self.log()?.appended();
         let trees = self.trees.load();
+        let leaving = self.leaving.lock();
         let needed = trees
             .iter()
+            .chain(leaving.iter())
             .filter_map(|tree| tree.needs_log_without(flushed));
         Ok(needed.min().unwrap_or(appended))
     }

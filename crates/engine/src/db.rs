@@ -190,13 +190,20 @@ impl Db {
     }
 
     /// Removes a namespace with everything in it; durable on return. Its space is given back as
-    /// soon as no scan or snapshot reads it. Errors: it does not exist, or is the default one.
+    /// soon as no scan or snapshot reads it. Errors: it does not exist, or is the default one. The
+    /// disk failed: it is out of reach until it is dropped again or the next open decides.
     pub fn drop_namespace(&self, name: &str) -> Result<()> {
         let core = self.core();
         core.check_open()?;
         core.log()?;
         let _one_at_a_time = core.namespace_change.lock();
-        let Some(tree) = core.trees.load().by_name(name).cloned() else {
+        let present = core.trees.load().by_name(name).cloned();
+        // Or a drop of it failed, and this one tries again.
+        let half_gone = || {
+            let leaving = core.leaving.lock();
+            leaving.iter().find(|tree| &*tree.name == name).cloned()
+        };
+        let Some(tree) = present.or_else(half_gone) else {
             return Err(Error::NamespaceNotFound(name.into()));
         };
         if tree.id == NamespaceId::default() {
@@ -208,6 +215,9 @@ impl Db {
         let _no_compaction = work::CompactionPause::new(core);
         {
             let _no_write = core.lock_commit();
+            if !tree.is_dropped() {
+                core.leaving.lock().push(Arc::clone(&tree));
+            }
             tree.set_dropped();
             let mut trees = (**core.trees.load()).clone();
             trees.remove(tree.id);
@@ -216,8 +226,8 @@ impl Db {
         let log = core.log()?;
         core.sync_log(log, log.appended())?;
         core.wait_for(|_| (!tree.flushing.load(Ordering::Acquire)).then_some(()));
-        // After an error it stays out of reach until the next open decides.
         core.versions.drop_namespace(tree.id)?;
+        core.leaving.lock().retain(|other| other.id != tree.id);
         core.recount_memtables();
         Ok(())
     }

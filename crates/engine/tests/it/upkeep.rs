@@ -119,6 +119,46 @@ fn deletes_make_room_on_a_disk_that_is_full() {
 }
 
 #[test]
+fn a_drop_that_fails_keeps_what_was_written() {
+    let (world, faults) = faulty(4);
+    let db = world.open(tiny()).unwrap();
+    let space = db.create_namespace("space").unwrap();
+    let mut batch = WriteBatch::new();
+    batch.put(&space, b"key", b"value").unwrap();
+    db.write(batch, &WriteOptions::sync()).unwrap();
+    faults.add_rule(
+        Rule::new(Fault::Io)
+            .on(OpKind::Write)
+            .path_contains("MANIFEST")
+            .times(1),
+    );
+    db.drop_namespace("space").unwrap_err();
+    assert!(matches!(
+        db.namespace("space"),
+        Err(Error::NamespaceNotFound(_))
+    ));
+    // Log that only the namespace needs must stay as long as a restart may find it.
+    for number in 0..500u64 {
+        db.put(&key(number), &[7; 100]).unwrap();
+        world.step(2);
+    }
+    db.flush().unwrap();
+    {
+        let crashed = World::on(world.disk.fork(), 4);
+        let db = crashed.open(tiny()).unwrap();
+        if let Ok(space) = db.namespace("space") {
+            let found = db.get_in(&space, b"key").unwrap();
+            assert_eq!(found.as_deref(), Some(&b"value"[..]));
+        }
+    }
+    // It can be tried again.
+    db.drop_namespace("space").unwrap();
+    db.create_namespace("space").unwrap();
+    let space = db.namespace("space").unwrap();
+    assert!(db.get_in(&space, b"key").unwrap().is_none());
+}
+
+#[test]
 fn two_checkpoints_of_one_name_do_not_mix() {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open(dir.path().join("db"), tiny()).unwrap();
