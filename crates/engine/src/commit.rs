@@ -583,6 +583,8 @@ impl Core {
                 let Some(core) = core.upgrade() else { return };
                 core.sync_armed.store(false, Ordering::Release);
                 if let Ok(log) = core.log() {
+                    // Through the lock: a write that found a sync armed is in the log by now.
+                    drop(core.lock_commit());
                     // A failure poisons the log, which every later write reports.
                     let _ = core.sync_log(log, log.appended());
                 }

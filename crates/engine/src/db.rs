@@ -160,6 +160,7 @@ impl Db {
             });
         }
         let _one_at_a_time = core.namespace_change.lock();
+        core.check_open()?;
         if core.trees.load().by_name(name).is_some() {
             return Err(Error::NamespaceExists(name.into()));
         }
@@ -197,6 +198,7 @@ impl Db {
         core.check_open()?;
         core.log()?;
         let _one_at_a_time = core.namespace_change.lock();
+        core.check_open()?;
         let present = core.trees.load().by_name(name).cloned();
         // Or a drop of it failed, and this one tries again.
         let half_gone = || {
@@ -591,10 +593,17 @@ fn close(core: &Arc<Core>) -> Result<()> {
         };
         let _ = rotated.and_then(|()| work::wait_for_flushes(core));
     }
-    if core.closed.swap(true, Ordering::AcqRel) {
-        return Ok(());
+    {
+        // Under the lock: a write that was let in is in the log before the log is closed.
+        let _no_write = core.lock_commit();
+        if core.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
     }
     core.work_done.notify_all();
+    // Whatever changes the manifest ends first: as soon as the directory is released it may be
+    // somebody else's.
+    let _no_change = core.namespace_change.lock();
     work::wait_stopped(core);
     let log = core.log()?;
     let synced = core.sync_log(log, log.appended());

@@ -297,6 +297,9 @@ pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
                     .is_none_or(|most| oldest.last_seqno <= most)
             })
         });
+        if due && work.flushes == 0 && core.closed.load(Ordering::Acquire) {
+            return Some(Err(crate::core::closing()));
+        }
         (work.flushes == 0 && !due).then_some(Ok(()))
     })
 }

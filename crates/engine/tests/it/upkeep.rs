@@ -2,10 +2,11 @@
 //! go, checkpoints, closing in the middle of something.
 
 use std::path::Path;
-use std::sync::{Arc, Barrier};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::time::Duration;
 
-use firn_engine::{Db, Error, Options, WriteBatch, WriteOptions};
+use firn_engine::{Db, Error, Event, EventListener, Options, WriteBatch, WriteOptions};
 
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
@@ -156,6 +157,65 @@ fn a_drop_that_fails_keeps_what_was_written() {
     db.create_namespace("space").unwrap();
     let space = db.namespace("space").unwrap();
     assert!(db.get_in(&space, b"key").unwrap().is_none());
+}
+
+/// Holds a compaction up until the database is being closed.
+#[derive(Default)]
+struct HoldUp {
+    db: OnceLock<Weak<Db>>,
+    begun: AtomicBool,
+    closed: AtomicBool,
+    ended_late: AtomicBool,
+}
+
+impl EventListener for HoldUp {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::CompactionBegin { .. } => {
+                self.begun.store(true, Ordering::SeqCst);
+                while let Some(db) = self.db.get().and_then(Weak::upgrade)
+                    && db.get(b"key").is_ok()
+                {
+                    std::thread::yield_now();
+                }
+            }
+            Event::CompactionEnd { .. } => {
+                let late = self.closed.load(Ordering::SeqCst);
+                self.ended_late.fetch_or(late, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn close_waits_for_a_compaction_that_somebody_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Arc::new(Db::open(dir.path().join("db"), tiny()).unwrap());
+    fill(&db, 2000);
+    db.wait_idle().unwrap();
+    let listener = Arc::new(HoldUp::default());
+    listener.db.set(Arc::downgrade(&db)).unwrap();
+    db.set_listener(listener.clone());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let space = db.default_namespace();
+            match db.compact_range(&space, None, None) {
+                Ok(()) | Err(Error::Closed(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        });
+        while !listener.begun.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        db.close().unwrap();
+        listener.closed.store(true, Ordering::SeqCst);
+    });
+    assert!(!listener.ended_late.load(Ordering::SeqCst));
+    assert!(matches!(
+        db.compact_range(&db.default_namespace(), None, None),
+        Err(Error::Closed(_))
+    ));
 }
 
 #[test]
