@@ -401,7 +401,10 @@ impl Core {
 
     /// Whether so many memtables wait for their flush that writers must wait too.
     fn must_wait(&self) -> bool {
-        let limit = self.settings.memtable_bytes * (MAX_IMMUTABLES + 1);
+        let limit = self
+            .settings
+            .memtable_bytes
+            .saturating_mul(MAX_IMMUTABLES + 1);
         self.memtables_bytes.load(Ordering::Relaxed) >= limit
     }
 

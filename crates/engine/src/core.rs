@@ -55,6 +55,8 @@ pub struct Settings {
 
 /// Smaller log segments would be changed too often.
 const MIN_LOG_SEGMENT_BYTES: u64 = 8 << 10;
+/// The log takes no larger ones.
+const MAX_LOG_SEGMENT_BYTES: u64 = 1 << 30;
 /// Least memory that a database can be opened with.
 const MIN_MEMORY_BYTES: usize = 8 << 20;
 
@@ -92,22 +94,27 @@ impl Settings {
             .memtable_bytes
             .unwrap_or_else(|| (memory / 8).clamp(1 << 20, 64 << 20))
             .max(16 << 10);
-        let memtables_bytes = memtable_bytes * MAX_IMMUTABLES;
+        let memtables_bytes = memtable_bytes.saturating_mul(MAX_IMMUTABLES);
         let log_segment_bytes = given
             .log_segment_bytes
             .unwrap_or(memtable_bytes as u64)
-            .max(MIN_LOG_SEGMENT_BYTES);
+            .clamp(MIN_LOG_SEGMENT_BYTES, MAX_LOG_SEGMENT_BYTES);
         // What is left for the cache after three memtables (one filling, two waiting), the mapped
         // log segment, and buffers of flush and compaction.
-        let taken = memtable_bytes * (MAX_IMMUTABLES + 1) + log_segment_bytes as usize;
+        let taken = memtable_bytes
+            .saturating_mul(MAX_IMMUTABLES + 1)
+            .saturating_add(log_segment_bytes as usize)
+            .saturating_add(memory / 8);
         let cache_bytes = given
             .cache_bytes
-            .unwrap_or_else(|| memory.saturating_sub(taken + memory / 8).max(memory / 8));
+            .unwrap_or_else(|| memory.saturating_sub(taken).max(memory / 8));
         let sstable_bytes = given
             .sstable_bytes
             .unwrap_or((memtable_bytes as u64).max(2 << 20))
             .max(4 << 10);
-        let log_bytes = given.log_bytes.unwrap_or(4 * memtable_bytes as u64);
+        let log_bytes = given
+            .log_bytes
+            .unwrap_or((memtable_bytes as u64).saturating_mul(4));
         Ok(Self {
             memtable_bytes,
             memtables_bytes,

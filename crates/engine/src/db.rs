@@ -419,7 +419,10 @@ impl Db {
     }
 
     /// Flushes memtables, syncs the log, stops background work and releases the directory. Every
-    /// later call answers [`Error::Closed`]; scans and snapshots that are open stay readable.
+    /// later call answers [`Error::Closed`], reads at a [`Snapshot`] too; a second close does
+    /// nothing. A scan that is open may be read on as long as nobody else opens the directory, who
+    /// may remove its files. Errors: the log could not be synced; the directory is released all the
+    /// same.
     pub fn close(&self) -> Result<()> {
         close(self.core())
     }

@@ -250,8 +250,10 @@ fn look_for_room(core: &Arc<Core>) {
 fn make_room(core: &Core) -> Result<bool> {
     let space = core.env.fs.space(&core.dir)?;
     let ballast = ballast_bytes(core, space.total);
-    let flush = core.settings.memtable_bytes as u64 + core.settings.log_segment_bytes;
-    if space.available < ballast + flush {
+    let flush = (core.settings.memtable_bytes as u64)
+        .saturating_add(core.settings.log_segment_bytes)
+        .saturating_add(ballast);
+    if space.available < flush {
         return Ok(false);
     }
     place_ballast(core)?;

@@ -376,7 +376,7 @@ impl<'a> Grandparents<'a> {
             files: &plan.grandparents,
             next: 0,
             overlapped_bytes: 0,
-            limit: 10 * sstable_bytes,
+            limit: sstable_bytes.saturating_mul(10),
         }
     }
 
@@ -402,7 +402,7 @@ fn pick_options(core: &Core) -> pick::PickOptions {
     pick::PickOptions {
         l0_trigger: settings.given.l0_compaction_trigger,
         level_ratio: settings.given.level_ratio,
-        base_bytes: 4 * settings.memtable_bytes as u64,
+        base_bytes: (settings.memtable_bytes as u64).saturating_mul(4),
         sstable_bytes: settings.sstable_bytes,
         blob_garbage_ratio: settings.given.blob_garbage_ratio,
     }

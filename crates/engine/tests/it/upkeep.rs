@@ -194,6 +194,8 @@ fn close_waits_for_a_compaction_that_somebody_asked_for() {
     let db = Arc::new(Db::open(dir.path().join("db"), tiny()).unwrap());
     fill(&db, 2000);
     db.wait_idle().unwrap();
+    // One file in L0 is compacted by nobody else.
+    fill(&db, 50);
     let listener = Arc::new(HoldUp::default());
     listener.db.set(Arc::downgrade(&db)).unwrap();
     db.set_listener(listener.clone());
@@ -216,6 +218,26 @@ fn close_waits_for_a_compaction_that_somebody_asked_for() {
         db.compact_range(&db.default_namespace(), None, None),
         Err(Error::Closed(_))
     ));
+}
+
+#[test]
+fn options_of_any_size_are_taken() {
+    let world = World::new(5);
+    let options = Options {
+        memtable_bytes: Some(usize::MAX),
+        cache_bytes: None,
+        sstable_bytes: Some(u64::MAX),
+        log_segment_bytes: Some(64 << 10),
+        log_bytes: Some(u64::MAX),
+        ..tiny()
+    };
+    let db = world.open(options).unwrap();
+    fill(&db, 1000);
+    db.flush().unwrap();
+    assert!(db.get(&key(999)).unwrap().is_some());
+    db.close().unwrap();
+    db.close().unwrap();
+    assert!(matches!(db.get(&key(999)), Err(Error::Closed(_))));
 }
 
 #[test]
