@@ -230,12 +230,6 @@ impl BlockCache {
         counts.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Tells that `file` is gone. Its blocks will age out; nothing has to be done now.
-    pub fn evict_file(&self, file: FileId) {
-        // Numbers are never used again, and walking the cache would cost more than it frees.
-        let _ = file;
-    }
-
     /// Changes the capacity; a smaller one evicts at once.
     pub fn set_capacity(&self, capacity_bytes: u64) {
         self.cache.set_capacity(capacity_bytes);

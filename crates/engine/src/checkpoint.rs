@@ -68,6 +68,7 @@ impl Drop for FlushGate<'_> {
 /// Steps 1 to 3: the levels of all trees at one instant.
 fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
     let _no_namespace_change = core.namespace_change.lock();
+    core.check_open()?;
     let cut = {
         let commit = core.lock_commit();
         for tree in core.trees.load().iter() {

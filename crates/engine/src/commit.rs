@@ -396,7 +396,10 @@ impl Core {
 
     /// Whether so many memtables wait for their flush that writers must wait too.
     fn must_wait(&self) -> bool {
-        let limit = self.settings.memtable_bytes * (MAX_IMMUTABLES + 1);
+        let limit = self
+            .settings
+            .memtable_bytes
+            .saturating_mul(MAX_IMMUTABLES + 1);
         self.memtables_bytes.load(Ordering::Relaxed) >= limit
     }
 
@@ -537,6 +540,8 @@ impl Core {
                 let Some(core) = core.upgrade() else { return };
                 core.sync_armed.store(false, Ordering::Release);
                 if let Ok(log) = core.log() {
+                    // Through the lock: a write that found a sync armed is in the log by now.
+                    drop(core.lock_commit());
                     // A failure poisons the log, which every later write reports.
                     let _ = core.sync_log(log, log.appended());
                 }

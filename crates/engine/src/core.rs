@@ -56,6 +56,8 @@ pub struct Settings {
 
 /// Smaller log segments would be changed too often.
 const MIN_LOG_SEGMENT_BYTES: u64 = 8 << 10;
+/// The log takes no larger ones.
+const MAX_LOG_SEGMENT_BYTES: u64 = 1 << 30;
 /// Least memory that a database can be opened with.
 const MIN_MEMORY_BYTES: usize = 8 << 20;
 
@@ -93,22 +95,27 @@ impl Settings {
             .memtable_bytes
             .unwrap_or_else(|| (memory / 8).clamp(1 << 20, 64 << 20))
             .max(16 << 10);
-        let memtables_bytes = memtable_bytes * MAX_IMMUTABLES;
+        let memtables_bytes = memtable_bytes.saturating_mul(MAX_IMMUTABLES);
         let log_segment_bytes = given
             .log_segment_bytes
             .unwrap_or(memtable_bytes as u64)
-            .max(MIN_LOG_SEGMENT_BYTES);
+            .clamp(MIN_LOG_SEGMENT_BYTES, MAX_LOG_SEGMENT_BYTES);
         // What is left for the cache after three memtables (one filling, two waiting), the mapped
         // log segment, and buffers of flush and compaction.
-        let taken = memtable_bytes * (MAX_IMMUTABLES + 1) + log_segment_bytes as usize;
+        let taken = memtable_bytes
+            .saturating_mul(MAX_IMMUTABLES + 1)
+            .saturating_add(log_segment_bytes as usize)
+            .saturating_add(memory / 8);
         let cache_bytes = given
             .cache_bytes
-            .unwrap_or_else(|| memory.saturating_sub(taken + memory / 8).max(memory / 8));
+            .unwrap_or_else(|| memory.saturating_sub(taken).max(memory / 8));
         let sstable_bytes = given
             .sstable_bytes
             .unwrap_or((memtable_bytes as u64).max(2 << 20))
             .max(4 << 10);
-        let log_bytes = given.log_bytes.unwrap_or(4 * memtable_bytes as u64);
+        let log_bytes = given
+            .log_bytes
+            .unwrap_or((memtable_bytes as u64).saturating_mul(4));
         Ok(Self {
             memtable_bytes,
             memtables_bytes,
@@ -232,6 +239,9 @@ pub struct Core {
     pub trees: ArcSwap<Trees>,
     /// One at a time: creating and dropping namespaces.
     pub namespace_change: Mutex<()>,
+    /// Trees of namespaces that are out of reach but, as far as a restart can know, not yet dropped:
+    /// the log that they need stays. Changes under the commit lock.
+    pub leaving: Mutex<Vec<Arc<Tree>>>,
     /// One at a time: checkpoints, of which two may be asked for in the same place.
     pub checkpoint: Mutex<()>,
     /// Orders writes.
@@ -393,8 +403,10 @@ impl Core {
         let _no_write = self.commit.lock();
         let appended = self.log()?.appended();
         let trees = self.trees.load();
+        let leaving = self.leaving.lock();
         let needed = trees
             .iter()
+            .chain(leaving.iter())
             .filter_map(|tree| tree.needs_log_without(flushed));
         Ok(needed.min().unwrap_or(appended))
     }

@@ -160,6 +160,7 @@ impl Db {
             });
         }
         let _one_at_a_time = core.namespace_change.lock();
+        core.check_open()?;
         if core.trees.load().by_name(name).is_some() {
             return Err(Error::NamespaceExists(name.into()));
         }
@@ -190,13 +191,21 @@ impl Db {
     }
 
     /// Removes a namespace with everything in it; durable on return. Its space is given back as
-    /// soon as no scan or snapshot reads it. Errors: it does not exist, or is the default one.
+    /// soon as no scan or snapshot reads it. Errors: it does not exist, or is the default one. The
+    /// disk failed: it is out of reach until it is dropped again or the next open decides.
     pub fn drop_namespace(&self, name: &str) -> Result<()> {
         let core = self.core();
         core.check_open()?;
         core.log()?;
         let _one_at_a_time = core.namespace_change.lock();
-        let Some(tree) = core.trees.load().by_name(name).cloned() else {
+        core.check_open()?;
+        let present = core.trees.load().by_name(name).cloned();
+        // Or a drop of it failed, and this one tries again.
+        let half_gone = || {
+            let leaving = core.leaving.lock();
+            leaving.iter().find(|tree| &*tree.name == name).cloned()
+        };
+        let Some(tree) = present.or_else(half_gone) else {
             return Err(Error::NamespaceNotFound(name.into()));
         };
         if tree.id == NamespaceId::default() {
@@ -208,6 +217,9 @@ impl Db {
         let _no_compaction = work::CompactionPause::new(core);
         {
             let _no_write = core.lock_commit();
+            if !tree.is_dropped() {
+                core.leaving.lock().push(Arc::clone(&tree));
+            }
             tree.set_dropped();
             let mut trees = (**core.trees.load()).clone();
             trees.remove(tree.id);
@@ -216,8 +228,8 @@ impl Db {
         let log = core.log()?;
         core.sync_log(log, log.appended())?;
         core.wait_for(|_| (!tree.flushing.load(Ordering::Acquire)).then_some(()));
-        // After an error it stays out of reach until the next open decides.
         core.versions.drop_namespace(tree.id)?;
+        core.leaving.lock().retain(|other| other.id != tree.id);
         core.recount_memtables();
         Ok(())
     }
@@ -407,7 +419,10 @@ impl Db {
     }
 
     /// Flushes memtables, syncs the log, stops background work and releases the directory. Every
-    /// later call answers [`Error::Closed`]; scans and snapshots that are open stay readable.
+    /// later call answers [`Error::Closed`], reads at a [`Snapshot`] too; a second close does
+    /// nothing. A scan that is open may be read on as long as nobody else opens the directory, who
+    /// may remove its files. Errors: the log could not be synced; the directory is released all the
+    /// same.
     pub fn close(&self) -> Result<()> {
         close(self.core())
     }
@@ -581,10 +596,17 @@ fn close(core: &Arc<Core>) -> Result<()> {
         };
         let _ = rotated.and_then(|()| work::wait_for_flushes(core));
     }
-    if core.closed.swap(true, Ordering::AcqRel) {
-        return Ok(());
+    {
+        // Under the lock: a write that was let in is in the log before the log is closed.
+        let _no_write = core.lock_commit();
+        if core.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
     }
     core.work_done.notify_all();
+    // Whatever changes the manifest ends first: as soon as the directory is released it may be
+    // somebody else's.
+    let _no_change = core.namespace_change.lock();
     work::wait_stopped(core);
     let log = core.log()?;
     let synced = core.sync_log(log, log.appended());

@@ -112,6 +112,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         snapshots: SnapshotList::default(),
         trees: ArcSwap::from_pointee(trees),
         namespace_change: Mutex::new(()),
+        leaving: Mutex::new(Vec::new()),
         checkpoint: Mutex::new(()),
         commit: Mutex::new(CommitState {
             last_seqno,

@@ -250,8 +250,10 @@ fn look_for_room(core: &Arc<Core>) {
 fn make_room(core: &Core) -> Result<bool> {
     let space = core.env.fs.space(&core.dir)?;
     let ballast = ballast_bytes(core, space.total);
-    let flush = core.settings.memtable_bytes as u64 + core.settings.log_segment_bytes;
-    if space.available < ballast + flush {
+    let flush = (core.settings.memtable_bytes as u64)
+        .saturating_add(core.settings.log_segment_bytes)
+        .saturating_add(ballast);
+    if space.available < flush {
         return Ok(false);
     }
     place_ballast(core)?;
@@ -303,6 +305,9 @@ pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
                     .is_none_or(|most| oldest.last_seqno <= most)
             })
         });
+        if due && work.flushes == 0 && core.closed.load(Ordering::Acquire) {
+            return Some(Err(crate::core::closing()));
+        }
         (work.flushes == 0 && !due).then_some(Ok(()))
     })
 }

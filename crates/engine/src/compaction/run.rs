@@ -18,7 +18,7 @@ use crate::compaction::drop::{Decision, DropFilter, DropReason, surviving_range_
 use crate::compaction::output::{OutputOptions, Outputs, Place, bad_value};
 use crate::compaction::pick::{self, Plan, PlanKind};
 use crate::core::Core;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::Event;
 use crate::iterator::InternalIterator;
 use crate::key::{FileId, Kind, Trailer};
@@ -376,7 +376,7 @@ impl<'a> Grandparents<'a> {
             files: &plan.grandparents,
             next: 0,
             overlapped_bytes: 0,
-            limit: 10 * sstable_bytes,
+            limit: sstable_bytes.saturating_mul(10),
         }
     }
 
@@ -402,7 +402,7 @@ fn pick_options(core: &Core) -> pick::PickOptions {
     pick::PickOptions {
         l0_trigger: settings.given.l0_compaction_trigger,
         level_ratio: settings.given.level_ratio,
-        base_bytes: 4 * settings.memtable_bytes as u64,
+        base_bytes: (settings.memtable_bytes as u64).saturating_mul(4),
         sstable_bytes: settings.sstable_bytes,
         blob_garbage_ratio: settings.given.blob_garbage_ratio,
     }
@@ -429,17 +429,27 @@ pub fn compact_range(
         from_level = plan.output_level.max(level + 1);
         let last = level == LEVELS - 1 || plan.output_level == level;
         let job = Job::new(Arc::clone(tree), plan, levels);
-        let result = run(core, &job);
+        let result = run_counted(core, &job);
         job.release();
-        result.map_err(|error| match error {
-            Error::Closed(_) => Error::NamespaceNotFound(tree.name.to_string()),
-            other => other,
-        })?;
+        result?;
         if last {
             break;
         }
     }
     Ok(())
+}
+
+/// Runs a job on the caller's thread, counted like those in the background: closing waits for it.
+fn run_counted(core: &Arc<Core>, job: &Job) -> Result<()> {
+    {
+        let mut work = core.work.lock();
+        core.check_open()?;
+        work.compactions += 1;
+    }
+    let result = run(core, job);
+    core.work.lock().compactions -= 1;
+    core.work_done.notify_all();
+    result
 }
 
 /// How far behind the background is, for pacing.

@@ -2,10 +2,11 @@
 //! go, checkpoints, closing in the middle of something.
 
 use std::path::Path;
-use std::sync::{Arc, Barrier};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::time::Duration;
 
-use firn_engine::{Db, Error, Options, WriteBatch, WriteOptions};
+use firn_engine::{Db, Error, Event, EventListener, Options, WriteBatch, WriteOptions};
 
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
@@ -116,6 +117,127 @@ fn deletes_make_room_on_a_disk_that_is_full() {
     }
     db.put(b"again", b"1")
         .unwrap_or_else(|e| panic!("{e}; {} bytes used", world.disk.used_bytes()));
+}
+
+#[test]
+fn a_drop_that_fails_keeps_what_was_written() {
+    let (world, faults) = faulty(4);
+    let db = world.open(tiny()).unwrap();
+    let space = db.create_namespace("space").unwrap();
+    let mut batch = WriteBatch::new();
+    batch.put(&space, b"key", b"value").unwrap();
+    db.write(batch, &WriteOptions::sync()).unwrap();
+    faults.add_rule(
+        Rule::new(Fault::Io)
+            .on(OpKind::Write)
+            .path_contains("MANIFEST")
+            .times(1),
+    );
+    db.drop_namespace("space").unwrap_err();
+    assert!(matches!(
+        db.namespace("space"),
+        Err(Error::NamespaceNotFound(_))
+    ));
+    // Log that only the namespace needs must stay as long as a restart may find it.
+    for number in 0..500u64 {
+        db.put(&key(number), &[7; 100]).unwrap();
+        world.step(2);
+    }
+    db.flush().unwrap();
+    {
+        let crashed = World::on(world.disk.fork(), 4);
+        let db = crashed.open(tiny()).unwrap();
+        if let Ok(space) = db.namespace("space") {
+            let found = db.get_in(&space, b"key").unwrap();
+            assert_eq!(found.as_deref(), Some(&b"value"[..]));
+        }
+    }
+    // It can be tried again.
+    db.drop_namespace("space").unwrap();
+    db.create_namespace("space").unwrap();
+    let space = db.namespace("space").unwrap();
+    assert!(db.get_in(&space, b"key").unwrap().is_none());
+}
+
+/// Holds a compaction up until the database is being closed.
+#[derive(Default)]
+struct HoldUp {
+    db: OnceLock<Weak<Db>>,
+    begun: AtomicBool,
+    closed: AtomicBool,
+    ended_late: AtomicBool,
+}
+
+impl EventListener for HoldUp {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::CompactionBegin { .. } => {
+                self.begun.store(true, Ordering::SeqCst);
+                while let Some(db) = self.db.get().and_then(Weak::upgrade)
+                    && db.get(b"key").is_ok()
+                {
+                    std::thread::yield_now();
+                }
+            }
+            Event::CompactionEnd { .. } => {
+                let late = self.closed.load(Ordering::SeqCst);
+                self.ended_late.fetch_or(late, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn close_waits_for_a_compaction_that_somebody_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Arc::new(Db::open(dir.path().join("db"), tiny()).unwrap());
+    fill(&db, 2000);
+    db.wait_idle().unwrap();
+    // One file in L0 is compacted by nobody else.
+    fill(&db, 50);
+    let listener = Arc::new(HoldUp::default());
+    listener.db.set(Arc::downgrade(&db)).unwrap();
+    db.set_listener(listener.clone());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let space = db.default_namespace();
+            match db.compact_range(&space, None, None) {
+                Ok(()) | Err(Error::Closed(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        });
+        while !listener.begun.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        db.close().unwrap();
+        listener.closed.store(true, Ordering::SeqCst);
+    });
+    assert!(!listener.ended_late.load(Ordering::SeqCst));
+    assert!(matches!(
+        db.compact_range(&db.default_namespace(), None, None),
+        Err(Error::Closed(_))
+    ));
+}
+
+#[test]
+fn options_of_any_size_are_taken() {
+    let world = World::new(5);
+    let options = Options {
+        memtable_bytes: Some(usize::MAX),
+        cache_bytes: None,
+        sstable_bytes: Some(u64::MAX),
+        log_segment_bytes: Some(64 << 10),
+        log_bytes: Some(u64::MAX),
+        ..tiny()
+    };
+    let db = world.open(options).unwrap();
+    fill(&db, 1000);
+    db.flush().unwrap();
+    assert!(db.get(&key(999)).unwrap().is_some());
+    db.close().unwrap();
+    db.close().unwrap();
+    assert!(matches!(db.get(&key(999)), Err(Error::Closed(_))));
 }
 
 #[test]
