@@ -7,6 +7,7 @@ use firn_api::http::{BatchOp, Ttl, bytes_member};
 use crate::exit::{Failure, Result};
 use crate::flags::BatchArgs;
 use crate::store::{Access, Batch, Op, Range, Require, Store};
+use crate::text::json_error;
 use crate::{host, output};
 
 pub(crate) fn run(args: &BatchArgs) -> Result<()> {
@@ -22,7 +23,7 @@ pub(crate) fn run(args: &BatchArgs) -> Result<()> {
             continue;
         }
         let wrong = |detail: String| Failure::usage(format!("line {number}: {detail}"));
-        let op: BatchOp = serde_json::from_slice(&line).map_err(|e| wrong(e.to_string()))?;
+        let op: BatchOp = serde_json::from_slice(&line).map_err(|e| wrong(json_error(&e)))?;
         if op.ns.is_some() {
             return Err(wrong("one namespace a batch: name it with --ns".into()));
         }
