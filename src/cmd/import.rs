@@ -17,7 +17,7 @@ use crate::exit::{Exit, Failure, Result};
 use crate::flags::{ImportArgs, Source};
 use crate::output::note;
 use crate::progress::Progress;
-use crate::store::{Access, Batch, Op, Store};
+use crate::store::{Access, Batch, Expiry, Op, Store};
 use crate::text::{count, escape, json_error};
 use crate::{dump, host};
 
@@ -145,7 +145,7 @@ impl<'a> Importer<'a> {
         self.batch.push(Op::Put {
             key,
             value,
-            expires_at_ms,
+            expiry: expires_at_ms.map(Expiry::AtMs),
         });
         self.progress.advance(1, bytes as u64, self.position);
         Ok(())
