@@ -4,8 +4,11 @@
 //! `firn_engine` and for `firn_client`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use firn_client::PutOptions;
 use firn_engine::{Condition, Db, Namespace, Options, ScanOptions, SeqNo, WriteBatch};
+use firn_io::clock::Clock;
 
 use crate::exit::{Failure, Result};
 use crate::flags::{Durability, StoreArgs};
@@ -42,13 +45,49 @@ impl Require {
     }
 }
 
+/// When an entry expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// So long from the moment when the store takes it, by the clock of where the store is.
+    After(Duration),
+    /// At this moment, in Unix milliseconds.
+    AtMs(u64),
+}
+
+impl Expiry {
+    /// The moment, by this machine's clock.
+    fn at_ms(self) -> u64 {
+        match self {
+            Self::AtMs(at) => at,
+            Self::After(ttl) => {
+                let now = firn_io::clock::SystemClock::new().unix_ms();
+                now.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
+            }
+        }
+    }
+
+    /// The options of a put that leave it to the server.
+    fn remote(expiry: Option<Self>) -> PutOptions {
+        let (ttl, expires_at_ms) = match expiry {
+            None => (None, None),
+            Some(Self::After(ttl)) => (Some(ttl), None),
+            Some(Self::AtMs(at)) => (None, Some(at)),
+        };
+        PutOptions {
+            ttl,
+            expires_at_ms,
+            ..PutOptions::default()
+        }
+    }
+}
+
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Put {
         key: Vec<u8>,
         value: Vec<u8>,
-        expires_at_ms: Option<u64>,
+        expiry: Option<Expiry>,
     },
     Delete {
         key: Vec<u8>,
@@ -175,13 +214,13 @@ impl Store {
                         Op::Put {
                             key,
                             value,
-                            expires_at_ms: None,
+                            expiry: None,
                         } => encoded.put(ns, &key, &value)?,
                         Op::Put {
                             key,
                             value,
-                            expires_at_ms: Some(at),
-                        } => encoded.put_expiring(ns, &key, &value, at)?,
+                            expiry: Some(expiry),
+                        } => encoded.put_expiring(ns, &key, &value, expiry.at_ms())?,
                         Op::Delete { key } => encoded.delete(ns, &key)?,
                         Op::DeleteRange { start, end } => encoded.delete_range(ns, &start, &end)?,
                     };
@@ -306,7 +345,7 @@ fn remote_write(
     mut batch: Batch,
     durability: Durability,
 ) -> Result<u64> {
-    use firn_client::{DeleteOptions, PutOptions};
+    use firn_client::DeleteOptions;
     let durability = Some(durability.remote());
     let simple = batch.ops.len() == 1
         && match (&batch.ops[0], &batch.requires[..]) {
@@ -317,16 +356,11 @@ fn remote_write(
     if simple {
         let condition = batch.requires.pop().map(|(_, require)| require.remote());
         match batch.ops.pop() {
-            Some(Op::Put {
-                key,
-                value,
-                expires_at_ms,
-            }) => {
+            Some(Op::Put { key, value, expiry }) => {
                 let options = PutOptions {
-                    expires_at_ms,
                     condition,
                     durability,
-                    ..PutOptions::default()
+                    ..Expiry::remote(expiry)
                 };
                 return Ok(client.put_with(key, value, &options)?.version);
             }
@@ -346,17 +380,7 @@ fn remote_write(
     }
     for op in batch.ops {
         sent = match op {
-            Op::Put {
-                key,
-                value,
-                expires_at_ms,
-            } => {
-                let options = PutOptions {
-                    expires_at_ms,
-                    ..PutOptions::default()
-                };
-                sent.put_with(key, value, &options)
-            }
+            Op::Put { key, value, expiry } => sent.put_with(key, value, &Expiry::remote(expiry)),
             Op::Delete { key } => sent.delete(key),
             Op::DeleteRange { start, end } => sent.delete_range(start, end),
         };

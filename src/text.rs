@@ -140,6 +140,12 @@ pub(crate) fn count(number: u64) -> String {
     out
 }
 
+/// What is wrong with the JSON of a line whose number the caller names: JSON's own is always 1.
+pub(crate) fn json_error(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.replace(" at line 1 column ", " at column ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -106,7 +106,7 @@ impl Target {
                 batch.ops.push(Op::Put {
                     key: key.clone(),
                     value,
-                    expires_at_ms: None,
+                    expiry: None,
                 });
             }
             let last = first + BATCH >= args.keys;
@@ -437,7 +437,7 @@ impl Worker<'_, '_> {
                 let ops = vec![Op::Put {
                     key,
                     value,
-                    expires_at_ms: None,
+                    expiry: None,
                 }];
                 let batch = Batch {
                     requires: Vec::new(),
@@ -472,7 +472,7 @@ impl Worker<'_, '_> {
                     batch.ops.push(Op::Put {
                         key,
                         value,
-                        expires_at_ms: None,
+                        expiry: None,
                     });
                 }
             }

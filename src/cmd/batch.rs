@@ -1,12 +1,14 @@
 //! `firn batch`: operations from a file, all or nothing.
 
 use std::io::{BufRead, Write};
+use std::time::Duration;
 
 use firn_api::http::{BatchOp, Ttl, bytes_member};
 
 use crate::exit::{Failure, Result};
 use crate::flags::BatchArgs;
-use crate::store::{Access, Batch, Op, Range, Require, Store};
+use crate::store::{Access, Batch, Expiry, Op, Range, Require, Store};
+use crate::text::json_error;
 use crate::{host, output};
 
 pub(crate) fn run(args: &BatchArgs) -> Result<()> {
@@ -22,7 +24,7 @@ pub(crate) fn run(args: &BatchArgs) -> Result<()> {
             continue;
         }
         let wrong = |detail: String| Failure::usage(format!("line {number}: {detail}"));
-        let op: BatchOp = serde_json::from_slice(&line).map_err(|e| wrong(e.to_string()))?;
+        let op: BatchOp = serde_json::from_slice(&line).map_err(|e| wrong(json_error(&e)))?;
         if op.ns.is_some() {
             return Err(wrong("one namespace a batch: name it with --ns".into()));
         }
@@ -111,24 +113,19 @@ fn parse(op: BatchOp) -> std::result::Result<Parsed, String> {
     }
     let key = key.ok_or("key is missing")?;
     let require = condition.map(|condition| (key.clone(), condition));
-    let expires_at_ms = match (op.ttl, op.expires_at_ms) {
+    let expiry = match (op.ttl, op.expires_at_ms) {
         (Some(_), Some(_)) => return Err("ttl and expires_at_ms exclude each other".into()),
-        (Some(Ttl::Seconds(s)), None) => {
-            Some(super::put::expiry(std::time::Duration::from_secs(s)))
-        }
-        (Some(Ttl::Text(text)), None) => {
-            Some(super::put::expiry(firn_api::duration::parse(&text)?))
-        }
-        (None, at) => at,
+        (Some(Ttl::Seconds(s)), None) => Some(Expiry::After(Duration::from_secs(s))),
+        (Some(Ttl::Text(text)), None) => Some(Expiry::After(firn_api::duration::parse(&text)?)),
+        (None, at) => at.map(Expiry::AtMs),
     };
+    if expiry == Some(Expiry::After(Duration::ZERO)) {
+        return Err("ttl must be more than 0".into());
+    }
     let op = match op.op.as_str() {
         "put" => {
             let value = value.ok_or("value is missing")?;
-            Some(Op::Put {
-                key,
-                value,
-                expires_at_ms,
-            })
+            Some(Op::Put { key, value, expiry })
         }
         "delete" => Some(Op::Delete { key }),
         "check" if require.is_none() => return Err("check wants a condition".into()),
@@ -164,7 +161,7 @@ mod tests {
             Some(Op::Put {
                 key: b"a".to_vec(),
                 value,
-                expires_at_ms: None
+                expiry: None
             })
         );
         let range = read(r#"{"op":"delete_range","prefix":"p"}"#)

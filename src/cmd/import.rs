@@ -17,8 +17,8 @@ use crate::exit::{Exit, Failure, Result};
 use crate::flags::{ImportArgs, Source};
 use crate::output::note;
 use crate::progress::Progress;
-use crate::store::{Access, Batch, Op, Store};
-use crate::text::{count, escape};
+use crate::store::{Access, Batch, Expiry, Op, Store};
+use crate::text::{count, escape, json_error};
 use crate::{dump, host};
 
 /// Longest line of input: a value in base64 and what is around it.
@@ -145,7 +145,7 @@ impl<'a> Importer<'a> {
         self.batch.push(Op::Put {
             key,
             value,
-            expires_at_ms,
+            expiry: expires_at_ms.map(Expiry::AtMs),
         });
         self.progress.advance(1, bytes as u64, self.position);
         Ok(())
@@ -381,7 +381,7 @@ fn ndjson(mut input: Input, give: &mut Give<'_>) -> Result<()> {
 }
 
 fn json_entry(line: &[u8]) -> std::result::Result<Entry, String> {
-    let body: EntryBody = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    let body: EntryBody = serde_json::from_slice(line).map_err(|e| json_error(&e))?;
     let key = bytes_member("key", body.key.as_deref(), body.key_b64.as_deref())?;
     let value = bytes_member("value", body.value.as_deref(), body.value_b64.as_deref())?;
     let (key, value) = (

@@ -3,14 +3,12 @@
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::time::Duration;
 
 use firn_engine::options::MAX_VALUE_BYTES;
-use firn_io::clock::Clock;
 
 use crate::exit::Result;
 use crate::flags::PutArgs;
-use crate::store::{Access, Batch, Op, Require, Store};
+use crate::store::{Access, Batch, Expiry, Op, Require, Store};
 use crate::{host, output};
 
 pub(crate) fn run(args: PutArgs) -> Result<()> {
@@ -35,7 +33,7 @@ pub(crate) fn run(args: PutArgs) -> Result<()> {
         ops: vec![Op::Put {
             key,
             value,
-            expires_at_ms: args.ttl.map(expiry),
+            expiry: args.ttl.map(Expiry::After),
         }],
     };
     let store = Store::open(&args.store, Access::Create)?;
@@ -46,10 +44,4 @@ pub(crate) fn run(args: PutArgs) -> Result<()> {
         out.flush()?;
     }
     store.close()
-}
-
-/// The moment that is `ttl` from now, in Unix milliseconds.
-pub(crate) fn expiry(ttl: Duration) -> u64 {
-    let now = firn_io::clock::SystemClock::new().unix_ms();
-    now.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
 }

@@ -682,3 +682,14 @@ fn a_time_to_live_is_more_than_nothing() {
     let ended = place.run(&put).fails(2);
     assert!(ended.stderr.contains("more than 0"), "{}", ended.stderr);
 }
+
+#[test]
+fn broken_json_is_named_by_the_line_of_the_file_alone() {
+    let place = Place::new();
+    let input = b"{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\n{\"op\":\n";
+    let ended = place
+        .run_with(&["batch", "--data-dir", "d"], input)
+        .fails(2);
+    assert!(ended.stderr.contains("line 2: "), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("line 1"), "{}", ended.stderr);
+}

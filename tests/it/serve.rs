@@ -1,8 +1,8 @@
 //! The server as a process: start, ready line, drain, locks; and every verb through it.
 
 use std::fs;
-use std::io::Write;
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use crate::http::Connection;
 use crate::process::{Place, Server, spawn};
@@ -234,5 +234,34 @@ fn idle_connections_and_slow_heads_disturb_nobody() {
     // Nothing of them stays.
     while connections(&mut http) > 1 {
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_time_to_live_begins_by_the_clock_of_the_server() {
+    let place = Place::new();
+    let batch = br#"{"op":"put","key":"k","value":"v","ttl":"30s"}"#;
+    for (args, input) in [
+        (&["put", "k", "v", "--ttl", "30s"][..], &b""[..]),
+        (&["batch"], batch),
+    ] {
+        // A server that takes one request and answers nothing.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let heard = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut text = String::new();
+            while !text.contains("30s") && !text.contains("expires") {
+                let mut bytes = [0; 4096];
+                let read = stream.read(&mut bytes).unwrap();
+                assert!(read > 0, "{text}");
+                text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            text
+        });
+        let ended = place.run_with(&[args, &["--server", &address]].concat(), input);
+        assert_ne!(ended.code, 0);
+        let text = heard.join().unwrap();
+        assert!(!text.contains("expires"), "{text}");
     }
 }

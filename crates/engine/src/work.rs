@@ -268,7 +268,7 @@ fn ballast_bytes(core: &Core, total: u64) -> u64 {
     }
     // What is given back must be enough to flush a memtable, or a small disk would stay full.
     let flush = (core.settings.memtable_bytes as u64) * 5 / 4;
-    given.min(total / 100).max(flush).min(total / 8)
+    given.min((total / 100).max(flush)).min(total / 8)
 }
 
 /// Reserves the ballast, if it is not there. Errors: no room for it.

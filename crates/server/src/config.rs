@@ -144,7 +144,7 @@ settings! {
         "Largest value; at most 256MiB."
         limits.value_bytes bytes;
     "limits.body_bytes" "FIRN_LIMITS_BODY_BYTES" "--limits-body-bytes" "SIZE" "64MiB"
-        "Largest body of a batch or a multi-get."
+        "Largest body of a batch or a multi-get, and reply to the latter."
         limits.body_bytes bytes;
     "limits.batch_ops" "FIRN_LIMITS_BATCH_OPS" "--limits-batch-ops" "COUNT" "100000"
         "Most operations in a batch."

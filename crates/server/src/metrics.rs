@@ -103,6 +103,47 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
+    /// The page in the text format of Prometheus (0.0.4). There a counter is described by the whole
+    /// name of its samples, where OpenMetrics leaves `_total` out; units and the end have no line.
+    ///
+    /// # Errors
+    /// As [`Metrics::page`].
+    pub fn prometheus_page(&self) -> Result<String, fmt::Error> {
+        let page = self.page()?;
+        let mut out = String::with_capacity(page.len());
+        let mut help = None;
+        for line in page.lines() {
+            if line.starts_with("# HELP ") {
+                // Waits for the type, which decides the name.
+                help = Some(line);
+                continue;
+            }
+            if line.starts_with("# UNIT ") || line == "# EOF" {
+                continue;
+            }
+            let Some(described) = line.strip_prefix("# TYPE ") else {
+                out.push_str(line);
+                out.push('\n');
+                continue;
+            };
+            let (name, kind) = described.split_once(' ').unwrap_or((described, "untyped"));
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", kind),
+                "info" => ("_info", "gauge"),
+                "unknown" => ("", "untyped"),
+                _ => ("", kind),
+            };
+            let text = help
+                .take()
+                .and_then(|h| h.strip_prefix("# HELP ")?.split_once(' '));
+            if let Some((_, text)) = text {
+                out.push_str(&format!("# HELP {name}{suffix} {text}\n"));
+            }
+            out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+        }
+        Ok(out)
+    }
+
     /// The page, in the OpenMetrics text format.
     ///
     /// # Errors

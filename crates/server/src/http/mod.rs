@@ -211,15 +211,19 @@ impl Door {
     async fn metrics_page(&self, parts: &Parts) -> Result<Reply> {
         Params::parse(parts.uri.query(), &[])?;
         let metrics = Arc::clone(&self.metrics);
+        let open = kv::accepts(parts, "application/openmetrics-text");
         let page = self
             .service
             .blocking(move || {
-                metrics
-                    .page()
-                    .map_err(|e| Error::new(Code::Internal, e.to_string()))
+                let page = if open {
+                    metrics.page()
+                } else {
+                    metrics.prometheus_page()
+                };
+                page.map_err(|e| Error::new(Code::Internal, e.to_string()))
             })
             .await?;
-        let kind = if kv::accepts(parts, "application/openmetrics-text") {
+        let kind = if open {
             "application/openmetrics-text; version=1.0.0; charset=utf-8"
         } else {
             "text/plain; version=0.0.4; charset=utf-8"

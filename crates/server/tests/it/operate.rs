@@ -45,7 +45,6 @@ async fn metrics_have_their_names() {
         "firn_request_duration_seconds_count{proto=\"http\",op=\"put\"} 1\n",
         "firn_build_info{version=\"",
         "firn_writes_total 1\n",
-        "# EOF\n",
     ] {
         assert!(page.contains(line), "{line} is missing in\n{page}");
     }
@@ -157,4 +156,31 @@ async fn administration_works() {
     assert_eq!(stats.namespaces[0].name, "default");
     assert!(stats.connections >= 1);
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_sample_of_the_metrics_is_described() {
+    let server = Running::start().await;
+    server.put("/v1/keys/a", b"1").await;
+    let reply = server.get("/metrics").await;
+    let mut types = std::collections::HashMap::new();
+    for line in reply.text().lines() {
+        if let Some(described) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = described.split_once(' ').unwrap();
+            assert!(
+                ["counter", "gauge", "histogram"].contains(&kind),
+                "{described}"
+            );
+            assert!(types.insert(name, kind).is_none(), "{name} comes twice");
+        } else if !line.starts_with("# HELP ") {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let of_histogram = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| types.get(name.strip_suffix(suffix)?));
+            let kind = types.get(name).or(of_histogram);
+            assert!(kind.is_some(), "{line}");
+        }
+    }
+    assert_eq!(types.get("firn_requests_total"), Some(&"counter"));
+    assert_eq!(types.get("firn_build_info"), Some(&"gauge"));
 }
