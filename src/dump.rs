@@ -191,6 +191,22 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes() {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        writer.entry(b"k", b"va", Some(7)).unwrap();
+        writer.finish().unwrap();
+        let mut want = b"FIRNDMP1".to_vec();
+        let record = b"\x01\0\0\0\x02\0\0\0\x07\0\0\0\0\0\0\0kva";
+        let end = b"\xff\xff\xff\xff\xff\xff\xff\xff\x01\0\0\0\0\0\0\0";
+        for part in [&record[..], end] {
+            want.extend(part);
+            want.extend(crc32c::crc32c(part).to_le_bytes());
+        }
+        assert_eq!(bytes, want);
+    }
+
+    #[test]
     fn comes_back() {
         let entries = read_all(&sample()).unwrap();
         assert_eq!(entries.len(), 3);

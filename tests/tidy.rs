@@ -436,6 +436,49 @@ fn links_in_documents_exist() {
     refuse(&problems);
 }
 
+/// A link whose text is a name in code leads to a file that has a function of that name: a promise
+/// names the test that proves it.
+#[test]
+fn documents_name_functions_that_exist() {
+    let mut problems = Vec::new();
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for (i, line) in text.lines().enumerate() {
+            for part in line.split("[`").skip(1) {
+                let Some((name, rest)) = part.split_once("`](") else {
+                    continue;
+                };
+                let target = rest.split(')').next().unwrap_or_default();
+                let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+                if !is_name || !target.ends_with(".rs") {
+                    continue;
+                }
+                let file = fs::read_to_string(path.parent().unwrap().join(target));
+                let found = file.is_ok_and(|text| text.contains(&format!("fn {name}(")));
+                if !found {
+                    let place = format!("{}:{}", shown(&path), i + 1);
+                    problems.push(format!("{place}: {target} has no function {name}"));
+                }
+            }
+        }
+    }
+    refuse(&problems);
+}
+
+/// The map of the source has every module of the engine.
+#[test]
+fn the_map_is_complete() {
+    let map = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let lib = fs::read_to_string(root().join("crates/engine/src/lib.rs")).unwrap();
+    let order = Order::read(&lib).unwrap();
+    let modules = order.0.iter().map(|path| path.split("::").next().unwrap());
+    let problems: Vec<String> = modules
+        .filter(|module| !map.contains(&format!("`{module}`")))
+        .map(|module| format!("docs/architecture.md: says nothing of {module}"))
+        .collect();
+    refuse(&problems);
+}
+
 /// Every `unsafe` is in a file that says why it may.
 #[test]
 fn unsafe_is_allowed_by_name() {

@@ -22,6 +22,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
                 files: reply.files,
                 bytes: reply.bytes,
                 entries: reply.entries,
+                log_operations: reply.log_operations,
                 problems: reply
                     .problems
                     .into_iter()

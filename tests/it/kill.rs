@@ -1,6 +1,6 @@
 //! `kill -9` of a real server under load, again and again, on one directory.
 //!
-//! A round: writers and somebody who flushes and compacts talk to the server over HTTP; at a random
+//! A round: writers and somebody who flushes, compacts and copies talk to the server over HTTP; at a random
 //! moment the process is killed (now and then it is asked to stop instead). Often it is started and
 //! killed once or twice more while it still recovers. Then it is started for good and everything in
 //! it is read.
@@ -94,8 +94,9 @@ struct Counts {
     reads: AtomicU64,
     flushes: AtomicU64,
     compactions: AtomicU64,
-    applied: u64,
-    vanished: u64,
+    checkpoints: AtomicU64,
+    unanswered_there: u64,
+    unanswered_not_there: u64,
     kills: u64,
     kills_in_recovery: u64,
     stops: u64,
@@ -380,20 +381,24 @@ fn read_all(address: &str) -> Result<Vec<State>, String> {
     Ok(states)
 }
 
-/// Flushes, compacts, looks at the counters, until the server is gone.
-fn tend(address: &str, random: &mut Rng, counts: &Counts) {
+/// Flushes, compacts, makes checkpoints, looks at the counters, until the server is gone. Returns
+/// the directories of the checkpoints that were acknowledged.
+fn tend(address: &str, random: &mut Rng, counts: &Counts) -> Vec<String> {
+    let mut checkpoints = Vec::new();
     let Ok(mut http) = Connection::open(address) else {
-        return;
+        return checkpoints;
     };
     let mut seen = (0, 0);
     loop {
         let done = match random.below(60) {
             0..4 => http.request("POST", "/v1/admin/flush", b""),
             4 => http.request("POST", "/v1/admin/compact", b""),
+            5 => http.request("POST", "/v1/admin/checkpoint", b"{}"),
             _ => http.request("GET", "/v1/admin/stats", b""),
         };
         let Ok(reply) = done else { break };
         if let Ok(stats) = serde_json::from_slice::<Value>(&reply.body) {
+            checkpoints.extend(stats["path"].as_str().map(str::to_owned));
             let counter = |name: &str| stats["counters"][name].as_u64();
             if let (Some(flushes), Some(compactions)) = (counter("flushes"), counter("compactions"))
             {
@@ -404,6 +409,8 @@ fn tend(address: &str, random: &mut Rng, counts: &Counts) {
     }
     add(&counts.flushes, seen.0);
     add(&counts.compactions, seen.1);
+    add(&counts.checkpoints, checkpoints.len() as u64);
+    checkpoints
 }
 
 /// What all rounds share.
@@ -461,7 +468,7 @@ impl Trial {
         let (writers, counts) = (&mut self.writers, &self.counts);
         let address = server.address.clone();
         let (address, killed_ref) = (&address, &killed);
-        let sessions = std::thread::scope(|scope| {
+        let (sessions, checkpoints) = std::thread::scope(|scope| {
             let sessions: Vec<_> = writers
                 .iter_mut()
                 .map(|writer| {
@@ -477,7 +484,7 @@ impl Trial {
                     })
                 })
                 .collect();
-            scope.spawn(move || tend(address, &mut tender, counts));
+            let tending = scope.spawn(move || tend(address, &mut tender, counts));
             std::thread::sleep(lull);
             killed.store(true, Ordering::SeqCst);
             if polite {
@@ -489,7 +496,7 @@ impl Trial {
                 .into_iter()
                 .map(|session| session.join().unwrap())
                 .collect();
-            ended
+            (ended, tending.join().unwrap())
         });
         let code = server.wait();
         if polite {
@@ -514,10 +521,14 @@ impl Trial {
         let seen = read_all(&server.address)?;
         for (writer, seen) in self.writers.iter_mut().zip(seen) {
             match writer.settle(seen)? {
-                Some(true) => self.counts.applied += 1,
-                Some(false) => self.counts.vanished += 1,
+                Some(true) => self.counts.unanswered_there += 1,
+                Some(false) => self.counts.unanswered_not_there += 1,
                 None => {}
             }
+        }
+        for checkpoint in checkpoints {
+            self.verify(&checkpoint)?;
+            std::fs::remove_dir_all(&checkpoint).map_err(|e| format!("{checkpoint}: {e}"))?;
         }
         if !last && number % 10 != 9 {
             server.kill();
@@ -528,9 +539,13 @@ impl Trial {
         if code != 0 {
             return Err(format!("asked to stop, it ended with code {code}"));
         }
-        let verified = self.place.run(&["verify", "--data-dir", "d"]);
+        self.verify("d")
+    }
+
+    fn verify(&self, dir: &str) -> Result<(), String> {
+        let verified = self.place.run(&["verify", "--data-dir", dir]);
         if verified.code != 0 {
-            return Err(format!("verify: {verified:?}"));
+            return Err(format!("verify {dir}: {verified:?}"));
         }
         Ok(())
     }

@@ -215,3 +215,53 @@ fn a_time_to_live_begins_by_the_clock_of_the_server() {
         assert!(!text.contains("expires"), "{text}");
     }
 }
+
+/// As many as this process may open, at most ten thousand.
+fn idle_connections() -> usize {
+    const OTHERS: usize = 300;
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().nth(3)?.parse::<usize>().ok());
+    soft.map_or(500, |soft| soft.saturating_sub(OTHERS).min(10_000))
+}
+
+#[test]
+fn idle_connections_and_slow_heads_disturb_nobody() {
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &[]);
+    let idle: Vec<TcpStream> = (0..idle_connections())
+        .map(|i| {
+            let mut stream = TcpStream::connect(&server.address).unwrap();
+            if i % 2 == 0 {
+                stream.write_all(b"GET /v1/keys/never HT").unwrap();
+            }
+            stream
+        })
+        .collect();
+    let mut http = Connection::open(&server.address).unwrap();
+    for i in 0..100 {
+        let target = format!("/v1/keys/{i}?durability=buffered");
+        assert_eq!(http.request("PUT", &target, b"v").unwrap().status, 204);
+        let reply = http.request("GET", &format!("/v1/keys/{i}"), b"");
+        assert_eq!(reply.unwrap().body, b"v");
+    }
+    let connections = |http: &mut Connection| {
+        let page = http.request("GET", "/metrics", b"").unwrap().body;
+        let page = String::from_utf8(page).unwrap();
+        let line = page
+            .lines()
+            .find_map(|l| l.strip_prefix("firn_connections "));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    assert!(
+        connections(&mut http) > idle.len() / 2,
+        "they were let go of too early"
+    );
+    drop(idle);
+    // Nothing of them stays.
+    while connections(&mut http) > 1 {
+        std::thread::yield_now();
+    }
+}

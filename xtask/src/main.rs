@@ -33,7 +33,14 @@ cargo xtask <word>
                   errors of the disk at N operations of every history
   kill [--rounds N] [--seed S]
                   kill -9 the server again and again, check that no acknowledged write is lost
-  fuzz TARGET     cargo fuzz (needs cargo-fuzz and a nightly toolchain)
+  loom [--preemptions N]
+                  every interleaving of memtable and publication, up to N preemptions a thread
+  sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
+  fuzz [TARGET...] [--seconds S | --runs N] [--seed S]
+                  every decoder against mutations of its seeds; `fuzz list` names the targets,
+                  `fuzz TARGET FILE` runs one input, `fuzz seeds` makes the seeds anew
+  fuzz TARGET --libfuzzer [--seconds S]
+                  the same guided by coverage (a nightly toolchain and a C++ compiler)
   bench [ARGS]    the load generator, release build
 ";
 
@@ -51,6 +58,8 @@ fn main() -> ExitCode {
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
         Some("kill") => KILL.run(rest),
+        Some("loom") => loom(rest),
+        Some("sanitize") => sanitize(rest),
         Some("fuzz") => fuzz(rest),
         Some("bench") => cargo("bench", &["run", "--release", "--", "bench"], rest),
         _ => {
@@ -70,6 +79,8 @@ fn main() -> ExitCode {
 /// In order of how soon they fail.
 fn ci() -> Result {
     cargo("format", &["fmt", "--all", "--", "--check"], &[])?;
+    let format = ["fmt", "--manifest-path", "fuzz/Cargo.toml"];
+    cargo("format of fuzz/", &format, &["--check".to_owned()])?;
     cargo(
         "tidy",
         &["test", "--package", "firn", "--test", "tidy"],
@@ -91,22 +102,37 @@ fn ci() -> Result {
             .args(["doc", "--workspace", "--no-deps"])
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
-    if Command::new(program())
-        .args(["deny", "--version"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-    {
-        // Advisories come from a repository that a machine without a network cannot reach.
-        cargo(
-            "dependencies",
-            &["deny", "check", "bans", "licenses", "sources"],
-            &[],
-        )?;
-    } else {
-        println!("== dependencies: skipped, cargo-deny is not installed");
-    }
+    fuzz(&["--seconds", FUZZ_SECONDS].map(str::to_owned))?;
+    loom(&["--preemptions", "1"].map(str::to_owned))?;
+    dependencies()?;
     println!("== all good");
     Ok(())
+}
+
+/// Bans, licences and sources; advisories come from a repository that a machine without a network
+/// cannot reach. Installs cargo-deny beside the build if there is none.
+fn dependencies() -> Result {
+    const VERSION: &str = "0.20.2";
+    let check = ["check", "bans", "licenses", "sources"];
+    let mut deny = Command::new("cargo-deny");
+    let installed = deny.arg("--version").output();
+    if installed.is_ok_and(|output| output.status.success()) {
+        return run("dependencies", Command::new("cargo-deny").args(check));
+    }
+    let tools = target("tools");
+    let binary = tools.join("bin/cargo-deny");
+    if !binary.exists() {
+        run(
+            "cargo-deny",
+            Command::new(program())
+                .args(["install", "cargo-deny", "--locked", "--quiet"])
+                .args(["--version", VERSION, "--root"])
+                .arg(&tools)
+                .arg("--target-dir")
+                .arg(tools.join("build")),
+        )?;
+    }
+    run("dependencies", Command::new(binary).args(check))
 }
 
 fn fix() -> Result {
@@ -205,14 +231,121 @@ impl Long {
     }
 }
 
+/// Model checking. Not the tests' target directory: every crate is built with other flags.
+fn loom(rest: &[String]) -> Result {
+    let preemptions = match rest {
+        [] => "2",
+        [flag, number] if flag == "--preemptions" && number.parse::<u8>().is_ok() => number,
+        _ => return Err("loom takes --preemptions N".into()),
+    };
+    run(
+        "loom",
+        Command::new(program())
+            .args(["test", "--package", "firn-engine", "--lib", "loom_tests"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", target("loom"))
+            .env("LOOM_MAX_PREEMPTIONS", preemptions),
+    )
+}
+
+fn sanitize(rest: &[String]) -> Result {
+    let host = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    run(
+        "sanitize",
+        Command::new(program())
+            .args(["+nightly", "test", "--target", &host, "--lib"])
+            .args(["--package", "firn-io", "--package", "firn-engine"])
+            .args(rest)
+            .env("RUSTFLAGS", "-Zsanitizer=address")
+            .env("CARGO_TARGET_DIR", target("sanitize")),
+    )
+}
+
+/// A target directory below the usual one.
+fn target(name: &str) -> PathBuf {
+    let usual =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    usual.join(name)
+}
+/// What `ci` spends on all targets together.
+const FUZZ_SECONDS: &str = "7";
+
 fn fuzz(rest: &[String]) -> Result {
-    if rest.is_empty() {
-        return Err("name a target: `cargo fuzz list --fuzz-dir fuzz` shows them".into());
+    if rest.iter().any(|word| word == "--libfuzzer") {
+        return libfuzzer(rest);
     }
-    cargo(
-        "fuzz",
-        &["+nightly", "fuzz", "run", "--fuzz-dir", "fuzz"],
-        rest,
+    let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
+    let mut args = vec!["run", "--quiet", "--release", "--locked"];
+    args.extend(manifest);
+    // Beside the product's own, so that a clean checkout has one folder to throw away.
+    args.extend(["--target-dir", "target/fuzz", "--bin", "firn-fuzz", "--"]);
+    cargo("fuzz", &args, rest)
+}
+
+/// Builds a target as cargo-fuzz does, and lets libFuzzer run it; the corpus that it finds stays
+/// out of the source.
+fn libfuzzer(rest: &[String]) -> Result {
+    let (mut target, mut seconds) = (None, "60".to_owned());
+    let mut words = rest.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--libfuzzer" => {}
+            "--seconds" => {
+                let number = words.next().filter(|text| text.parse::<u64>().is_ok());
+                seconds.clone_from(number.ok_or("--seconds wants a number")?);
+            }
+            name => target = Some(name),
+        }
+    }
+    let target = target.ok_or("name a target: `cargo xtask fuzz list` shows them")?;
+    // With --target, flags are not for build scripts.
+    let host = "x86_64-unknown-linux-gnu";
+    let flags = [
+        "--cfg fuzzing -Ccodegen-units=1 -Zsanitizer=address -Cpasses=sancov-module",
+        "-Cllvm-args=-sanitizer-coverage-level=4",
+        "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+        "-Cllvm-args=-sanitizer-coverage-pc-table",
+        "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    ];
+    let build = [
+        "+nightly",
+        "build",
+        "--release",
+        "--locked",
+        "--bin",
+        target,
+    ];
+    run(
+        "build",
+        Command::new(program())
+            .args(build)
+            .args([
+                "--manifest-path",
+                "fuzz/Cargo.toml",
+                "--features",
+                "libfuzzer",
+            ])
+            .args(["--target", host, "--target-dir", "target/libfuzzer"])
+            .env("RUSTFLAGS", flags.join(" ")),
+    )?;
+    let found = root().join("target/libfuzzer/corpus").join(target);
+    let artifacts = root().join("fuzz/artifacts").join(target);
+    for dir in [&found, &artifacts] {
+        fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    }
+    let binary = root()
+        .join("target/libfuzzer")
+        .join(host)
+        .join("release")
+        .join(target);
+    run(
+        target,
+        Command::new(binary)
+            .arg(found)
+            .arg(root().join("fuzz/corpus").join(target))
+            .arg(format!("-artifact_prefix={}/", artifacts.display()))
+            .arg(format!("-max_total_time={seconds}"))
+            .args(["-timeout=10", "-rss_limit_mb=2048"]),
     )
 }
 

@@ -99,6 +99,24 @@ mod tests {
     };
 
     #[test]
+    fn golden_token() {
+        // Clients may hold a token while the server is replaced by a newer one.
+        let bytes = URL_SAFE_NO_PAD.decode(encode(&QUERY, b"key")).unwrap();
+        let bounds = [
+            &[0][..],
+            &7_u64.to_le_bytes(),
+            b"default",
+            &1_u64.to_le_bytes(),
+            b"a",
+            &u64::MAX.to_le_bytes(),
+        ];
+        let bounds = crc32c::crc32c(&bounds.concat()).to_le_bytes();
+        let rest = [&bounds[..], b"key"].concat();
+        let sum = crc32c::crc32c(&rest).to_le_bytes();
+        assert_eq!(bytes, [&[1], &sum[..], &rest].concat());
+    }
+
+    #[test]
     fn refuses_other_queries() {
         let token = encode(&QUERY, b"key");
         assert_eq!(decode(&QUERY, &token), Ok(b"key".to_vec()));

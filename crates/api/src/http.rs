@@ -323,8 +323,11 @@ pub struct VerifyReply {
     pub files: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// Entries read.
+    /// Entries of SSTables.
     pub entries: u64,
+    /// Operations in the log.
+    #[serde(default)]
+    pub log_operations: u64,
     /// What is wrong.
     pub problems: Vec<VerifyProblem>,
 }

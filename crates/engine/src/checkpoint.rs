@@ -27,6 +27,7 @@ use crate::work;
 /// Makes a checkpoint in `dir`, which must not exist.
 pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
     core.log()?;
+    let _one_at_a_time = core.checkpoint.lock();
     if core.env.fs.exists(dir)? {
         return Err(Error::InvalidArgument(format!(
             "{} exists already",
@@ -66,7 +67,7 @@ impl Drop for FlushGate<'_> {
 
 /// Steps 1 to 3: the levels of all trees at one instant.
 fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
-    let _one_at_a_time = core.namespace_change.lock();
+    let _no_namespace_change = core.namespace_change.lock();
     let cut = {
         let commit = core.lock_commit();
         for tree in core.trees.load().iter() {
@@ -138,7 +139,8 @@ fn link(core: &Arc<Core>, from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     let source = core.env.fs.open(from, OpenMode::Read)?;
-    let target = core.env.fs.open(to, OpenMode::Create)?;
+    // Never into a file that is there: it could be the same one by another name.
+    let target = core.env.fs.open(to, OpenMode::CreateNew)?;
     let mut buffer = vec![0; 1 << 20];
     let mut offset = 0;
     loop {

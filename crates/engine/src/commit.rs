@@ -26,11 +26,12 @@ use std::time::Duration;
 use firn_io::wal::{Entry, Lsn};
 
 use crate::batch::{Requirement, WriteBatch};
-use crate::core::{Ack, AckFn, CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH, Unpublished};
+use crate::core::{CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::options::Durability;
+use crate::publish::AckFn;
 use crate::tree::{Tree, TreeState};
 use crate::work;
 
@@ -106,16 +107,15 @@ impl Ticket {
             return done(Ok(commit));
         }
         let run: AckFn = Box::new(move |result| done(result.map(|()| commit)));
-        self.core.acks.lock().push_back(Ack {
-            last: commit.last,
-            run,
-        });
+        let published = self.core.snapshots.number();
+        if !self.core.acks.add(published, commit.last, run) {
+            return;
+        }
         match self.core.log() {
             Ok(log) => log.request_sync(),
             Err(error) => return self.core.fail_acks(&error),
         }
-        // It may have been published, or the log may have failed, before it was queued.
-        self.core.run_acks();
+        // An append may have failed, of which only its own writer was told.
         if let Some(text) = self.core.poisoned.lock().clone() {
             self.core.fail_acks(&Error::Poisoned(text));
         }
@@ -282,14 +282,9 @@ impl Core {
             }
         }
         let sync = options.durability == Durability::Sync;
-        let acked = !sync && commit.unpublished.is_empty();
-        if acked {
-            self.snapshots.publish(last);
-        } else {
-            commit
-                .unpublished
-                .push_back(Unpublished { last, lsn, sync });
-        }
+        let acked = commit
+            .unpublished
+            .place(self.snapshots.number(), last, lsn, sync);
         rotated |= self.rotate_for_budget(commit)?;
         let counters = &self.observer.counters;
         counters.writes.add(1);
@@ -325,18 +320,14 @@ impl Core {
             return Ok(false);
         }
         // What is being flushed already will free memory and log without more rotations.
-        if trees.iter().any(|tree| !tree.state().immutables.is_empty()) {
+        if self.has_retired() {
             return Ok(false);
         }
+        let filled = trees.iter().filter(|tree| tree.needs_log_from().is_some());
         let tree = if over_log {
-            trees
-                .iter()
-                .filter(|t| t.needs_log_from().is_some())
-                .min_by_key(|t| t.needs_log_from())
+            filled.min_by_key(|tree| tree.needs_log_from())
         } else {
-            trees
-                .iter()
-                .max_by_key(|tree| tree.state().active.memory_bytes())
+            filled.max_by_key(|tree| tree.state().active.memory_bytes())
         };
         match tree {
             Some(tree) => self.rotate(commit, tree),
@@ -382,7 +373,7 @@ impl Core {
 
     /// A refusal may rest on a write that is not durable yet: its news must not be out before it is.
     fn after_unpublished(&self, error: Error) -> Error {
-        let waiting = self.commit.lock().unpublished.back().map(|batch| batch.lsn);
+        let waiting = self.commit.lock().unpublished.needs();
         let Some(lsn) = waiting else { return error };
         match self.log().and_then(|log| self.sync_log(log, lsn)) {
             Ok(()) => error,
@@ -432,37 +423,10 @@ impl Core {
             self.env.clock.sleep(delay);
         }
         if self.must_wait() {
-            // Usually there is something to wait for already.
-            let commit = self.lock_commit();
-            self.rotate_for_budget(&commit)?;
-            drop(commit);
-            work::schedule(self);
             self.observer.emit(Event::StallBegin {
                 reason: "memtables wait for their flush",
             });
-            let result = self.wait_for(|state| {
-                if !self.must_wait() {
-                    return Some(Ok(()));
-                }
-                if self.closed.load(Ordering::Acquire) {
-                    return Some(Err(Error::Closed("the database is closed")));
-                }
-                if self.disk_full.load(Ordering::Relaxed) {
-                    let detail = "memtables cannot be flushed until there is room";
-                    return Some(Err(Error::DiskFull(detail.into())));
-                }
-                if let Some(error) = &state.last_error {
-                    // Flushing fails for another reason: waiting would last until it is mended.
-                    return Some(Err(error.duplicate()));
-                }
-                let waited = self.env.clock.monotonic().saturating_sub(started);
-                match max_delay {
-                    Some(max) if waited >= max => Some(Err(Error::Overloaded {
-                        retry_after_ms: 100,
-                    })),
-                    _ => None,
-                }
-            });
+            let result = self.wait_for_memory(started, max_delay);
             let micros = self
                 .env
                 .clock
@@ -475,6 +439,62 @@ impl Core {
         }
         counters.write_stall_micros.add(delay.as_micros() as u64);
         Ok(())
+    }
+
+    /// Waits until memtables are flushed, retiring one after the other until it is enough: one batch
+    /// may have filled many small ones.
+    fn wait_for_memory(
+        self: &Arc<Self>,
+        started: Duration,
+        max_delay: Option<Duration>,
+    ) -> Result<()> {
+        loop {
+            let rotated = {
+                let commit = self.lock_commit();
+                self.rotate_for_budget(&commit)?
+            };
+            if !rotated && !self.has_retired() {
+                // Nothing is left that a flush could free: the count was behind.
+                self.recount_memtables();
+                return Ok(());
+            }
+            work::schedule(self);
+            let enough = self.wait_for(|state| {
+                if !self.must_wait() {
+                    return Some(Ok(true));
+                }
+                if self.closed.load(Ordering::Acquire) {
+                    return Some(Err(Error::Closed("the database is closed")));
+                }
+                if self.disk_full.load(Ordering::Relaxed) {
+                    let detail = "memtables cannot be flushed until there is room";
+                    return Some(Err(Error::DiskFull(detail.into())));
+                }
+                if let Some(error) = &state.flush.last_error {
+                    // Flushing fails for another reason: waiting would last until it is mended.
+                    return Some(Err(error.duplicate()));
+                }
+                if state.flushes == 0 && !self.has_retired() {
+                    return Some(Ok(false));
+                }
+                let waited = self.env.clock.monotonic().saturating_sub(started);
+                match max_delay {
+                    Some(max) if waited >= max => Some(Err(Error::Overloaded {
+                        retry_after_ms: 100,
+                    })),
+                    _ => None,
+                }
+            })?;
+            if enough {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether any memtable waits for its flush.
+    fn has_retired(&self) -> bool {
+        let trees = self.trees.load();
+        trees.iter().any(|tree| !tree.state().immutables.is_empty())
     }
 
     /// Makes the log durable up to `lsn` and publishes what that allows.
@@ -491,55 +511,14 @@ impl Core {
     /// Lets readers see every batch that is durable, or that need not be, up to the first that must
     /// be and is not; then acknowledges.
     pub fn publish_synced(&self, synced: Lsn) {
-        {
-            let mut commit = self.commit.lock();
-            let mut last = None;
-            while let Some(batch) = commit.unpublished.front() {
-                if batch.sync && batch.lsn > synced {
-                    break;
-                }
-                last = Some(batch.last);
-                commit.unpublished.pop_front();
-            }
-            if let Some(last) = last {
-                self.snapshots.publish(last);
-            }
-        }
-        self.run_acks();
-    }
-
-    /// Runs the acknowledgements of published batches.
-    fn run_acks(&self) {
-        let published = self.snapshots.published();
-        loop {
-            let ready: Vec<Ack> = {
-                let mut acks = self.acks.lock();
-                let mut ready = Vec::new();
-                let mut index = 0;
-                while index < acks.len() {
-                    if acks[index].last <= published {
-                        ready.extend(acks.swap_remove_back(index));
-                    } else {
-                        index += 1;
-                    }
-                }
-                ready
-            };
-            if ready.is_empty() {
-                return;
-            }
-            for ack in ready {
-                (ack.run)(Ok(()));
-            }
-        }
+        let published = self.snapshots.number();
+        self.commit.lock().unpublished.advance(published, synced);
+        self.acks.run(published);
     }
 
     /// Tells everyone who waits that the log failed.
     pub fn fail_acks(&self, error: &Error) {
-        let acks = std::mem::take(&mut *self.acks.lock());
-        for ack in acks {
-            (ack.run)(Err(error.duplicate()));
-        }
+        self.acks.fail(self.snapshots.number(), error);
     }
 
     /// Sees to it that buffered writes are synced within the configured time.

@@ -1,8 +1,8 @@
 //! What all parts of an open database share, and the small steps that more than one of them takes.
 //!
-//! Locks, in the order in which they may be taken: `commit` (sequence numbers, log order, active
-//! memtables), a tree's change lock, the version set's, `work` (who runs what in the background).
-//! No lock is held across a sync of the log.
+//! Locks, in the order in which they may be taken: `checkpoint`, `namespace_change`, `commit`
+//! (sequence numbers, log order, active memtables), a tree's change lock, the version set's, `work`
+//! (who runs what in the background). Apart from the first two none is held across a sync of the log.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use crate::event::{Event, Observer};
 use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::names;
 use crate::options::{Compression, Options};
+use crate::publish::{Acks, Queue};
 use crate::snapshot::SnapshotList;
 use crate::sstable::{Table, TableOptions};
 use crate::tree::{Immutable, TableFile, TableSlot, Tree};
@@ -160,24 +161,31 @@ impl Trees {
     }
 }
 
-/// A batch that is in the log and the memtables but that readers do not see yet.
-#[derive(Clone, Copy, Debug)]
-pub struct Unpublished {
-    /// Its last operation.
-    pub last: SeqNo,
-    /// Where its record ends.
-    pub lsn: Lsn,
-    /// It must be durable first. A buffered batch is here only because one before it waits.
-    pub sync: bool,
-}
-
 /// What the commit lock guards.
 #[derive(Debug, Default)]
 pub struct CommitState {
     /// The newest operation that has a number.
     pub last_seqno: SeqNo,
     /// Batches that wait for their publication, in order.
-    pub unpublished: VecDeque<Unpublished>,
+    pub unpublished: Queue,
+}
+
+/// How the jobs of one kind fare.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// A retry timer is set.
+    pub retry_armed: bool,
+    /// Failures in a row, for the backoff.
+    pub failures: u32,
+    /// Why the last job failed; cleared by the next success, and when there is nothing to retry.
+    pub last_error: Option<Error>,
+}
+
+impl Attempts {
+    /// Whether no job is to start before the retry timer fires.
+    pub fn must_rest(&self) -> bool {
+        self.retry_armed && self.last_error.is_some()
+    }
 }
 
 /// What runs in the background.
@@ -187,12 +195,12 @@ pub struct WorkState {
     pub flushes: usize,
     /// Compaction jobs submitted and not ended.
     pub compactions: usize,
-    /// A retry timer is set.
-    pub retry_armed: bool,
-    /// Failures in a row, for the backoff.
-    pub failures: u32,
-    /// Why the last job failed; cleared by the next success.
-    pub last_error: Option<Error>,
+    /// How flushes fare.
+    pub flush: Attempts,
+    /// How compactions fare.
+    pub compaction: Attempts,
+    /// A timer is set that looks whether a full disk has room again.
+    pub room_armed: bool,
     /// While set, only memtables up to this number are flushed: a checkpoint wants one cut through
     /// all trees.
     pub flush_only_up_to: Option<SeqNo>,
@@ -224,6 +232,8 @@ pub struct Core {
     pub trees: ArcSwap<Trees>,
     /// One at a time: creating and dropping namespaces.
     pub namespace_change: Mutex<()>,
+    /// One at a time: checkpoints, of which two may be asked for in the same place.
+    pub checkpoint: Mutex<()>,
     /// Orders writes.
     pub commit: Mutex<CommitState>,
     /// Memory of all memtables, in bytes.
@@ -235,7 +245,7 @@ pub struct Core {
     /// Slows writers down when background work is behind.
     pub pacer: Pacer,
     /// Acknowledgements that wait for the log (see `commit`).
-    pub acks: Mutex<VecDeque<Ack>>,
+    pub acks: Acks,
     /// The log segment that was current at the last look at the log's size.
     pub log_segment: AtomicU32,
     /// A background sync of buffered writes is on its way.
@@ -256,25 +266,6 @@ impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Core")
             .field("dir", &self.dir)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Runs when a write is acknowledged or has failed.
-pub type AckFn = Box<dyn FnOnce(Result<()>) + Send>;
-
-/// An acknowledgement that waits for its batch to be published.
-pub struct Ack {
-    /// The batch's last operation.
-    pub last: SeqNo,
-    /// What to run.
-    pub run: AckFn,
-}
-
-impl std::fmt::Debug for Ack {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ack")
-            .field("last", &self.last)
             .finish_non_exhaustive()
     }
 }

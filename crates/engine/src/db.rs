@@ -553,12 +553,12 @@ fn stats(core: &Arc<Core>) -> Stats {
     stats.compaction_debt_bytes = crate::compaction::run::debt(core);
     stats.disk_full = core.disk_full.load(Ordering::Relaxed);
     stats.poisoned = core.poisoned.lock().clone();
-    stats.background_error = core
-        .work
-        .lock()
-        .last_error
-        .as_ref()
+    let work = core.work.lock();
+    let failed = work.flush.last_error.as_ref();
+    stats.background_error = failed
+        .or(work.compaction.last_error.as_ref())
         .map(ToString::to_string);
+    drop(work);
     stats
 }
 

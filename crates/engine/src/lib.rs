@@ -9,10 +9,10 @@
 //! comes from the [`firn_io::Env`] it is opened with. It writes no log; [`Db::set_listener`] and
 //! [`Db::stats`] tell what happens.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `error`, `key`,
-//! `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`, `sstable`,
-//! `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `snapshot`, `tree`, `core`, `read`, `compaction::output`, `flush`,
+//! Module order, bottom first (a module names only modules above it in this list): `sync`, `error`,
+//! `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
+//! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
+//! `compaction::drop`, `publish`, `snapshot`, `tree`, `core`, `read`, `compaction::output`, `flush`,
 //! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
 //! `db`.
 
@@ -36,12 +36,14 @@ pub mod memtable;
 pub mod merge;
 pub mod names;
 pub mod options;
+pub mod publish;
 pub mod range_del;
 pub mod read;
 pub mod recovery;
 pub mod repair;
 pub mod snapshot;
 pub mod sstable;
+mod sync;
 pub mod tree;
 pub mod value;
 pub mod verify;

@@ -14,7 +14,7 @@
 //!
 //! Each step can be repeated: a crash in the middle leads to the same state at the next open.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -38,6 +38,7 @@ use crate::key::{Kind, NamespaceId, SeqNo, Trailer};
 use crate::memtable::Memtable;
 use crate::names::{self, FileKind};
 use crate::options::Options;
+use crate::publish::{Acks, Queue};
 use crate::snapshot::SnapshotList;
 use crate::tree::{TableSlot, Tree};
 use crate::version::set::VersionSet;
@@ -111,14 +112,15 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         snapshots: SnapshotList::default(),
         trees: ArcSwap::from_pointee(trees),
         namespace_change: Mutex::new(()),
+        checkpoint: Mutex::new(()),
         commit: Mutex::new(CommitState {
             last_seqno,
-            unpublished: VecDeque::new(),
+            unpublished: Queue::default(),
         }),
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
-        acks: Mutex::new(VecDeque::new()),
+        acks: Acks::default(),
         log_segment: AtomicU32::new(0),
         sync_armed: AtomicBool::new(false),
         disk_full: AtomicBool::new(false),
@@ -128,7 +130,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         poisoned: Mutex::new(None),
         settings,
     });
-    core.snapshots.publish(last_seqno);
+    core.snapshots.number().set(last_seqno);
     core.recount_memtables();
     if !read_only {
         listen_to_syncs(&core)?;

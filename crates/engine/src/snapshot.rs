@@ -11,18 +11,18 @@
 //! at least that number.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::compaction::drop::Snapshots;
 use crate::key::SeqNo;
+use crate::publish::Published;
 
 /// The pinned numbers of one database, and the published one.
 #[derive(Debug, Default)]
 pub struct SnapshotList {
     /// Readers see operations up to this number.
-    published: AtomicU64,
+    published: Published,
     /// Number to how many snapshots pin it.
     pinned: Mutex<BTreeMap<SeqNo, usize>>,
 }
@@ -31,13 +31,12 @@ impl SnapshotList {
     /// The newest operation that readers see.
     #[inline]
     pub fn published(&self) -> SeqNo {
-        SeqNo(self.published.load(Ordering::Acquire))
+        self.published.get()
     }
 
-    /// Lets readers see operations up to `seqno`. Numbers never go down.
-    pub fn publish(&self, seqno: SeqNo) {
-        debug_assert!(seqno >= self.published());
-        self.published.store(seqno.0, Ordering::Release);
+    /// The published number itself, for the commit path.
+    pub fn number(&self) -> &Published {
+        &self.published
     }
 
     /// Pins the published number.
@@ -94,11 +93,11 @@ mod tests {
     #[test]
     fn pins_are_counted_and_listed_with_the_published_number() {
         let list = SnapshotList::default();
-        list.publish(SeqNo(5));
+        list.number().set(SeqNo(5));
         assert_eq!(list.visible_at(), Snapshots::new(vec![], SeqNo(5)));
         let pin = list.pin();
         list.pin_again(pin);
-        list.publish(SeqNo(9));
+        list.number().set(SeqNo(9));
         assert_eq!(list.visible_at(), Snapshots::new(vec![SeqNo(5)], SeqNo(9)));
         assert_eq!((list.oldest(), list.count()), (SeqNo(5), 2));
         list.unpin(pin);

@@ -5,9 +5,11 @@
 //! there are threads to spare. Jobs never call each other; the end of one schedules the next.
 //!
 //! A failed job leaves the database as it was, is told to the listener, and is tried again after a
-//! delay that doubles up to half a minute. It never blocks writes by itself: writers wait only when
-//! memtables cannot be flushed. When the reason is a full disk, the ballast is given back, puts are
-//! refused, and every retry looks whether there is room again.
+//! delay that doubles up to half a minute. Flushes and compactions fail apart: a damaged SSTable, of
+//! which no compaction is possible, holds up no flush. Nor does a failure block writes by itself:
+//! writers wait only when memtables cannot be flushed. When the reason is a full disk, the ballast is
+//! given back, puts are refused, and while jobs are tried again (deletes free space by them) a timer
+//! looks whether there is room.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use firn_io::exec::Priority;
 
 use crate::compaction::run::{self, Job};
-use crate::core::{Core, WorkState};
+use crate::core::{Attempts, Core, WorkState};
 use crate::error::Result;
 use crate::event::Event;
 use crate::flush;
@@ -36,15 +38,14 @@ pub fn schedule(core: &Arc<Core>) {
     if core.closed.load(Ordering::Acquire) {
         return;
     }
-    if work.last_error.is_some() && work.retry_armed {
-        // The timer will come back here.
-        return;
-    }
-    for tree in core.trees.load().iter() {
-        submit_flush(core, &mut work, tree);
+    // What rests comes back here by its timer.
+    if !work.flush.must_rest() {
+        for tree in core.trees.load().iter() {
+            submit_flush(core, &mut work, tree);
+        }
     }
     let most = core.env.exec.threads().saturating_sub(1).max(1);
-    while work.compactions < most && work.compaction_paused == 0 {
+    while work.compactions < most && work.compaction_paused == 0 && !work.compaction.must_rest() {
         let Some(job) = run::pick(core) else { break };
         work.compactions += 1;
         let core = Arc::clone(core);
@@ -80,7 +81,7 @@ fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
     let mut work = core.work.lock();
     work.flushes -= 1;
     tree.flushing.store(false, Ordering::Release);
-    finish(core, work, "flush", result);
+    finish(core, work, Task::Flush, result);
 }
 
 fn run_compaction(core: &Arc<Core>, job: Job) {
@@ -90,20 +91,51 @@ fn run_compaction(core: &Arc<Core>, job: Job) {
     job.release();
     drop(job);
     work.compactions -= 1;
-    finish(core, work, "compaction", result);
+    finish(core, work, Task::Compaction, result);
+}
+
+/// What a background job does.
+#[derive(Clone, Copy)]
+enum Task {
+    Flush,
+    Compaction,
+}
+
+impl Task {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Flush => "flush",
+            Self::Compaction => "compaction",
+        }
+    }
+
+    const fn attempts(self, work: &mut WorkState) -> &mut Attempts {
+        match self {
+            Self::Flush => &mut work.flush,
+            Self::Compaction => &mut work.compaction,
+        }
+    }
+
+    const fn running(self, work: &WorkState) -> usize {
+        match self {
+            Self::Flush => work.flushes,
+            Self::Compaction => work.compactions,
+        }
+    }
 }
 
 /// Ends a job: notes how it went, wakes who waits, starts what is next.
 fn finish(
     core: &Arc<Core>,
     mut work: parking_lot::MutexGuard<'_, WorkState>,
-    task: &'static str,
+    task: Task,
     result: Result<()>,
 ) {
     match result {
         Ok(()) => {
-            work.failures = 0;
-            work.last_error = None;
+            let attempts = task.attempts(&mut work);
+            attempts.failures = 0;
+            attempts.last_error = None;
             core.work_done.notify_all();
             drop(work);
             if core.disk_full.load(Ordering::Acquire) {
@@ -117,20 +149,21 @@ fn finish(
         Err(error) => {
             core.observer.counters.background_failures.add(1);
             let full = error.is_out_of_space();
+            let attempts = task.attempts(&mut work);
             let delay = if full {
                 DISK_FULL_RETRY
             } else {
-                let doubled = RETRY_FIRST * 2u32.saturating_pow(work.failures.min(16));
+                let doubled = RETRY_FIRST * 2u32.saturating_pow(attempts.failures.min(16));
                 doubled.min(RETRY_MAX)
             };
-            work.failures += 1;
-            work.last_error = Some(error.duplicate());
-            let armed = std::mem::replace(&mut work.retry_armed, true);
+            attempts.failures = attempts.failures.saturating_add(1);
+            attempts.last_error = Some(error.duplicate());
+            let armed = std::mem::replace(&mut attempts.retry_armed, true);
             core.work_done.notify_all();
             drop(work);
             core.note_error(&error);
             core.observer.emit(Event::BackgroundError {
-                task,
+                task: task.name(),
                 error: error.to_string(),
                 retry_ms: delay.as_millis() as u64,
             });
@@ -138,20 +171,43 @@ fn finish(
                 disk_full(core, &error.to_string());
             }
             if !armed {
-                retry_after(core, delay);
+                retry_after(core, task, delay);
             }
         }
     }
 }
 
-fn retry_after(core: &Arc<Core>, delay: Duration) {
+fn retry_after(core: &Arc<Core>, task: Task, delay: Duration) {
     let weak = Arc::downgrade(core);
     core.env.exec.submit_after(
         delay,
         Priority::High,
         Box::new(move || {
             let Some(core) = weak.upgrade() else { return };
-            core.work.lock().retry_armed = false;
+            task.attempts(&mut core.work.lock()).retry_armed = false;
+            schedule(&core);
+            let mut work = core.work.lock();
+            if task.running(&work) == 0 {
+                // What failed is not due any more: its namespace was dropped, for example.
+                *task.attempts(&mut work) = Attempts::default();
+                core.work_done.notify_all();
+            }
+        }),
+    );
+}
+
+/// Looks for room later, if that is not arranged already.
+fn look_for_room_later(core: &Arc<Core>) {
+    if std::mem::replace(&mut core.work.lock().room_armed, true) {
+        return;
+    }
+    let weak = Arc::downgrade(core);
+    core.env.exec.submit_after(
+        DISK_FULL_RETRY,
+        Priority::High,
+        Box::new(move || {
+            let Some(core) = weak.upgrade() else { return };
+            core.work.lock().room_armed = false;
             if core.disk_full.load(Ordering::Acquire) {
                 look_for_room(&core);
             }
@@ -172,10 +228,7 @@ pub fn disk_full(core: &Arc<Core>, detail: &str) {
     // If there is no ballast there is nothing to give back.
     let _ = core.env.fs.remove_file(&core.dir.join(names::BALLAST));
     core.work_done.notify_all();
-    let armed = std::mem::replace(&mut core.work.lock().retry_armed, true);
-    if !armed {
-        retry_after(core, DISK_FULL_RETRY);
-    }
+    look_for_room_later(core);
 }
 
 /// Leaves the disk-full state if there is room for the ballast and a memtable's flush.
@@ -183,15 +236,13 @@ fn look_for_room(core: &Arc<Core>) {
     match make_room(core) {
         Ok(true) => {
             core.disk_full.store(false, Ordering::Release);
-            core.work.lock().last_error = None;
+            let mut work = core.work.lock();
+            work.flush.last_error = None;
+            work.compaction.last_error = None;
+            drop(work);
             core.observer.emit(Event::DiskRecovered);
         }
-        Ok(false) | Err(_) => {
-            let armed = std::mem::replace(&mut core.work.lock().retry_armed, true);
-            if !armed {
-                retry_after(core, DISK_FULL_RETRY);
-            }
-        }
+        Ok(false) | Err(_) => look_for_room_later(core),
     }
 }
 
@@ -207,9 +258,15 @@ fn make_room(core: &Core) -> Result<bool> {
     Ok(true)
 }
 
-/// The ballast: as configured, but at most a hundredth of the disk.
+/// The ballast: as configured; on a small disk a hundredth of it, but what a flush needs.
 fn ballast_bytes(core: &Core, total: u64) -> u64 {
-    core.settings.given.ballast_bytes.min(total / 100)
+    let given = core.settings.given.ballast_bytes;
+    if given == 0 {
+        return 0;
+    }
+    // What is given back must be enough to flush a memtable, or a small disk would stay full.
+    let flush = (core.settings.memtable_bytes as u64) * 5 / 4;
+    given.min(total / 100).max(flush).min(total / 8)
 }
 
 /// Reserves the ballast, if it is not there. Errors: no room for it.
@@ -236,7 +293,7 @@ pub fn update_pacing(core: &Core) {
 pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
     schedule(core);
     core.wait_for(|work| {
-        if let Some(error) = &work.last_error {
+        if let Some(error) = &work.flush.last_error {
             return Some(Err(error.duplicate()));
         }
         let due = core.trees.load().iter().any(|tree| {
@@ -255,7 +312,7 @@ pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
     loop {
         wait_for_flushes(core)?;
         core.wait_for(|work| {
-            if let Some(error) = &work.last_error {
+            if let Some(error) = &work.compaction.last_error {
                 return Some(Err(error.duplicate()));
             }
             (work.compactions == 0 && work.flushes == 0).then_some(Ok(()))

@@ -328,26 +328,26 @@ pub fn main(config: Config) -> Result<(), ServeError> {
 /// Resolves at the first SIGTERM or SIGINT. From then on a second one ends the process at once,
 /// with the exit code that a shell gives to a process that died of the signal.
 pub async fn termination() {
-    let first = next_signal().await;
-    tracing::info!(signal = first, "asked to stop; again to stop at once");
-    tokio::spawn(async {
-        let second = next_signal().await;
-        tracing::warn!("stopped at once");
-        std::process::exit(128 + second);
-    });
-}
-
-async fn next_signal() -> i32 {
     use tokio::signal::unix::{SignalKind, signal};
     let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(kinds[0]), signal(kinds[1])) else {
         // No signals can be received: the process ends as the system ends it.
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = terminate.recv() => kinds[0].as_raw_value(),
-        _ = interrupt.recv() => kinds[1].as_raw_value(),
-    }
+    // The same streams for both, so that a second signal right after the first is not lost.
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => kinds[0].as_raw_value(),
+            _ = interrupt.recv() => kinds[1].as_raw_value(),
+        }
+    };
+    let first = next().await;
+    tracing::info!(signal = first, "asked to stop; again to stop at once");
+    tokio::spawn(async move {
+        let second = next().await;
+        tracing::warn!("stopped at once");
+        std::process::exit(128 + second);
+    });
 }
 
 /// Log lines go to the standard error. A logger that is there already stays.

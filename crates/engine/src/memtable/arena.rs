@@ -42,7 +42,7 @@ use std::mem::{align_of, size_of};
 use std::ptr::{self, NonNull};
 
 use crate::key::{SeqNo, Trailer};
-use crate::memtable::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Ordering, Written};
 
 /// Alignment of tree nodes: the low eight bits of their addresses are free for tags.
 pub(super) const NODE_ALIGN: usize = 256;
@@ -68,6 +68,8 @@ pub(super) struct Header {
     trailer: u64,
     key_len: u32,
     value_len: u32,
+    /// Takes no room.
+    written: Written,
 }
 
 #[repr(C)]
@@ -213,6 +215,7 @@ impl Arena {
                 trailer: trailer.0,
                 key_len,
                 value_len,
+                written: Written::now(),
             });
             copy(copy(copy(header.add(1).cast(), key), value[0]), value[1]);
             header
@@ -249,6 +252,7 @@ impl Arena {
                 trailer: trailer.0 | flags,
                 key_len,
                 value_len,
+                written: Written::now(),
             });
             let rest = header.add(1);
             let rest = if elsewhere {
@@ -276,6 +280,7 @@ impl Arena {
                 trailer,
                 key_len: old.key_len,
                 value_len: old.value_len,
+                written: Written::now(),
             });
             let addresses = header.add(1).cast::<*const u8>();
             addresses.write(of.key().as_ptr());
@@ -391,7 +396,9 @@ impl<'a> Entry<'a> {
     #[inline]
     fn header(self) -> &'a Header {
         // SAFETY: `from_raw`'s promise; headers do not change once written.
-        unsafe { self.header.as_ref() }
+        let header = unsafe { self.header.as_ref() };
+        header.written.check();
+        header
     }
 
     #[inline]

@@ -17,7 +17,6 @@
 
 mod arena;
 mod btree;
-mod sync;
 
 use std::sync::Arc;
 
@@ -305,3 +304,6 @@ impl InternalIterator for MemtableIter {
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
+
+#[cfg(all(test, loom))]
+mod loom_tests;

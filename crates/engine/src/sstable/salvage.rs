@@ -491,7 +491,13 @@ impl Walk {
         let new_key = !self.started
             || match self.key[..].cmp(key) {
                 Ordering::Less => true,
-                Ordering::Equal if self.entry.trailer > entry.trailer => false,
+                // Not the trailers: the kind takes no part in the order, and a read that asks for
+                // this sequence number finds only one of two entries that have it.
+                Ordering::Equal
+                    if Trailer(self.entry.trailer).seqno() > Trailer(entry.trailer).seqno() =>
+                {
+                    false
+                }
                 _ => return Err("the entries are not in order"),
             };
         if key.len() > MAX_KEY_BYTES {

@@ -439,6 +439,16 @@ fn a_version_among_many_is_found_by_few_reads() {
 }
 
 #[test]
+fn two_entries_of_one_operation_are_damage() {
+    // The writer trusts its caller here: no entry but the second differs from a sound table.
+    let second = (b"k".to_vec(), Trailer::new(SeqNo(7), Kind::Delete), vec![]);
+    let (bytes, _) = write(&[put("k", 7, "v"), second], &[], TableOptions::default());
+    let table = open(&bytes, 0).unwrap();
+    let error = table.verify(&mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("not in order"), "{error}");
+}
+
+#[test]
 fn threads_share_a_table_and_a_small_cache() {
     let items: Vec<Item> = (0..5000)
         .map(|i| put(format!("key{i:06}"), 5, format!("value {i}")))

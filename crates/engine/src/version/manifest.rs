@@ -379,6 +379,16 @@ mod tests {
         assert_eq!(want[28..32], GOLDEN_FRAME_CRC.to_le_bytes());
     }
 
+    #[test]
+    fn golden_current() {
+        let (fs, dir) = world();
+        set_current(&fs, &dir, ID).unwrap();
+        let bytes = fs.read_file(dir.join(names::CURRENT)).unwrap();
+        assert_eq!(bytes, b"MANIFEST-000007\n");
+        assert_eq!(read_current(&fs, &dir).unwrap(), ID);
+        assert!(!fs.exists(&dir.join(names::CURRENT_TMP)).unwrap());
+    }
+
     const GOLDEN_HEADER_CRC: u32 = 0x9ee7_5708;
     const GOLDEN_FRAME_CRC: u32 = 0xa67f_821e;
 

@@ -449,8 +449,11 @@ impl<T, B> VersionSet<T, B> {
             }
         };
         // From here on it may be the one in use, also after an error.
-        inner.old_manifests.push(inner.manifest_id);
-        inner.manifest_id = id;
+        let old = std::mem::replace(&mut inner.manifest_id, id);
+        // A new database has none: files are numbered from 1.
+        if old != FileId(0) {
+            inner.old_manifests.push(old);
+        }
         manifest::set_current(fs, &self.dir, id)?;
         inner.manifest = Some(writer);
         for old in inner.old_manifests.drain(..) {

@@ -3,8 +3,11 @@
 
 mod crash;
 mod faults;
+mod golden_db;
 mod inspect;
 mod model;
+mod order;
 mod repair;
+mod upkeep;
 mod verify;
 mod world;

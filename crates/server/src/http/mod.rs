@@ -11,6 +11,8 @@ mod admin;
 mod batch;
 pub mod body;
 pub(crate) mod kv;
+#[doc(hidden)]
+pub mod loopback;
 pub mod openapi;
 mod origin;
 pub(crate) mod problem;

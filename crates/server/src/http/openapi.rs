@@ -537,6 +537,7 @@ fn schemas() -> Value {
         "CheckpointReply": object(&["path"], json!({ "path": text() })),
         "VerifyReply": object(&["clean", "problems"], json!({
             "clean": flag(), "files": number(), "bytes": number(), "entries": number(),
+            "log_operations": number(),
             "problems": { "type": "array", "items": object(&["path", "detail"], json!({ "path": text(), "offset": maybe("integer"), "detail": text() })) },
         })),
         "Stats": object(&[], json!({

@@ -88,6 +88,7 @@ impl Service {
                 files,
                 bytes,
                 entries,
+                log_operations: report.log_operations,
                 problems,
             })
         })

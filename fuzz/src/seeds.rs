@@ -1,0 +1,478 @@
+//! Makes the seed corpus: for every target a few small inputs, from what the real encoders write.
+
+use firn_api::cursor::{self, Query};
+use firn_engine::blob::{BlobFile, BlobWriter};
+use firn_engine::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
+use firn_engine::range_del::RangeTombstone;
+use firn_engine::sstable::{TableOptions, TableWriter};
+use firn_engine::version::edit::{Applied, Op, VersionEdit};
+use firn_engine::version::manifest::ManifestWriter;
+use firn_engine::{Compression, Db, Options, WriteBatch, WriteOptions};
+use firn_io::error::Error;
+use firn_io::fs::mem::MemFs;
+use firn_io::fs::{Fs, OpenMode};
+use firn_io::wal::{Log, LogOptions};
+
+use crate::{manifest, put_bytes, table, world};
+
+/// An input and its name.
+pub type Seed = (&'static str, Vec<u8>);
+
+/// The seeds of every target.
+pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
+    let tables = [
+        ("plain", table_file(Compression::None, 40, 10)),
+        ("lz4", table_file(Compression::Lz4, 60, 10)),
+        ("no_filter", table_file(Compression::None, 3, 0)),
+        ("empty", table_file(Compression::None, 0, 10)),
+    ];
+    let blobs = [
+        ("plain", blob_file(Compression::None)),
+        ("lz4", blob_file(Compression::Lz4)),
+    ];
+    let batch = batch();
+    vec![
+        (
+            "log_segment",
+            vec![("closed", log_file(true)), ("killed", log_file(false))],
+        ),
+        ("log_frames", log_steps(&batch)),
+        ("batch", vec![("all_kinds", batch), ("empty", vec![0; 12])]),
+        (
+            "table_parts",
+            tables
+                .iter()
+                .map(|(name, file)| (*name, parts(file)))
+                .collect(),
+        ),
+        (
+            "block",
+            tables
+                .iter()
+                .filter_map(|(name, file)| Some((*name, first_block(file)?)))
+                .collect(),
+        ),
+        ("table", tables.into()),
+        (
+            "blob_records",
+            blobs
+                .iter()
+                .map(|(name, file)| (*name, records(file)))
+                .collect(),
+        ),
+        ("blob", blobs.into()),
+        ("manifest", vec![("small", manifest_file())]),
+        (
+            "manifest_edits",
+            vec![
+                ("small", edits_of(&manifest_file())),
+                ("database", edits_of(&real_manifest())),
+            ],
+        ),
+        (
+            "version_edit",
+            edits()
+                .into_iter()
+                .map(|(name, edit)| (name, encoded(&edit)))
+                .collect(),
+        ),
+        ("current", vec![("seven", b"MANIFEST-000007\n".to_vec())]),
+        ("text", texts()),
+        ("http", requests()),
+    ]
+}
+
+fn batch() -> Vec<u8> {
+    // As the log of a database has it.
+    let disk = MemFs::new();
+    let db = Db::open_with(world(&disk), "/db", options()).expect("a database");
+    let mut batch = WriteBatch::new();
+    batch.put(NamespaceId(0), b"key", b"value").expect("short");
+    batch
+        .put_expiring(NamespaceId(0), b"soon", b"gone", 1 << 41)
+        .expect("short");
+    batch.delete(NamespaceId(0), b"old").expect("short");
+    batch
+        .delete_range(NamespaceId(0), b"a", b"b")
+        .expect("short");
+    db.write(batch, &WriteOptions::sync()).expect("written");
+    db.close().expect("closed");
+    let mut last = Vec::new();
+    firn_io::wal::reader::scan(&disk, "/db/wal".as_ref(), None, |record| {
+        last = record.payload.to_vec();
+        Ok::<_, Error>(())
+    })
+    .expect("a sound log");
+    last
+}
+
+fn options() -> Options {
+    Options {
+        memory_bytes: 8 << 20,
+        log_segment_bytes: Some(4 << 10),
+        ballast_bytes: 0,
+        ..Options::default()
+    }
+}
+
+/// The first segment of a log, without the zeros at its end.
+fn log_file(close: bool) -> Vec<u8> {
+    let disk = MemFs::new();
+    let options = LogOptions {
+        segment_bytes: 4096,
+        ..LogOptions::default()
+    };
+    let (log, _) = Log::open(world(&disk), "/wal".as_ref(), options, |_| {
+        Ok::<_, Error>(())
+    })
+    .expect("a log");
+    for i in 0..6_u8 {
+        let end = log
+            .append(1 + i % 2, &[&[i; 30], b"payload"])
+            .expect("room");
+        if i % 2 == 0 {
+            log.sync_to(end).expect("a disk in memory");
+        }
+    }
+    if close {
+        log.close().expect("a disk in memory");
+    }
+    let mut bytes = disk
+        .read_file("/wal/0000000000000001.wal")
+        .expect("a segment");
+    let end = bytes
+        .iter()
+        .rposition(|&byte| byte != 0)
+        .map_or(0, |at| at + 1);
+    bytes.truncate(end);
+    bytes
+}
+
+fn log_steps(batch: &[u8]) -> Vec<Seed> {
+    let frame = |out: &mut Vec<u8>, kind: u8, flags: u8, synced: u16, payload: &[u8]| {
+        out.extend_from_slice(&[kind, flags]);
+        out.extend_from_slice(&synced.to_le_bytes());
+        out.push(0);
+        put_bytes(out, payload);
+    };
+    let mut records = Vec::new();
+    frame(&mut records, 3, 0, 0, batch);
+    frame(&mut records, 3, 1, 8, batch);
+    frame(&mut records, 241, 1, 14, b"");
+    let mut two = records.clone();
+    frame(&mut two, 240, 1, 14, &2_u64.to_le_bytes());
+    two.push(0);
+    frame(&mut two, 3, 2, 20, b"second");
+    let mut torn = records.clone();
+    torn.extend_from_slice(&[1, 4, 2, 9, 0]);
+    torn.extend_from_slice(b"no frame!");
+    frame(&mut torn, 3, 1, 8, b"behind");
+    let mut damaged = torn.clone();
+    frame(&mut damaged, 3, 1, 60, b"stated");
+    vec![
+        ("records", records),
+        ("two_segments", two),
+        ("torn", torn),
+        ("damaged", damaged),
+    ]
+}
+
+fn table_file(compression: Compression, count: u64, filter_bits_per_key: u32) -> Vec<u8> {
+    let disk = MemFs::new();
+    disk.create_dir_all("/db".as_ref()).expect("a directory");
+    let file = disk
+        .open("/db/000005.sst".as_ref(), OpenMode::Create)
+        .expect("a file");
+    let options = TableOptions {
+        block_bytes: 400,
+        restart_interval: 4,
+        filter_bits_per_key,
+        compression,
+    };
+    let mut writer = TableWriter::new(file, options).expect("a supported compression");
+    writer.set_namespace(NamespaceId(0), "default");
+    for i in 0..count {
+        let key = format!("user/{:03}", i / 2);
+        let kind = if i % 7 == 0 { Kind::Delete } else { Kind::Put };
+        let value = if kind == Kind::Put {
+            &b"a value that repeats a value that repeats"[..]
+        } else {
+            b""
+        };
+        // Two versions of each key, newest first.
+        let trailer = Trailer::new(SeqNo(1000 - i), kind);
+        writer
+            .add(key.as_bytes(), trailer, value)
+            .expect("ascending");
+    }
+    let tombstone = RangeTombstone {
+        start: b"user/00".to_vec(),
+        end: b"user/01".to_vec(),
+        seqno: SeqNo(7),
+    };
+    writer.add_range_tombstone(tombstone).expect("in order");
+    writer.finish().expect("a disk in memory");
+    disk.read_file("/db/000005.sst").expect("the file")
+}
+
+fn number(bytes: &[u8], at: usize) -> usize {
+    bytes[at..at + 8]
+        .try_into()
+        .map(u64::from_le_bytes)
+        .expect("eight bytes") as usize
+}
+
+fn varint(bytes: &[u8], at: &mut usize) -> usize {
+    let (mut n, mut shift) = (0, 0);
+    loop {
+        let byte = bytes[*at];
+        *at += 1;
+        n |= usize::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return n;
+        }
+        shift += 7;
+    }
+}
+
+/// The payloads of the four blocks that the footer names, in its order.
+fn blocks(file: &[u8]) -> Vec<&[u8]> {
+    let footer = &file[file.len() - 80..];
+    let block = |i: usize| {
+        let (offset, len) = (number(footer, 16 * i), number(footer, 16 * i + 8));
+        &file[offset..offset + len.saturating_sub(5)]
+    };
+    (0..4).map(block).collect()
+}
+
+/// The stored data blocks: compression and payload.
+fn data_blocks(file: &[u8]) -> Vec<(u8, &[u8])> {
+    let index = blocks(file)[0];
+    let (mut at, mut offset) = (0, 0);
+    let count = varint(index, &mut at);
+    at += varint(index, &mut at);
+    let mut found = Vec::new();
+    for _ in 0..count {
+        let len = varint(index, &mut at);
+        at += varint(index, &mut at);
+        found.push((file[offset + len - 5], &file[offset..offset + len - 5]));
+        offset += len;
+    }
+    found
+}
+
+fn parts(file: &[u8]) -> Vec<u8> {
+    let data = data_blocks(file);
+    let mut out = vec![data.len() as u8];
+    for (compression, bytes) in data {
+        out.push(compression);
+        put_bytes(&mut out, bytes);
+    }
+    let meta = blocks(file);
+    for at in [1, 2, 0, 3] {
+        put_bytes(&mut out, meta[at]);
+    }
+    out
+}
+
+fn first_block(file: &[u8]) -> Option<Vec<u8>> {
+    let (compression, bytes) = *data_blocks(file).first()?;
+    Some([&[compression], bytes].concat())
+}
+
+fn blob_file(compression: Compression) -> Vec<u8> {
+    let disk = MemFs::new();
+    disk.create_dir_all("/db".as_ref()).expect("a directory");
+    let file = disk
+        .open("/db/000005.blob".as_ref(), OpenMode::Create)
+        .expect("a file");
+    let mut writer =
+        BlobWriter::new(file, table::ID, compression).expect("a supported compression");
+    for (key, value) in [("a", &b"small"[..]), ("key", &[7; 300]), ("", b"")] {
+        writer.add(key.as_bytes(), value).expect("short");
+    }
+    writer.finish().expect("a disk in memory");
+    disk.read_file("/db/000005.blob").expect("the file")
+}
+
+fn records(file: &[u8]) -> Vec<u8> {
+    let (_disk, file) = crate::disk_with("/db/000005.blob", file);
+    let file = BlobFile::open(file, table::ID).expect("a sound file");
+    let mut records = file.records();
+    let mut out = Vec::new();
+    while let Some(record) = records.next().expect("a sound file") {
+        out.push(record.compression);
+        out.extend_from_slice(&(record.value_len as u16).to_le_bytes());
+        put_bytes(&mut out, record.key);
+        put_bytes(&mut out, record.stored);
+    }
+    out
+}
+
+fn edits() -> Vec<(&'static str, VersionEdit)> {
+    let create = Op::CreateNamespace {
+        id: NamespaceId(0),
+        name: "default".into(),
+    };
+    let second = Op::CreateNamespace {
+        id: NamespaceId(1),
+        name: "second".into(),
+    };
+    let flushed = Op::Flushed {
+        namespace: NamespaceId(0),
+        seqno: SeqNo(300),
+    };
+    let drop = Op::DropNamespace { id: NamespaceId(1) };
+    let numbers = VersionEdit {
+        next_file: Some(FileId(40)),
+        next_namespace: Some(NamespaceId(2)),
+        last_seqno: Some(SeqNo(900)),
+        log_start: Some(1 << 32 | 64),
+        applied: Some(Applied {
+            term: 3,
+            index: 500,
+        }),
+        snapshot_end: false,
+        ops: vec![flushed, second],
+    };
+    vec![
+        ("create", VersionEdit::of(vec![create])),
+        ("numbers", numbers),
+        ("drop", VersionEdit::of(vec![drop])),
+    ]
+}
+
+fn encoded(edit: &VersionEdit) -> Vec<u8> {
+    let mut out = Vec::new();
+    edit.encode(&mut out);
+    out
+}
+
+fn manifest_file() -> Vec<u8> {
+    let disk = MemFs::new();
+    disk.create_dir_all("/db".as_ref()).expect("a directory");
+    let mut edits = edits().into_iter().map(|(_, edit)| edit);
+    let first = edits.next().unwrap_or_default();
+    let mut writer = ManifestWriter::create(&disk, "/db".as_ref(), manifest::ID, first)
+        .expect("a disk in memory");
+    for edit in edits {
+        writer.append(&edit).expect("a disk in memory");
+    }
+    drop(writer);
+    disk.read_file("/db/MANIFEST-000007").expect("the file")
+}
+
+/// The manifest of a database that has tables and blobs.
+fn real_manifest() -> Vec<u8> {
+    let disk = MemFs::new();
+    let db = Db::open_with(
+        world(&disk),
+        "/db",
+        Options {
+            min_blob_bytes: 100,
+            ..options()
+        },
+    )
+    .expect("a database");
+    let other = db.create_namespace("other").expect("a new name");
+    for round in 0..2 {
+        for i in 0..10_u8 {
+            db.put(&[b'k', i], &vec![round; 20 * usize::from(i)])
+                .expect("written");
+        }
+        let mut batch = WriteBatch::new();
+        batch.delete_range(&other, b"a", b"b").expect("short");
+        db.write(batch, &WriteOptions::buffered()).expect("written");
+        db.flush().expect("flushed");
+    }
+    db.compact_range(&db.default_namespace(), None, None)
+        .expect("compacted");
+    db.close().expect("closed");
+    let name = disk
+        .files()
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("MANIFEST"));
+    disk.read_file(name.expect("a manifest")).expect("the file")
+}
+
+fn edits_of(file: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut at = 24;
+    while at + 8 < file.len() {
+        let len = u32::from_le_bytes([file[at], file[at + 1], file[at + 2], file[at + 3]]) as usize;
+        put_bytes(&mut out, &file[at + 8..at + 8 + len]);
+        at += 8 + len;
+    }
+    out
+}
+
+fn texts() -> Vec<Seed> {
+    let query = Query {
+        namespace: "default",
+        start: Some(b"a"),
+        end: None,
+        reverse: false,
+    };
+    vec![
+        ("percent", b"a%2Fb%00+c".to_vec()),
+        ("cursor", cursor::encode(&query, b"key").into_bytes()),
+        ("duration", b"1h30m".to_vec()),
+        ("size", b"512MiB".to_vec()),
+        ("base64", b"AAECAw==".to_vec()),
+    ]
+}
+
+fn requests() -> Vec<Seed> {
+    let get =
+        |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let send = |method: &str, target: &str, body: &str| {
+        let len = body.len();
+        format!("{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n{body}")
+    };
+    let batch = r#"{"ops":[{"op":"put","key":"n","value":"v","ttl":"1h"},{"op":"delete","key_b64":"YQ=="},{"op":"delete_range","prefix":"k"},{"op":"check","key":"b","if_exists":true}]}"#;
+    let seeds = [
+        (
+            "get",
+            get("/v1/keys/k%2F%C3%A9?consistency=stale&key_enc=percent"),
+        ),
+        (
+            "range",
+            get("/v1/range?start=a&end=z&limit=2&reverse=true&enc=base64&max_bytes=1KiB"),
+        ),
+        ("prefix", get("/v1/ns/default/range?prefix=k&keys_only")),
+        (
+            "put",
+            send("PUT", "/v1/keys/new?ttl=30s&durability=sync", "value"),
+        ),
+        ("batch", send("POST", "/v1/batch", batch)),
+        (
+            "mget",
+            send(
+                "POST",
+                "/v1/mget?enc=auto",
+                r#"{"keys":["a",{"b64":"Yg=="},"none"]}"#,
+            ),
+        ),
+        (
+            "namespace",
+            send("PUT", "/v1/ns/other", "") + &get("/v1/ns"),
+        ),
+        (
+            "delete",
+            send("DELETE", "/v1/range?prefix=a", "") + &get("/v1/admin/stats"),
+        ),
+        (
+            "admin",
+            send("POST", "/v1/admin/flush", "")
+                + &send("POST", "/v1/admin/checkpoint", r#"{"name":"c"}"#),
+        ),
+        (
+            "verify",
+            send("POST", "/v1/admin/verify", "") + &get("/readyz?verbose&exclude=disk"),
+        ),
+    ];
+    seeds
+        .into_iter()
+        .map(|(name, text)| (name, text.into_bytes()))
+        .collect()
+}
