@@ -187,6 +187,35 @@ fn a_server_takes_its_settings_from_the_environment() {
     assert_eq!(child.wait().unwrap().code(), Some(2));
 }
 
+#[test]
+fn a_time_to_live_begins_by_the_clock_of_the_server() {
+    let place = Place::new();
+    let batch = br#"{"op":"put","key":"k","value":"v","ttl":"30s"}"#;
+    for (args, input) in [
+        (&["put", "k", "v", "--ttl", "30s"][..], &b""[..]),
+        (&["batch"], batch),
+    ] {
+        // A server that takes one request and answers nothing.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let heard = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut text = String::new();
+            while !text.contains("30s") && !text.contains("expires") {
+                let mut bytes = [0; 4096];
+                let read = stream.read(&mut bytes).unwrap();
+                assert!(read > 0, "{text}");
+                text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            text
+        });
+        let ended = place.run_with(&[args, &["--server", &address]].concat(), input);
+        assert_ne!(ended.code, 0);
+        let text = heard.join().unwrap();
+        assert!(!text.contains("expires"), "{text}");
+    }
+}
+
 /// As many as this process may open, at most ten thousand.
 fn idle_connections() -> usize {
     const OTHERS: usize = 300;
@@ -234,34 +263,5 @@ fn idle_connections_and_slow_heads_disturb_nobody() {
     // Nothing of them stays.
     while connections(&mut http) > 1 {
         std::thread::yield_now();
-    }
-}
-
-#[test]
-fn a_time_to_live_begins_by_the_clock_of_the_server() {
-    let place = Place::new();
-    let batch = br#"{"op":"put","key":"k","value":"v","ttl":"30s"}"#;
-    for (args, input) in [
-        (&["put", "k", "v", "--ttl", "30s"][..], &b""[..]),
-        (&["batch"], batch),
-    ] {
-        // A server that takes one request and answers nothing.
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let heard = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut text = String::new();
-            while !text.contains("30s") && !text.contains("expires") {
-                let mut bytes = [0; 4096];
-                let read = stream.read(&mut bytes).unwrap();
-                assert!(read > 0, "{text}");
-                text.push_str(&String::from_utf8_lossy(&bytes[..read]));
-            }
-            text
-        });
-        let ended = place.run_with(&[args, &["--server", &address]].concat(), input);
-        assert_ne!(ended.code, 0);
-        let text = heard.join().unwrap();
-        assert!(!text.contains("expires"), "{text}");
     }
 }
