@@ -8,8 +8,8 @@
 //! delay that doubles up to half a minute. Flushes and compactions fail apart: a damaged SSTable, of
 //! which no compaction is possible, holds up no flush. Nor does a failure block writes by itself:
 //! writers wait only when memtables cannot be flushed. When the reason is a full disk, the ballast is
-//! given back, puts are refused, and while jobs are tried again (deletes free space by them) a timer
-//! looks whether there is room.
+//! given back, puts are refused, and while jobs are tried again a timer looks whether there is room,
+//! and has the deletes that came in flushed and compacted: they are what frees space.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -211,9 +211,27 @@ fn look_for_room_later(core: &Arc<Core>) {
             if core.disk_full.load(Ordering::Acquire) {
                 look_for_room(&core);
             }
+            if core.disk_full.load(Ordering::Acquire) {
+                retire_for_room(&core);
+            }
             schedule(&core);
         }),
     );
+}
+
+/// Retires what memtables hold while the disk is full. Nearly all of it is deletes, which free space
+/// only once they are flushed and compacted, and no put will fill the memtable up.
+fn retire_for_room(core: &Core) {
+    let work = core.work.lock();
+    if work.flush.last_error.is_some() || work.flushes > 0 {
+        return;
+    }
+    drop(work);
+    let commit = core.lock_commit();
+    for tree in core.trees.load().iter() {
+        // Without a log nothing was written, and at the next tick there is another try.
+        let _ = core.rotate(&commit, tree);
+    }
 }
 
 /// Goes into the state in which puts are refused: gives the ballast back, so that deletes can be
@@ -266,8 +284,10 @@ fn ballast_bytes(core: &Core, total: u64) -> u64 {
     if given == 0 {
         return 0;
     }
-    // What is given back must be enough to flush a memtable, or a small disk would stay full.
-    let flush = (core.settings.memtable_bytes as u64) * 5 / 4;
+    // What is given back must be enough to log deletes and to flush a memtable, or a small disk
+    // would stay full.
+    let log = core.settings.log_segment_bytes.saturating_mul(2);
+    let flush = (core.settings.memtable_bytes as u64 * 5 / 4).saturating_add(log);
     given.min((total / 100).max(flush)).min(total / 8)
 }
 

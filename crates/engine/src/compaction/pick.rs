@@ -177,6 +177,9 @@ pub struct PickOptions {
     pub sstable_bytes: u64,
     /// Share of a blob file that must be garbage before its live values are moved.
     pub blob_garbage_ratio: f64,
+    /// The disk is full: no tombstone waits for company, in L0 nor below, since each may be what
+    /// frees space.
+    pub reclaim: bool,
 }
 
 /// The most urgent compaction of a tree that can start now; `None` if there is none.
@@ -312,14 +315,13 @@ fn bytes_of<T>(files: &[Arc<LevelFile<T>>]) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-/// Whether a file is mostly tombstones.
-fn is_dense(meta: &FileMeta) -> bool {
+/// Whether a file is mostly tombstones, and has at least `min` of them.
+fn is_dense(meta: &FileMeta, min: u64) -> bool {
     let ranges = meta
         .range_tombstone_count
         .saturating_mul(RANGE_TOMBSTONE_WEIGHT);
     let tombstones = meta.tombstone_count.saturating_add(ranges);
-    tombstones >= MIN_TOMBSTONES
-        && tombstones.saturating_mul(2) > meta.entry_count.saturating_add(ranges)
+    tombstones >= min && tombstones.saturating_mul(2) > meta.entry_count.saturating_add(ranges)
 }
 
 /// Files of L0 that go together.
@@ -443,12 +445,18 @@ impl<'a, T, B> Picker<'a, T, B> {
                 .files(level)
                 .iter()
                 .filter(|file| !file.is_being_compacted());
+            let reclaim = level == 0
+                && self.options.reclaim
+                && idle.clone().any(|file| file.meta.tombstones() > 0);
             let (count, bytes) = idle.fold((0usize, 0u64), |(count, bytes), file| {
                 (count + 1, bytes.saturating_add(file.meta.file_bytes))
             });
             let mut score = bytes as f64 / self.targets[level] as f64;
             if level == 0 {
                 score = score.max(count as f64 / self.options.l0_trigger.max(1) as f64);
+            }
+            if reclaim {
+                score = score.max(1.0);
             }
             if score > 1.0 || (level == 0 && score >= 1.0) {
                 due.push((level, score));
@@ -636,7 +644,12 @@ impl<'a, T, B> Picker<'a, T, B> {
     }
 
     fn is_dense_and_settled(&self, meta: &FileMeta) -> bool {
-        meta.max_seqno <= self.oldest_snapshot && is_dense(meta)
+        let min = if self.options.reclaim {
+            1
+        } else {
+            MIN_TOMBSTONES
+        };
+        meta.max_seqno <= self.oldest_snapshot && is_dense(meta, min)
     }
 
     fn refers_to_garbage(&self, meta: &FileMeta) -> bool {

@@ -405,6 +405,7 @@ fn pick_options(core: &Core) -> pick::PickOptions {
         base_bytes: (settings.memtable_bytes as u64).saturating_mul(4),
         sstable_bytes: settings.sstable_bytes,
         blob_garbage_ratio: settings.given.blob_garbage_ratio,
+        reclaim: core.disk_full.load(Ordering::Relaxed),
     }
 }
 

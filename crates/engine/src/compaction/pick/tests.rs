@@ -16,6 +16,7 @@ fn options() -> PickOptions {
         base_bytes: 2500,
         sstable_bytes: 1000,
         blob_garbage_ratio: 0.5,
+        reclaim: false,
     }
 }
 
@@ -388,6 +389,7 @@ impl World {
             base_bytes: 1000,
             sstable_bytes: 400,
             blob_garbage_ratio: 0.5,
+            reclaim: false,
         }
     }
 
