@@ -18,54 +18,47 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 
 use crate::key::FileId;
 
-/// A decoded data block. What is in it and how it is searched is told in `sstable::block`.
-#[derive(Default)]
-pub struct Block {
-    /// The uncompressed bytes.
-    pub(crate) bytes: Vec<u8>,
-    /// Of each entry, a prefix of its key (upper half) and its offset.
-    pub(crate) index: Vec<u64>,
-    /// How many entries.
-    pub(crate) count: u32,
-    /// Entries from one restart point to the next.
-    pub(crate) restart_interval: u32,
-    /// How many bytes all keys have in common at their start.
-    pub(crate) common: u32,
-    /// Where the first key is in `bytes`.
-    pub(crate) first_key: u32,
-}
+/// A decoded data block, shared. What is in it and how it is searched is told in `sstable::block`.
+#[derive(Clone)]
+pub struct Block(Arc<[u8]>);
 
 impl Block {
+    /// A copy of what `sstable::block` made of a block.
+    pub(crate) fn new(image: &[u8]) -> Self {
+        Self(image.into())
+    }
+
+    /// What `sstable::block` made of a block.
+    #[inline]
+    pub(crate) fn image(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Memory that it takes, in bytes.
     pub fn weight(&self) -> usize {
-        // The two allocations, the block itself and its share of the cache's own table.
-        self.bytes.capacity() + 8 * self.index.capacity() + size_of::<Self>() + 64
+        // With the allocation's own share and that of the cache's table.
+        self.0.len() + 32 + 64
     }
 }
 
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Block({} entries, {} bytes)",
-            self.count,
-            self.bytes.len()
-        )
+        write!(f, "Block({} bytes)", self.0.len())
     }
 }
 
 /// Bytes inside a cached block, which they keep alive.
 #[derive(Clone)]
 pub struct BlockSlice {
-    block: Arc<Block>,
+    block: Block,
     start: u32,
     end: u32,
 }
 
 impl BlockSlice {
-    /// The bytes from `start` to `end` of `block`; they must be inside.
-    pub(crate) fn new(block: Arc<Block>, start: usize, end: usize) -> Self {
-        debug_assert!(start <= end && end <= block.bytes.len());
+    /// The bytes from `start` to `end` of the image of `block`; they must be inside.
+    pub(crate) fn new(block: Block, start: usize, end: usize) -> Self {
+        debug_assert!(start <= end && end <= block.0.len());
         // Blocks are far smaller than 4 GiB (see `sstable::block::MAX_BLOCK_BYTES`).
         Self {
             block,
@@ -89,7 +82,7 @@ impl std::ops::Deref for BlockSlice {
     type Target = [u8];
     #[inline]
     fn deref(&self) -> &[u8] {
-        &self.block.bytes[self.start as usize..self.end as usize]
+        &self.block.0[self.start as usize..self.end as usize]
     }
 }
 
@@ -141,8 +134,8 @@ impl Hasher for Mix {
 #[derive(Clone, Copy)]
 struct Weighter;
 
-impl quick_cache::Weighter<Key, Arc<Block>> for Weighter {
-    fn weight(&self, _: &Key, block: &Arc<Block>) -> u64 {
+impl quick_cache::Weighter<Key, Block> for Weighter {
+    fn weight(&self, _: &Key, block: &Block) -> u64 {
         block.weight() as u64
     }
 }
@@ -180,7 +173,7 @@ pub struct CacheStats {
 
 /// The cache. See the module's page.
 pub struct BlockCache {
-    cache: Cache<Key, Arc<Block>, Weighter, Mix, DefaultLifecycle<Key, Arc<Block>>>,
+    cache: Cache<Key, Block, Weighter, Mix, DefaultLifecycle<Key, Block>>,
     counts: [Counts; STRIPES],
 }
 
@@ -205,7 +198,7 @@ impl BlockCache {
 
     /// The block at `offset` of `file`, if it is here.
     #[inline]
-    pub fn get(&self, file: FileId, offset: u64) -> Option<Arc<Block>> {
+    pub fn get(&self, file: FileId, offset: u64) -> Option<Block> {
         let found = self.cache.get(&Key { file, offset });
         // Any spread will do: one hot block is better counted in one place than all in one.
         let counts = &self.counts[(offset >> 12) as usize % STRIPES];
@@ -219,8 +212,15 @@ impl BlockCache {
     }
 
     /// Keeps `block` for later, maybe pushing out others.
-    pub fn insert(&self, file: FileId, offset: u64, block: Arc<Block>) {
+    pub fn insert(&self, file: FileId, offset: u64, block: Block) {
         self.cache.insert(Key { file, offset }, block);
+    }
+
+    /// Whether `bytes` more would push nothing out.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        // Capacity and weight are kept by shard, and never quite even.
+        let used = self.cache.weight().saturating_add(bytes as u64);
+        used < self.cache.capacity() - self.cache.capacity() / 8
     }
 
     /// Counts a read of data blocks from a file.
@@ -270,11 +270,8 @@ impl fmt::Debug for BlockCache {
 mod tests {
     use super::*;
 
-    fn block(len: usize) -> Arc<Block> {
-        Arc::new(Block {
-            bytes: vec![7; len],
-            ..Block::default()
-        })
+    fn block(len: usize) -> Block {
+        Block::new(&vec![7; len])
     }
 
     #[test]
@@ -283,8 +280,8 @@ mod tests {
         assert!(cache.get(FileId(1), 0).is_none());
         cache.insert(FileId(1), 0, block(4000));
         cache.insert(FileId(2), 0, block(100));
-        assert_eq!(cache.get(FileId(1), 0).map(|b| b.bytes.len()), Some(4000));
-        assert_eq!(cache.get(FileId(2), 0).map(|b| b.bytes.len()), Some(100));
+        assert_eq!(cache.get(FileId(1), 0).map(|b| b.image().len()), Some(4000));
+        assert_eq!(cache.get(FileId(2), 0).map(|b| b.image().len()), Some(100));
         assert!(cache.get(FileId(1), 1).is_none());
         let stats = cache.stats();
         assert_eq!((stats.hits, stats.misses, stats.blocks), (2, 2, 2));
@@ -324,10 +321,7 @@ mod tests {
         cache.insert(
             FileId(1),
             0,
-            Arc::new(Block {
-                bytes: b"abcdef".to_vec(),
-                ..Block::default()
-            }),
+            Block::new(b"abcdef"),
         );
         let slice = BlockSlice::new(cache.get(FileId(1), 0).unwrap(), 1, 5);
         cache.clear();

@@ -8,6 +8,7 @@
 //! row), takes it from the cache, and searches it (integers again). What it returns is a slice of
 //! the cached block: nothing is copied.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::key::{FileId, SeqNo, Trailer};
 use crate::options::MAX_KEY_BYTES;
 use crate::range_del::{RangeTombstone, RangeTombstones};
-use crate::sstable::block::{Found, MAX_BLOCK_BYTES};
+use crate::sstable::block::{BlockBuf, Found, MAX_BLOCK_BYTES, View, in_image};
 use crate::sstable::filter::Filter;
 use crate::sstable::footer::{BadFooter, FOOTER_BYTES, Footer, Handle};
 use crate::sstable::index::Index;
@@ -28,6 +29,20 @@ use crate::sstable::properties::Properties;
 use crate::sstable::salvage::{Parts, Walk};
 use crate::sstable::stored::{self, Bad};
 use crate::sstable::writer::bounds;
+
+/// Stored bytes beyond this are not kept for the next block.
+const KEPT_SCRATCH_BYTES: usize = 1 << 20;
+
+/// What a thread reads blocks into.
+#[derive(Default)]
+struct Scratch {
+    stored: Vec<u8>,
+    buf: BlockBuf,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
 /// An entry found by [`Table::get`].
 #[derive(Clone, Debug)]
@@ -274,10 +289,11 @@ impl Table {
         let mut i = self.index.find(key);
         while i < self.index.len() {
             let block = self.cached_block(i)?;
-            match block.get(key, newest) {
+            match View::new(block.image()).get(key, newest) {
                 Found::Entry(entry) => {
                     let trailer = Trailer(entry.trailer);
-                    let value = BlockSlice::new(block, entry.value, entry.end);
+                    let (start, end) = in_image(&entry);
+                    let value = BlockSlice::new(block, start, end);
                     return Ok(Some(TableEntry { trailer, value }));
                 }
                 // All versions in this block are too new; there may be more in the next.
@@ -302,6 +318,7 @@ impl Table {
         while low < high {
             let middle = (low + high).div_ceil(2);
             let block = self.cached_block(middle)?;
+            let block = View::new(block.image());
             let first = block.entry(0);
             if block.suffix(&first) == key && first.trailer > newest {
                 low = middle;
@@ -337,7 +354,7 @@ impl Table {
 
     /// Block `i`, from the cache or else from the file and then into the cache.
     #[inline]
-    pub(crate) fn cached_block(&self, i: usize) -> Result<Arc<Block>> {
+    pub(crate) fn cached_block(&self, i: usize) -> Result<Block> {
         let (offset, len) = self.index.block(i);
         match self.cache.get(self.id, offset) {
             Some(block) => Ok(block),
@@ -346,40 +363,28 @@ impl Table {
     }
 
     #[inline(never)]
-    fn load_block(&self, offset: u64, len: usize) -> Result<Arc<Block>> {
-        let mut bytes = vec![0; len];
-        self.read_data(&mut bytes, offset)?;
-        let mut block = Block::default();
-        let (payload, compression) = self.open_stored(&bytes, offset)?;
-        if compression == 0 {
-            let len = payload.len();
-            bytes.truncate(len);
-            block.bytes = bytes;
-        } else {
-            stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
-                .map_err(|why| bad(&*self.file, offset, why))?;
-        }
-        block
-            .build_index()
-            .map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))?;
-        let block = Arc::new(block);
-        self.cache.insert(self.id, offset, Arc::clone(&block));
-        Ok(block)
+    fn load_block(&self, offset: u64, len: usize) -> Result<Block> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { stored, buf } = scratch;
+            if stored.len() < len || stored.len() > KEPT_SCRATCH_BYTES {
+                stored.resize(len, 0);
+                stored.shrink_to(KEPT_SCRATCH_BYTES);
+            }
+            let bytes = &mut stored[..len];
+            self.read_data(bytes, offset)?;
+            self.decode_block(bytes, offset, buf)?;
+            let block = Block::new(buf.image());
+            self.cache.insert(self.id, offset, block.clone());
+            Ok(block)
+        })
     }
 
-    fn open_stored<'a>(&self, bytes: &'a [u8], offset: u64) -> Result<(&'a [u8], u8)> {
-        stored::open(bytes, offset).map_err(|why| bad(&*self.file, offset, why))
-    }
-
-    /// Decodes stored bytes of the block at `offset` to `block`, whose buffers are used again.
-    pub(crate) fn decode_block(&self, bytes: &[u8], offset: u64, block: &mut Block) -> Result<()> {
-        block.count = 0;
-        let (payload, compression) = self.open_stored(bytes, offset)?;
-        stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
-            .map_err(|why| bad(&*self.file, offset, why))?;
-        block
-            .build_index()
-            .map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))
+    /// Checks and decodes the stored bytes of the block at `offset`.
+    pub(crate) fn decode_block(&self, bytes: &[u8], offset: u64, buf: &mut BlockBuf) -> Result<()> {
+        buf.clear();
+        stored::open(bytes, offset)
+            .and_then(|(payload, compression)| buf.unpack(payload, compression))
+            .map_err(|why| bad(&*self.file, offset, why))
     }
 
     /// Reads a range of the data blocks.
