@@ -8,7 +8,7 @@
 //! A read loads the tree's picture first and the published number second: what the number allows is
 //! then in the picture, and nothing in the picture can go away under it (see `snapshot`).
 
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use crate::blob::{BlobFile, BlobPointer};
@@ -25,9 +25,9 @@ use crate::names;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
 use crate::sstable::{ReadOptions, Table, TableIter, key_hash};
-use crate::tree::{Levels, TableFile, Tree, TreeState};
+use crate::tree::{Levels, TableFile, TableSlot, Tree, TreeState};
 use crate::value::{Entry, Value};
-use crate::version::KeyRange;
+use crate::version::{KeyRange, Level};
 
 /// The newest version of a key, before its value is made.
 enum Found<'a> {
@@ -256,14 +256,17 @@ impl Core {
                 ));
             }
         }
-        for level in 1..LEVELS {
-            let files = state.levels.overlapping(level, &range);
-            if files.is_empty() {
+        for level in &state.levels.levels()[1..] {
+            let part = level.overlapping(&range);
+            if part.is_empty() {
                 continue;
             }
+            let files = &level.files()[part.clone()];
             let mut covering = Vec::new();
-            for file in files.iter().filter(|f| f.meta.range_tombstone_count > 0) {
-                covering.push(Arc::clone(self.table(file)?.range_tombstones()));
+            if level.has_range_tombstones() {
+                for file in files.iter().filter(|f| f.meta.range_tombstone_count > 0) {
+                    covering.push(Arc::clone(self.table(file)?.range_tombstones()));
+                }
             }
             let tombstones = match covering.len() {
                 0 => Arc::default(),
@@ -273,6 +276,7 @@ impl Core {
                     Arc::new(RangeTombstones::merge(&sets))
                 }
             };
+            let files = RunFiles::Level(Arc::clone(level), part);
             let run = Run::new(Arc::clone(self), files, ReadOptions::default());
             sources.push((Source::Level(ConcatIter::new(run)), tombstones));
         }
@@ -415,10 +419,19 @@ impl ScanOptions {
     }
 }
 
-/// The files of a level as a sorted run.
+/// Files in key order that do not overlap.
+#[derive(Debug)]
+pub enum RunFiles {
+    /// Some of a level, which costs the same however many they are.
+    Level(Arc<Level<TableSlot>>, Range<usize>),
+    /// These.
+    List(Vec<Arc<TableFile>>),
+}
+
+/// Files as a sorted run.
 pub struct Run {
     core: Arc<Core>,
-    files: Vec<Arc<TableFile>>,
+    files: RunFiles,
     options: ReadOptions,
 }
 
@@ -431,12 +444,20 @@ impl std::fmt::Debug for Run {
 }
 
 impl Run {
-    /// The files, which must be in key order and not overlap.
-    pub fn new(core: Arc<Core>, files: Vec<Arc<TableFile>>, options: ReadOptions) -> Self {
+    /// A run of these files.
+    pub fn new(core: Arc<Core>, files: RunFiles, options: ReadOptions) -> Self {
         Self {
             core,
             files,
             options,
+        }
+    }
+
+    #[inline]
+    fn files(&self) -> &[Arc<TableFile>] {
+        match &self.files {
+            RunFiles::Level(level, part) => &level.files()[part.clone()],
+            RunFiles::List(files) => files,
         }
     }
 }
@@ -445,20 +466,20 @@ impl RunSource for Run {
     type Iter = TableIter;
 
     fn len(&self) -> usize {
-        self.files.len()
+        self.files().len()
     }
 
     fn smallest(&self, index: usize) -> &[u8] {
-        &self.files[index].meta.smallest
+        &self.files()[index].meta.smallest
     }
 
     fn largest(&self, index: usize) -> (&[u8], bool) {
-        let meta = &self.files[index].meta;
+        let meta = &self.files()[index].meta;
         (&meta.largest, meta.largest_exclusive)
     }
 
     fn open(&mut self, index: usize) -> Result<TableIter> {
-        let table = self.core.table(&self.files[index])?;
+        let table = self.core.table(&self.files()[index])?;
         Ok(table.iter(self.options))
     }
 }

@@ -349,13 +349,7 @@ impl BlockBuf {
         let (front, index) = self.bytes.split_at_mut(block_end);
         let (header, bytes) = front.split_at_mut(IMAGE_HEADER_BYTES);
         let (index, _) = index[..8 * count as usize].as_chunks_mut::<8>();
-        let first_key = build_index(
-            bytes,
-            entries_end,
-            restart_interval,
-            common as usize,
-            index,
-        )?;
+        let first_key = build_index(bytes, entries_end, restart_interval, common as usize, index)?;
         let numbers = [count, restart_interval, common, first_key, len as u32];
         for (place, number) in header.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
             *place = number.to_le_bytes();

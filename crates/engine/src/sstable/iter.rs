@@ -176,11 +176,15 @@ impl TableIter {
         self.forward = forward;
         let (offset, len) = self.table.index().block(no);
         if !self.is_ahead(offset, len) {
-            if self.options.fill_cache
-                && let Some(block) = self.table.cache().get(self.table.id(), offset)
-            {
-                self.current = Current::Shared(block);
-                return Ok(self.loaded(no));
+            if self.options.fill_cache {
+                let block = match self.run {
+                    0 => Some(self.table.cached_block(no)?),
+                    _ => self.table.cache().get(self.table.id(), offset),
+                };
+                if let Some(block) = block {
+                    self.current = Current::Shared(block);
+                    return Ok(self.loaded(no));
+                }
             }
             self.read_ahead(offset, len)?;
         }
@@ -189,10 +193,12 @@ impl TableIter {
         self.current = Current::Own;
         self.table.decode_block(bytes, offset, &mut self.buf)?;
         if self.options.fill_cache {
-            let (cache, id) = (self.table.cache(), self.table.id());
-            if self.run < LONG_WALK_BLOCKS || cache.has_room(self.buf.image().len()) {
-                let block = Block::new(self.buf.image());
+            let (cache, id, image) = (self.table.cache(), self.table.id(), self.buf.image());
+            if self.run < LONG_WALK_BLOCKS {
+                let block = Block::new(image);
                 cache.insert(id, offset, block.clone());
+                self.current = Current::Shared(block);
+            } else if let Some(block) = cache.insert_if_room(id, offset, image) {
                 self.current = Current::Shared(block);
             }
         }
