@@ -12,7 +12,6 @@ use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use crate::blob::{BlobFile, BlobPointer};
-use crate::cache::BlockSlice;
 use crate::core::{Core, Now};
 use crate::error::{Error, Result};
 use crate::iterator::InternalIterator;
@@ -33,21 +32,21 @@ use crate::version::{KeyRange, Level};
 enum Found<'a> {
     /// In a memtable of the picture.
     Memtable(Trailer, &'a [u8]),
-    /// In a block.
-    Block(Trailer, BlockSlice),
+    /// In a table.
+    Table(Trailer, Value),
 }
 
 impl Found<'_> {
     fn trailer(&self) -> Trailer {
         match self {
-            Self::Memtable(trailer, _) | Self::Block(trailer, _) => *trailer,
+            Self::Memtable(trailer, _) | Self::Table(trailer, _) => *trailer,
         }
     }
 
     fn raw(&self) -> &[u8] {
         match self {
             Self::Memtable(_, value) => value,
-            Self::Block(_, value) => value,
+            Self::Table(_, value) => value,
         }
     }
 }
@@ -189,7 +188,7 @@ impl Core {
         } else {
             match found {
                 Found::Memtable(_, raw) => Value::copied(&raw[skip..]),
-                Found::Block(_, slice) => Value::block(slice.skip(skip)),
+                Found::Table(_, value) => value.skip(skip),
             }
         };
         Ok(Some(Entry {
@@ -332,7 +331,7 @@ fn probe(
         *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
     }
     let entry = table.get(key, hash, snapshot)?;
-    Ok(entry.map(|entry| Found::Block(entry.trailer, entry.value)))
+    Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value)))
 }
 
 /// The kind in a stored trailer.

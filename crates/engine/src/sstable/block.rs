@@ -316,6 +316,11 @@ impl BlockBuf {
         &self.bytes[..self.len]
     }
 
+    /// Memory that it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Forgets the block.
     pub(crate) fn clear(&mut self) {
         self.len = 0;

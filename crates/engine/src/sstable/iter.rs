@@ -5,10 +5,12 @@
 //! read from the file by one call, which doubles the longer the walk lasts, and the kernel is asked
 //! to have the next large one ready. Blocks of a window are decoded without asking the cache.
 //!
-//! What a walk reads goes into the cache, until the walk is long and the cache full: then it would
-//! push out more than it is worth, and is decoded into the iterator's own buffer. A reader that asks
-//! for no caching (compaction, verification of copies) goes past the cache from the start.
+//! What a walk reads is decoded into a buffer of the iterator, and copied into the cache if that wants
+//! it; a long walk puts nothing into a cache that is full. A reader that asks for no caching
+//! (compaction, verification of copies) goes past the cache from the start. The buffers of iterators
+//! that ended serve the next ones of their thread.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -102,20 +104,58 @@ impl fmt::Debug for TableIter {
     }
 }
 
+/// What iterators leave to the next.
+#[derive(Default)]
+struct Buffers {
+    buf: BlockBuf,
+    ahead: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// So many are kept in each thread, if they are not larger than that.
+const POOLED: usize = 8;
+const POOLED_BYTES: usize = 32 << 10;
+
+thread_local! {
+    static POOL: RefCell<Vec<Buffers>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for TableIter {
+    fn drop(&mut self) {
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.clear();
+        let ahead = std::mem::take(&mut self.ahead);
+        let key = std::mem::take(&mut self.key);
+        if buf.memory_bytes().max(ahead.capacity()).max(key.capacity()) > POOLED_BYTES {
+            return;
+        }
+        // While a thread ends there is no pool.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < POOLED {
+                pool.push(Buffers { buf, ahead, key });
+            }
+        });
+    }
+}
+
 impl TableIter {
     pub(crate) fn new(table: Arc<Table>, options: ReadOptions) -> Self {
+        let Buffers { buf, ahead, key } = POOL
+            .try_with(|pool| pool.borrow_mut().pop().unwrap_or_default())
+            .unwrap_or_default();
         Self {
             table,
             options,
             current: Current::Own,
-            buf: BlockBuf::default(),
+            buf,
             block_no: usize::MAX,
             count: 0,
             i: 0,
             valid: false,
             entry: Entry::default(),
-            key: Vec::new(),
-            ahead: Vec::new(),
+            key,
+            ahead,
             ahead_len: 0,
             ahead_offset: 0,
             window: 0,
@@ -176,15 +216,11 @@ impl TableIter {
         self.forward = forward;
         let (offset, len) = self.table.index().block(no);
         if !self.is_ahead(offset, len) {
-            if self.options.fill_cache {
-                let block = match self.run {
-                    0 => Some(self.table.cached_block(no)?),
-                    _ => self.table.cache().get(self.table.id(), offset),
-                };
-                if let Some(block) = block {
-                    self.current = Current::Shared(block);
-                    return Ok(self.loaded(no));
-                }
+            if self.options.fill_cache
+                && let Some(block) = self.table.cache().get(self.table.id(), offset)
+            {
+                self.current = Current::Shared(block);
+                return Ok(self.loaded(no));
             }
             self.read_ahead(offset, len)?;
         }
@@ -194,12 +230,13 @@ impl TableIter {
         self.table.decode_block(bytes, offset, &mut self.buf)?;
         if self.options.fill_cache {
             let (cache, id, image) = (self.table.cache(), self.table.id(), self.buf.image());
-            if self.run < LONG_WALK_BLOCKS {
-                let block = Block::new(image);
-                cache.insert(id, offset, block.clone());
-                self.current = Current::Shared(block);
-            } else if let Some(block) = cache.insert_if_room(id, offset, image) {
-                self.current = Current::Shared(block);
+            let keep = if self.run < LONG_WALK_BLOCKS {
+                cache.admits(id, offset, image)
+            } else {
+                cache.has_room(id, offset, image)
+            };
+            if keep {
+                cache.insert(id, offset, Block::new(image));
             }
         }
         Ok(self.loaded(no))
