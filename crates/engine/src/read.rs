@@ -235,58 +235,66 @@ impl Core {
         self.observer.counters.scans.add(1);
         let now_ms = self.env.clock.unix_ms();
         let mut sources = Vec::with_capacity(4);
+        let mut tombstones = Vec::new();
         let waiting = state.immutables.iter().map(|i| &i.memtable);
         for memtable in std::iter::once(&state.active).chain(waiting) {
-            if !memtable.is_empty() || memtable.has_range_tombstones() {
-                sources.push((
-                    Source::Memtable(memtable.iter()),
-                    memtable.range_tombstones(),
-                ));
+            let has_tombstones = memtable.has_range_tombstones();
+            if has_tombstones {
+                tombstones.push((sources.len(), memtable.range_tombstones()));
+            }
+            if has_tombstones || !memtable.is_empty() {
+                sources.push(Source::Memtable(memtable.iter()));
             }
         }
-        let range = hull(&options);
+        let (range, bounds) = Bounds::take(options.start, options.end);
         for file in state.levels.files(0) {
             if range.overlaps_file(&file.meta) {
                 let table = self.table(file)?;
-                let tombstones = Arc::clone(table.range_tombstones());
-                sources.push((
-                    Source::Table(table.iter(ReadOptions::default())),
-                    tombstones,
-                ));
+                if !table.range_tombstones().is_empty() {
+                    tombstones.push((sources.len(), Arc::clone(table.range_tombstones())));
+                }
+                sources.push(Source::Table(table.iter(ReadOptions::default())));
             }
         }
-        for level in &state.levels.levels()[1..] {
+        let levels = state.levels.levels();
+        let deepest = (1..LEVELS).rev().find(|&level| !levels[level].is_empty());
+        for (number, level) in levels.iter().enumerate().skip(1) {
             let part = level.overlapping(&range);
             if part.is_empty() {
                 continue;
             }
-            let files = &level.files()[part.clone()];
-            let mut covering = Vec::new();
             if level.has_range_tombstones() {
-                for file in files.iter().filter(|f| f.meta.range_tombstone_count > 0) {
+                let files = level.files()[part.clone()].iter();
+                let mut covering = Vec::new();
+                for file in files.filter(|f| f.meta.range_tombstone_count > 0) {
                     covering.push(Arc::clone(self.table(file)?.range_tombstones()));
                 }
-            }
-            let tombstones = match covering.len() {
-                0 => Arc::default(),
-                1 => covering.swap_remove(0),
-                _ => {
-                    let sets: Vec<&RangeTombstones> = covering.iter().map(|t| &**t).collect();
-                    Arc::new(RangeTombstones::merge(&sets))
+                let sets: Vec<&RangeTombstones> = covering.iter().map(|t| &**t).collect();
+                match sets.len() {
+                    0 => {}
+                    1 => tombstones.push((sources.len(), covering.swap_remove(0))),
+                    _ => tombstones.push((sources.len(), Arc::new(RangeTombstones::merge(&sets)))),
                 }
-            };
+            }
+            let mut read = ReadOptions::default();
+            if deepest == Some(number) {
+                // Most of what the scan will return is here: soon it will need the next block too.
+                read.seek_bytes = SEEK_BYTES;
+            }
             let files = RunFiles::Level(Arc::clone(level), part);
-            let run = Run::new(Arc::clone(self), files, ReadOptions::default());
-            sources.push((Source::Level(ConcatIter::new(run)), tombstones));
+            let run = Run::new(Arc::clone(self), files, read);
+            sources.push(Source::Level(ConcatIter::new(run)));
         }
+        let (start, end) = bounds.give_back(range);
         let view = View {
             snapshot,
             now_ms,
-            start: options.start,
-            end: options.end,
+            start,
+            end,
             reverse: options.reverse,
         };
-        let inner = VisibleIter::new(MergingIter::with_tombstones(sources, snapshot), view);
+        let merge = MergingIter::with_tombstones(sources, tombstones, snapshot);
+        let inner = VisibleIter::new(merge, view);
         Ok(Scan {
             core: Arc::clone(self),
             tree: Arc::clone(tree),
@@ -300,21 +308,48 @@ impl Core {
     }
 }
 
-/// A range that contains every key of a scan, by which files are chosen.
-fn hull(options: &ScanOptions) -> KeyRange {
-    let start = match &options.start {
-        Bound::Included(key) | Bound::Excluded(key) => key.clone(),
-        Bound::Unbounded => Vec::new(),
-    };
-    let (end, end_exclusive) = match &options.end {
-        Bound::Included(key) => (Some(key.clone()), false),
-        Bound::Excluded(key) => (Some(key.clone()), true),
-        Bound::Unbounded => (None, false),
-    };
-    KeyRange {
-        start,
-        end,
-        end_exclusive,
+/// What a seek in the deepest level reads from its file, where the cache has nothing.
+const SEEK_BYTES: usize = 2 << 10;
+
+/// Of which kind the bounds of a scan are, while a [`KeyRange`] has their keys.
+struct Bounds {
+    start_excluded: bool,
+    has_start: bool,
+}
+
+impl Bounds {
+    /// A range that contains every key of a scan, by which files are chosen, made of its bounds.
+    fn take(start: Bound<Vec<u8>>, end: Bound<Vec<u8>>) -> (KeyRange, Self) {
+        let bounds = Self {
+            start_excluded: matches!(start, Bound::Excluded(_)),
+            has_start: !matches!(start, Bound::Unbounded),
+        };
+        let end_exclusive = matches!(end, Bound::Excluded(_));
+        let key = |bound| match bound {
+            Bound::Included(key) | Bound::Excluded(key) => Some(key),
+            Bound::Unbounded => None,
+        };
+        let range = KeyRange {
+            start: key(start).unwrap_or_default(),
+            end: key(end),
+            end_exclusive,
+        };
+        (range, bounds)
+    }
+
+    /// The bounds that [`take`](Self::take) was given.
+    fn give_back(&self, range: KeyRange) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+        let start = match (self.has_start, self.start_excluded) {
+            (false, _) => Bound::Unbounded,
+            (true, true) => Bound::Excluded(range.start),
+            (true, false) => Bound::Included(range.start),
+        };
+        let end = match (range.end, range.end_exclusive) {
+            (None, _) => Bound::Unbounded,
+            (Some(end), true) => Bound::Excluded(end),
+            (Some(end), false) => Bound::Included(end),
+        };
+        (start, end)
     }
 }
 

@@ -95,6 +95,10 @@ impl BlockBuilder {
         self.count == 0
     }
 
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
     /// Bytes of the block if it were finished now.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + TAIL_BYTES

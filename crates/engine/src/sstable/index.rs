@@ -229,23 +229,42 @@ impl Index {
         self.data_end
     }
 
-    /// The first start of a block, or end of the data, at or after `offset`.
-    pub(crate) fn first_boundary(&self, offset: u64) -> u64 {
-        let i = partition_point(0, self.len, |i| self.block(i).0 < offset);
-        if i < self.len {
-            self.block(i).0
-        } else {
-            self.data_end
+    /// The end of the last block from `i` on that ends at or before `offset`; that of block `i` if
+    /// there is none. Takes time by the number of blocks between.
+    pub(crate) fn end_within(&self, mut i: usize, offset: u64) -> u64 {
+        let mut end = self.end(i);
+        // Whole groups first. A group starts where the one before it ends.
+        while let Some(group) = self.groups.get(i / FANOUT + 1)
+            && group.base <= offset
+        {
+            end = end.max(group.base);
+            i = (i / FANOUT + 1) * FANOUT;
         }
+        while i < self.len && self.end(i) <= offset {
+            end = end.max(self.end(i));
+            i += 1;
+        }
+        end
     }
 
-    /// The last start of a block, or end of the data, at or before `offset`.
-    pub(crate) fn last_boundary(&self, offset: u64) -> u64 {
-        if offset >= self.data_end {
-            return self.data_end;
+    /// The start of the first block up to `i` that starts at or after `offset`; that of block `i` if
+    /// there is none. Takes time by the number of blocks between.
+    pub(crate) fn start_within(&self, mut i: usize, offset: u64) -> u64 {
+        while let Some(before) = (i / FANOUT).checked_sub(1)
+            && self.groups[before].base >= offset
+        {
+            i = before * FANOUT;
         }
-        let i = partition_point(0, self.len, |i| self.block(i).0 <= offset);
-        i.checked_sub(1).map_or(0, |i| self.block(i).0)
+        while i > 0 && self.block(i - 1).0 >= offset {
+            i -= 1;
+        }
+        self.block(i).0
+    }
+
+    #[inline]
+    fn end(&self, i: usize) -> u64 {
+        let group = &self.groups[i / FANOUT];
+        group.base + u64::from(group.ends[i % FANOUT])
     }
 
     #[inline]
@@ -433,6 +452,17 @@ mod tests {
                 prop_assert!(index.separator_is(i, key));
                 prop_assert_eq!(index.block(i), (offset, 10 + i));
                 offset += 10 + i as u64;
+            }
+            for i in 0..keys.len().min(40) {
+                let (start, len) = index.block(i);
+                let end = start + len as u64;
+                for at in [0, start, end, end + 1, start + 500, end + 3000, data, data + 1] {
+                    let ends = (i..keys.len()).map(|j| index.block(j).0 + index.block(j).1 as u64);
+                    let last = ends.filter(|&e| e <= at).max().unwrap_or(end).max(end);
+                    prop_assert_eq!(index.end_within(i, at), last);
+                    let first = (0..i).map(|j| index.block(j).0).find(|&s| s >= at).unwrap_or(start);
+                    prop_assert_eq!(index.start_within(i, at), first.min(start));
+                }
             }
             for probe in probes.iter().map(|p| p.as_bytes()).chain(keys.iter().map(|k| &k[..])) {
                 prop_assert_eq!(index.find(probe), keys.partition_point(|k| &k[..] < probe));

@@ -40,6 +40,8 @@ pub struct ReadOptions {
     /// Read this many bytes at once from the first block on; 0: only where the walk turns out to be
     /// sequential.
     pub readahead_bytes: usize,
+    /// Read at least this many bytes where a seek meets a block that is not in the cache.
+    pub seek_bytes: usize,
 }
 
 impl Default for ReadOptions {
@@ -47,6 +49,7 @@ impl Default for ReadOptions {
         Self {
             fill_cache: true,
             readahead_bytes: 0,
+            seek_bytes: 0,
         }
     }
 }
@@ -57,6 +60,7 @@ impl ReadOptions {
         Self {
             fill_cache: false,
             readahead_bytes,
+            seek_bytes: 0,
         }
     }
 }
@@ -222,7 +226,7 @@ impl TableIter {
                 self.current = Current::Shared(block);
                 return Ok(self.loaded(no));
             }
-            self.read_ahead(offset, len)?;
+            self.read_ahead(no, offset, len)?;
         }
         let from = (offset - self.ahead_offset) as usize;
         let bytes = &self.ahead[from..from + len];
@@ -255,17 +259,21 @@ impl TableIter {
 
     /// Reads the stored bytes of a block, and maybe of those that follow in the direction of the
     /// walk.
-    fn read_ahead(&mut self, offset: u64, len: usize) -> Result<()> {
+    fn read_ahead(&mut self, no: usize, offset: u64, len: usize) -> Result<()> {
         let index = self.table.index();
         let end = offset + len as u64;
-        let window = self.options.readahead_bytes.max(self.window);
+        let window = match self.run {
+            0 => self.options.seek_bytes,
+            _ => self.window,
+        };
+        let window = window.max(self.options.readahead_bytes);
         self.window = (2 * self.window).min(MAX_WINDOW_BYTES);
         let (mut from, mut to) = (offset, end);
         if window > len {
             if self.forward {
-                to = to.max(index.last_boundary(offset + window as u64));
+                to = index.end_within(no, offset + window as u64);
             } else {
-                from = from.min(index.first_boundary(end.saturating_sub(window as u64)));
+                from = index.start_within(no, end.saturating_sub(window as u64));
             }
         }
         let wanted = (to - from) as usize;
