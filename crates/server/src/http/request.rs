@@ -15,6 +15,7 @@ pub(crate) struct Request {
     service: Service,
     metrics: Arc<Metrics>,
     activity: Arc<Activity>,
+    proto: &'static str,
     slow: Duration,
     begin: Duration,
     uri: Uri,
@@ -37,6 +38,7 @@ impl Request {
         service: Service,
         metrics: Arc<Metrics>,
         activity: Arc<Activity>,
+        proto: &'static str,
         slow: Duration,
         uri: Uri,
     ) -> Arc<Self> {
@@ -52,6 +54,7 @@ impl Request {
             service,
             metrics,
             activity,
+            proto,
             slow,
             begin,
             uri,
@@ -78,7 +81,7 @@ impl Drop for Request {
     fn drop(&mut self) {
         let took = self.service.clock().monotonic().saturating_sub(self.begin);
         let Outcome { op, code } = *self.lock();
-        self.metrics.request("http", op, code, took);
+        self.metrics.request(self.proto, op, code, took);
         self.metrics.in_flight.dec();
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if took >= self.slow {
