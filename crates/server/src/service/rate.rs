@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn host(n: u32) -> Client {
-        Client::at(IpAddr::from(n.to_be_bytes()))
+        Client::at(IpAddr::V4(n.into()))
     }
 
     #[test]
