@@ -192,6 +192,9 @@ impl GrpcDoor {
                 return Err(Error::new(Code::RouteNotFound, detail));
             };
             running.set_op(op);
+            if matches!(path, health::WATCH | REFLECTION_V1 | REFLECTION_V1ALPHA) {
+                running.set_lasting();
+            }
             origin::check(&parts, self.door.local)?;
             if op != "health" {
                 self.door.service.admit(&client)?;

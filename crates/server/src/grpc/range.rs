@@ -149,7 +149,6 @@ struct Chunks {
 }
 
 enum State {
-    Resting(Box<Walk<ProtoSink>>),
     Filling(JoinHandle<Filled>),
     Done,
 }
@@ -175,36 +174,31 @@ impl Stream for Chunks {
     type Item = std::result::Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            match std::mem::replace(&mut self.state, State::Done) {
-                State::Done => {
-                    return Poll::Ready(None);
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Done => Poll::Ready(None),
+            State::Filling(mut job) => {
+                let Poll::Ready(finished) = Pin::new(&mut job).poll(cx) else {
+                    self.state = State::Filling(job);
+                    return Poll::Pending;
+                };
+                // A cancelled job means that the runtime stops.
+                let Ok((mut walk, outcome)) = finished else {
+                    return self.fail(&Error::shutting_down());
+                };
+                if let Err(error) = outcome {
+                    return self.fail(&error);
                 }
-                State::Resting(walk) => self.state = State::Filling(fill(walk)),
-                State::Filling(mut job) => {
-                    let Poll::Ready(finished) = Pin::new(&mut job).poll(cx) else {
-                        self.state = State::Filling(job);
-                        return Poll::Pending;
-                    };
-                    // A cancelled job means that the runtime stops.
-                    let Ok((mut walk, outcome)) = finished else {
-                        return self.fail(&Error::shutting_down());
-                    };
-                    if let Err(error) = outcome {
-                        return self.fail(&error);
+                let mut chunk = std::mem::take(&mut walk.sink.out);
+                if walk.is_done() {
+                    self.running.set_code("ok");
+                    if let Some(cursor) = walk.next_cursor() {
+                        push_bytes(NEXT_CURSOR, cursor.as_bytes(), &mut chunk);
                     }
-                    let mut chunk = std::mem::take(&mut walk.sink.out);
-                    if walk.is_done() {
-                        self.running.set_code("ok");
-                        if let Some(cursor) = walk.next_cursor() {
-                            push_bytes(NEXT_CURSOR, cursor.as_bytes(), &mut chunk);
-                        }
-                        // An empty range is an empty stream.
-                        return Poll::Ready((!chunk.is_empty()).then(|| Ok(chunk.into())));
-                    }
-                    self.state = State::Resting(walk);
-                    return Poll::Ready(Some(Ok(chunk.into())));
+                    // An empty range is an empty stream.
+                    return Poll::Ready((!chunk.is_empty()).then(|| Ok(chunk.into())));
                 }
+                self.state = State::Filling(fill(walk));
+                Poll::Ready(Some(Ok(chunk.into())))
             }
         }
     }

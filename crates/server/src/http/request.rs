@@ -25,6 +25,7 @@ pub(crate) struct Request {
 struct Outcome {
     op: &'static str,
     code: &'static str,
+    lasting: bool,
 }
 
 impl std::fmt::Debug for Request {
@@ -49,6 +50,7 @@ impl Request {
         let outcome = Outcome {
             op: "other",
             code: "cancelled",
+            lasting: false,
         };
         Arc::new(Self {
             service,
@@ -70,6 +72,11 @@ impl Request {
         self.lock().code = code;
     }
 
+    /// It takes as long as the client likes: how long says nothing.
+    pub(crate) fn set_lasting(&self) {
+        self.lock().lasting = true;
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Outcome> {
         self.outcome
             .lock()
@@ -80,11 +87,11 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let took = self.service.clock().monotonic().saturating_sub(self.begin);
-        let Outcome { op, code } = *self.lock();
+        let Outcome { op, code, lasting } = *self.lock();
         self.metrics.request(self.proto, op, code, took);
         self.metrics.in_flight.dec();
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        if took >= self.slow {
+        if took >= self.slow && !lasting {
             let path = self.uri.path();
             tracing::warn!(op, code, path, took_ms, "slow request");
         } else {

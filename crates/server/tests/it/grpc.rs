@@ -848,3 +848,49 @@ async fn what_there_is_can_be_asked_for() {
     }
     server.stop().await;
 }
+
+/// Any bytes as the message of any method: an answer or a refusal with a reason, and the server goes
+/// on.
+#[test]
+fn any_bytes_are_answered() {
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+    const METHODS: &[&str] = &[
+        "/firn.v1.KV/Get",
+        "/firn.v1.KV/Put",
+        "/firn.v1.KV/Delete",
+        "/firn.v1.KV/MultiGet",
+        "/firn.v1.KV/Batch",
+        "/firn.v1.KV/DeleteRange",
+        "/firn.v1.Namespaces/Get",
+        "/firn.v1.Admin/Compact",
+    ];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(Running::start());
+    let rpc = runtime.block_on(Rpc::to(&server));
+    // Tags and lengths that may be right, so that not only the first byte is tried.
+    let field = (1..9_u8, 0..6_u8, prop::collection::vec(any::<u8>(), 0..6));
+    let field = field.prop_map(|(number, kind, bytes)| {
+        let head = [number << 3 | kind, bytes.len() as u8];
+        [&head[..], &bytes].concat()
+    });
+    let message = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..40),
+        prop::collection::vec(field, 0..6).prop_map(|fields| fields.concat()),
+    ];
+    let mut runner = TestRunner::new(Config {
+        cases: 300,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let outcome = runner.run(&(0..METHODS.len(), message), |(method, message)| {
+        let request = Request::new(Bytes::from(message));
+        if let Err(status) = runtime.block_on(rpc.raw(METHODS[method], request)) {
+            prop_assert!(status.metadata().contains_key("firn-code"), "{:?}", status);
+            prop_assert!(!matches!(status.code(), Code::Internal | Code::Unknown));
+        }
+        Ok(())
+    });
+    outcome.unwrap();
+    runtime.block_on(server.stop());
+}
