@@ -181,7 +181,7 @@ settings! {
         "Requests that a client may send at once after a rest; 0: as many as in a second."
         limits.rate_burst count;
     "limits.rate_clients" "FIRN_LIMITS_RATE_CLIENTS" "--limits-rate-clients" "COUNT" "65536"
-        "Clients whose rate is remembered at the same time; the quietest are forgotten first."
+        "Clients whose rate is remembered at the same time; those not seen for longest are forgotten first."
         limits.rate_clients count;
     "limits.header_bytes" "FIRN_LIMITS_HEADER_BYTES" "--limits-header-bytes" "SIZE" "256KiB"
         "Most bytes of a request's head; beyond it the answer is 431."

@@ -5,14 +5,17 @@
 //! algorithm: eight bytes a client, no timer). An IPv6 host owns a whole /64 and could send each
 //! request from another address of it: the /64 is the client.
 //!
-//! The table has room for `limits.rate_clients`. When it is full the ones asked about least are
-//! forgotten and begin with a full bucket when they come back: somebody with that many addresses
-//! cannot be held by a limit of addresses, but neither can they fill the memory.
+//! The table has room for `limits.rate_clients`. When it is full those that were not seen for the
+//! longest are forgotten, and begin with a full bucket when they come back: somebody with that many
+//! addresses cannot be held by a limit of addresses, but neither can they fill the memory. Each
+//! shard of it has two generations; a client that is seen joins the young one, and when that has its
+//! half of the room the old one goes and the young one is the old one.
 
-use std::convert::Infallible;
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use firn_api::code::Code;
@@ -21,10 +24,12 @@ use firn_io::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use quick_cache::sync::Cache;
 
 use crate::service::Service;
 use crate::service::error::{Error, Result};
+
+/// Parts of the table with a lock each.
+const SHARDS: usize = 16;
 
 /// Whose requests are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +72,21 @@ pub(crate) struct Rate {
     quota: Quota,
     per_second: u32,
     clock: Ticks,
-    clients: Cache<Client, Arc<Bucket>>,
+    shards: [Mutex<Shard>; SHARDS],
+    /// Seeded by the system: nobody can choose clients that fall into one shard.
+    hasher: RandomState,
+    /// Clients that a generation of a shard has room for.
+    room: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    young: HashMap<Client, Bucket>,
+    old: HashMap<Client, Bucket>,
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The server's clock, as the limiter wants it.
@@ -93,22 +112,31 @@ impl Rate {
             quota: Quota::per_second(per_second).allow_burst(burst),
             per_second: per_second.get(),
             clock: Ticks(clock),
-            clients: Cache::new(room),
+            shards: Default::default(),
+            hasher: RandomState::new(),
+            room: (room / SHARDS / 2).max(1),
         })
     }
 
     fn admit(&self, client: &Client) -> Result<Allowance> {
-        let new = || {
-            let bucket = RateLimiter::direct_with_clock(self.quota, self.clock.clone());
-            Ok::<_, Infallible>(Arc::new(bucket.with_middleware()))
-        };
-        let bucket = match self.clients.get_or_insert_with(client, new) {
-            Ok(bucket) => bucket,
-            Err(never) => match never {},
-        };
+        let hash = self.hasher.hash_one(client);
+        let mut shard = lock(&self.shards[hash as usize % SHARDS]);
+        if !shard.young.contains_key(client) {
+            let bucket = shard.old.remove(client).unwrap_or_else(|| {
+                RateLimiter::direct_with_clock(self.quota, self.clock.clone()).with_middleware()
+            });
+            if shard.young.len() >= self.room {
+                shard.old = std::mem::take(&mut shard.young);
+            }
+            shard.young.insert(client.clone(), bucket);
+        }
+        let checked = shard.young.get(client).map(Bucket::check);
+        drop(shard);
         let burst = self.quota.burst_size().get();
-        match bucket.check() {
-            Ok(state) => {
+        match checked.transpose() {
+            // It was put there if it was not.
+            Ok(None) => Err(Error::new(Code::Internal, "a bucket was lost")),
+            Ok(Some(state)) => {
                 let remaining = state.remaining_burst_capacity();
                 let missing = f64::from(burst.saturating_sub(remaining));
                 Ok(Allowance {
@@ -134,6 +162,16 @@ impl Rate {
     }
 }
 
+impl Rate {
+    fn len(&self) -> u64 {
+        let of = |shard| {
+            let shard: MutexGuard<'_, Shard> = lock(shard);
+            shard.young.len() + shard.old.len()
+        };
+        self.shards.iter().map(of).sum::<usize>() as u64
+    }
+}
+
 impl Service {
     /// Counts a request of `client`; a door calls it once for each. `None`: there is no limit.
     ///
@@ -148,7 +186,7 @@ impl Service {
 
     /// How many clients' rates are remembered now.
     pub fn rate_clients(&self) -> u64 {
-        self.rate().map_or(0, |rate| rate.clients.len() as u64)
+        self.rate().map_or(0, Rate::len)
     }
 }
 
@@ -213,13 +251,16 @@ mod tests {
     #[test]
     fn many_addresses_do_not_fill_the_memory() {
         let (rate, _) = rate(Limits {
-            rate_clients: 100,
+            rate_clients: 1_000,
             ..limits(1, 1)
         });
-        for n in 0..10_000 {
+        assert!(rate.admit(&host(0)).is_ok());
+        for n in 1..20_000 {
             assert!(rate.admit(&host(n)).is_ok());
+            // Who keeps coming is not forgotten.
+            assert!(n % 100 != 0 || rate.admit(&host(0)).is_err());
         }
-        assert!(rate.clients.len() <= 100, "{}", rate.clients.len());
+        assert!(rate.len() > 400 && rate.len() <= 1_000, "{}", rate.len());
     }
 
     #[test]
