@@ -254,6 +254,9 @@ pub struct Core {
     pub work_done: Condvar,
     /// Slows writers down when background work is behind.
     pub pacer: Pacer,
+    /// Starts the background work that is due (`work::schedule`, which lies above); `None` if open for
+    /// reading only.
+    pub schedule: Option<fn(&Arc<Self>)>,
     /// Acknowledgements that wait for the log (see `commit`).
     pub acks: Acks,
     /// The log segment that was current at the last look at the log's size.

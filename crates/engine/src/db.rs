@@ -307,7 +307,7 @@ impl Db {
         let state = namespace.0.state();
         let snapshot = core.snapshots.published();
         keys.iter()
-            .map(|key| core.get_at(&state, key, snapshot))
+            .map(|key| core.get_at(&namespace.0, &state, key, snapshot))
             .collect()
     }
 
@@ -466,7 +466,8 @@ impl Snapshot {
     /// The value of a key with its version and expiry.
     pub fn get_entry(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
         self.core.check_tree(&namespace.0)?;
-        self.core.get_at(&namespace.0.state(), key, self.seqno)
+        self.core
+            .get_at(&namespace.0, &namespace.0.state(), key, self.seqno)
     }
 
     /// Several keys, in the order asked for.

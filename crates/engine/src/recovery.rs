@@ -121,6 +121,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
+        schedule: (!read_only).then_some(work::schedule),
         acks: Acks::default(),
         log_segment: AtomicU32::new(0),
         sync_armed: AtomicBool::new(false),
