@@ -5,6 +5,7 @@
 //! | [`config`] | the one table of settings; file, environment, flags |
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
+//! | [`resp`] | the RESP door: the protocol of Redis; translates and nothing else |
 //! | [`metrics`] | what is counted, and `/metrics` |
 //! | [`health`] | alive, ready |
 //! | [`connection`] | a socket that watches its client's pace |
@@ -19,5 +20,6 @@ pub mod connection;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod resp;
 pub mod serve;
 pub mod service;

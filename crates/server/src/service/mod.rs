@@ -23,6 +23,7 @@ pub mod batch;
 pub mod error;
 pub mod kv;
 pub(crate) mod limits;
+pub mod now;
 pub mod ns;
 pub mod scan;
 
@@ -120,6 +121,7 @@ struct Inner {
     stalls: AtomicU64,
     stall_micros: AtomicU64,
     draining: AtomicBool,
+    stripes: now::Stripes,
 }
 
 impl std::fmt::Debug for Service {
@@ -142,6 +144,7 @@ impl Service {
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            stripes: now::Stripes::default(),
             parts,
         };
         Self {
