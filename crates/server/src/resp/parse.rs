@@ -213,9 +213,9 @@ impl Parser {
     /// What is wrong with the stream; it stays wrong.
     pub fn next(&mut self, buffer: &[u8]) -> Result<Found, ProtocolError> {
         if self.missing.is_none() {
-            self.is_unquoted = false;
             // A request of no arguments is none, and no answer is due.
             loop {
+                self.is_unquoted = false;
                 self.spans.clear();
                 let Some(&first) = buffer.get(self.start) else {
                     return Ok(Found::Incomplete);
@@ -496,7 +496,7 @@ mod tests {
 
     #[test]
     fn bulk_and_inline_requests_follow_each_other() {
-        let bytes = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\nPING\r\n*0\r\n\r\n*-1\r\n*1\r\n$0\r\n\r\n set a \"b\\x41\\n\" 'c\\'d' \n";
+        let bytes = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\nPING\r\n*0\r\n\r\n*-1\r\n\r\n*1\r\n$0\r\n\r\n set a \"b\\x41\\n\" 'c\\'d' \n";
         let expected: Vec<Vec<&str>> = vec![
             vec!["GET", "a"],
             vec!["PING"],

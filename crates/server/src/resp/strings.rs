@@ -125,11 +125,22 @@ impl<'a> SetOptions<'a> {
             let option = args.get(at);
             let has_next = at + 1 < args.len();
             let lower = option.to_ascii_lowercase();
-            let has_expiry = options.expiry.is_some() || options.keep_ttl || options.persist;
-            let takes_condition = takes != Takes::GetEx && options.condition.is_none();
+            // The same again is no contradiction.
+            let unit = Unit::of(option).filter(|unit| {
+                let same = options.expiry.is_none_or(|(given, _)| given == *unit);
+                has_next && same && !options.keep_ttl && !options.persist
+            });
+            let takes_condition = |wanted: Option<Condition<'_>>| {
+                takes != Takes::GetEx
+                    && (options.condition.is_none() || options.condition == wanted)
+            };
             match lower.as_slice() {
-                b"nx" if takes_condition => options.condition = Some(Condition::Missing),
-                b"xx" if takes_condition => options.condition = Some(Condition::Present),
+                b"nx" if takes_condition(Some(Condition::Missing)) => {
+                    options.condition = Some(Condition::Missing);
+                }
+                b"xx" if takes_condition(Some(Condition::Present)) => {
+                    options.condition = Some(Condition::Present);
+                }
                 b"get" if takes == Takes::Set => options.get = true,
                 b"keepttl" if takes != Takes::GetEx && options.expiry.is_none() => {
                     options.keep_ttl = true
@@ -137,11 +148,11 @@ impl<'a> SetOptions<'a> {
                 b"persist" if takes == Takes::GetEx && options.expiry.is_none() => {
                     options.persist = true
                 }
-                _ if has_next && !has_expiry && Unit::of(option).is_some() => {
-                    options.expiry = Unit::of(option).map(|unit| (unit, args.get(at + 1)));
+                _ if unit.is_some() => {
+                    options.expiry = unit.map(|unit| (unit, args.get(at + 1)));
                     at += 1;
                 }
-                _ if has_next && takes == Takes::Set && takes_condition => {
+                _ if has_next && takes == Takes::Set && takes_condition(None) => {
                     let condition = Condition::comparing(option, args.get(at + 1)).ok_or(SYNTAX)?;
                     options.condition = Some(condition);
                     at += 1;

@@ -13,4 +13,7 @@ mod kv;
 mod lifecycle;
 mod operate;
 mod range;
+mod resp;
+mod resp_client;
+mod resp_redis;
 mod support;
