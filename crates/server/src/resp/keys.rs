@@ -635,39 +635,53 @@ pub(crate) fn flushall(s: &mut Session, args: Args<'_>) -> Done {
 
 // ---- how a value is kept ------------------------------------------------------------------------
 
-pub(crate) fn object_encoding(s: &mut Session, args: Args<'_>) -> Done {
-    let found = s.view(args.get(2))?.ok_or_else(no_object)?;
-    let encoding: &[u8] = match found.value.len() {
-        _ if crate::resp::parse::integer(&found.value).is_some() => b"int",
-        0..=44 => b"embstr",
-        _ => b"raw",
-    };
-    s.out.bulk(encoding);
-    Ok(())
+/// Answers about a value, or null if there is none.
+fn about(
+    s: &mut Session,
+    args: Args<'_>,
+    answer: impl FnOnce(&mut Session, &[u8]) -> Done,
+) -> Done {
+    match s.view(args.get(2))? {
+        Some(found) => answer(s, &found.value),
+        None => {
+            s.out.null();
+            Ok(())
+        }
+    }
 }
 
-/// What `OBJECT` says of a key that does not exist.
-fn no_object() -> Stop {
-    NO_SUCH_KEY
+pub(crate) fn object_encoding(s: &mut Session, args: Args<'_>) -> Done {
+    about(s, args, |s, value| {
+        let encoding: &[u8] = match value.len() {
+            _ if crate::resp::parse::integer(value).is_some() => b"int",
+            0..=44 => b"embstr",
+            _ => b"raw",
+        };
+        s.out.bulk(encoding);
+        Ok(())
+    })
 }
 
 pub(crate) fn object_idletime(s: &mut Session, args: Args<'_>) -> Done {
-    s.view(args.get(2))?.ok_or_else(no_object)?;
-    s.out.int(0);
-    Ok(())
+    about(s, args, |s, _| {
+        s.out.int(0);
+        Ok(())
+    })
 }
 
 pub(crate) fn object_refcount(s: &mut Session, args: Args<'_>) -> Done {
-    s.view(args.get(2))?.ok_or_else(no_object)?;
-    s.out.int(1);
-    Ok(())
+    about(s, args, |s, _| {
+        s.out.int(1);
+        Ok(())
+    })
 }
 
 pub(crate) fn object_freq(s: &mut Session, args: Args<'_>) -> Done {
-    s.view(args.get(2))?.ok_or_else(no_object)?;
-    Err(refuse(
-        "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.",
-    ))
+    about(s, args, |_, _| {
+        Err(refuse(
+            "ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.",
+        ))
+    })
 }
 
 pub(crate) fn memory_usage(s: &mut Session, args: Args<'_>) -> Done {

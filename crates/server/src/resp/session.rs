@@ -643,6 +643,7 @@ impl Session {
             return self.put(key, value, expires_at_ms);
         }
         self.service().check_size(key, value.len())?;
+        self.note_write(key);
         add_put(&mut self.run.batch, &self.ns, key, value, expires_at_ms)?;
         self.run.stripes |= stripe_of(key);
         Ok(())
@@ -789,6 +790,7 @@ impl Session {
             }
             return Ok(());
         }
+        self.note_write(key);
         Ok(add_put(
             &mut self.batch,
             &self.ns,
@@ -808,8 +810,15 @@ impl Session {
             overlay.slots.insert((self.ns.id().0, key.to_vec()), slot);
             return Ok(());
         }
+        self.note_write(key);
         self.batch.delete(&self.ns, key)?;
         Ok(())
+    }
+
+    fn note_write(&mut self, key: &[u8]) {
+        for watched in &mut self.watched {
+            watched.note_write(&self.ns, key);
+        }
     }
 
     /// Deletes every key of a namespace.

@@ -6,6 +6,9 @@
 //! read is as they read it. If the former fails, the reply is null; if the latter, because another
 //! door wrote, the commands run again. What is submitted is one record of the log: all of it
 //! survives, or nothing.
+//!
+//! A watched key that did not exist, was made by somebody else and is gone again counts as
+//! unchanged, where Redis would refuse; nothing that the transaction can see tells the difference.
 
 use std::sync::Arc;
 
@@ -78,6 +81,15 @@ pub struct Watched {
     ns: Namespace,
     key: Vec<u8>,
     version: Option<SeqNo>,
+    /// This connection wrote it since, though it may be as it was.
+    touched: bool,
+}
+
+impl Watched {
+    /// Notes a write of this connection.
+    pub fn note_write(&mut self, ns: &Namespace, key: &[u8]) {
+        self.touched |= self.key == key && self.ns.id() == ns.id();
+    }
 }
 
 pub(crate) fn multi(s: &mut Session, _: Args<'_>) -> Done {
@@ -127,6 +139,7 @@ pub(crate) fn watch(s: &mut Session, args: Args<'_>) -> Done {
             ns: s.ns.clone(),
             key: key.to_vec(),
             version: entry.map(|e| e.version),
+            touched: false,
         });
     }
     s.out.ok();
@@ -150,6 +163,11 @@ pub(crate) fn exec(s: &mut Session, _: Args<'_>) -> Done {
         return Err(refuse(
             "EXECABORT Transaction discarded because of previous errors.",
         ));
+    }
+    if s.watched.iter().any(|w| w.touched) {
+        forget(s);
+        s.out.null_array();
+        return Ok(());
     }
     // What walks or asks for much needs a thread; so does what may go to disk.
     let slow = queue

@@ -300,6 +300,8 @@ fn same(words: &[String], ours: &Reply, theirs: &Reply) -> bool {
             let tick = if name.starts_with('P') { 2_000 } else { 2 };
             (*a < 0) == (*b < 0) && (a - b).abs() <= tick
         }
+        // Redis counts keys that have expired until it comes across them.
+        (Reply::Int(a), Reply::Int(b)) if name == "DBSIZE" => a <= b,
         _ => ours == theirs,
     }
 }
