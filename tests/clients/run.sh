@@ -5,14 +5,14 @@
 #   tests/clients/run.sh [BINARY]
 #
 # BINARY is `firn` (default: target/release/firn, built if it is not there). Installs the clients
-# from PyPI, npm and crates.io into a scratch directory, FIRN_CLIENTS_DIR (default:
+# from PyPI, npm and crates.io into a scratch directory, CLIENTS_DIR (default:
 # target/clients). A client whose tools are not there is skipped, and said to be.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 binary=${1:-$target/release/firn}
-scratch=${FIRN_CLIENTS_DIR:-$target/clients}
+scratch=${CLIENTS_DIR:-$target/clients}
 [ -x "$binary" ] || cargo build --release --manifest-path "$root/Cargo.toml"
 mkdir -p "$scratch"
 data=$(mktemp -d "$scratch/data.XXXXXX")

@@ -618,7 +618,8 @@ fn empty(s: &mut Session, list: &[Namespace]) -> Done {
 
 pub(crate) fn flushdb(s: &mut Session, args: Args<'_>) -> Done {
     flush_option(args)?;
-    empty(s, &[s.ns.clone()])?;
+    let ns = s.ns.clone();
+    empty(s, std::slice::from_ref(&ns))?;
     s.out.ok();
     Ok(())
 }

@@ -146,7 +146,7 @@ impl Float {
     }
 
     /// The sum; `None` if it is infinite.
-    pub fn add(self, other: Self) -> Option<Self> {
+    pub fn plus(self, other: Self) -> Option<Self> {
         if self.mantissa == 0 {
             return Some(other);
         }
@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn sum(a: &str, b: &str) -> String {
-        read(a).add(read(b)).unwrap().print()
+        read(a).plus(read(b)).unwrap().print()
     }
 
     #[test]
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(Parsed::read(&[b'1'; MAX_TEXT]), None);
         assert_eq!(Parsed::read(b"-inf"), Some(Parsed::Infinite));
         let huge = read("1e4932");
-        assert_eq!(huge.add(huge), None);
+        assert_eq!(huge.plus(huge), None);
         assert_eq!(huge.print().len(), 4933);
     }
 

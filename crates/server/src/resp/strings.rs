@@ -570,7 +570,7 @@ pub(crate) fn incrbyfloat(s: &mut Session, args: Args<'_>) -> Done {
     let (Parsed::Finite(old), Parsed::Finite(by)) = (old, by) else {
         return Err(INFINITE);
     };
-    let sum = old.add(by).ok_or(INFINITE)?.print();
+    let sum = old.plus(by).ok_or(INFINITE)?.print();
     let expires_at = found.and_then(|f| f.expires_at_ms);
     s.put(key, sum.as_bytes(), expires_at)?;
     s.event(notify::STRING, "incrbyfloat", key);

@@ -1,7 +1,9 @@
 //! The same random commands to this server and to Redis: every reply is the same, times to live
 //! within a tick. Skipped where there is no `redis-server`.
 //!
-//! `FIRN_RESP_SEED` chooses the sequence, `FIRN_RESP_COMMANDS` how many commands.
+//! `RESP_SEED` chooses the sequence, `RESP_COMMANDS` how many commands.
+
+#![allow(clippy::print_stderr, reason = "says that it is skipped")]
 
 use std::process::{Child, Command, Stdio};
 
@@ -359,8 +361,8 @@ async fn replies_are_those_of_redis() {
         config.durability = firn_engine::Durability::Buffered;
     })
     .await;
-    let commands = setting("FIRN_RESP_COMMANDS", 4_000) as usize;
-    let seed = setting("FIRN_RESP_SEED", 1);
+    let commands = setting("RESP_COMMANDS", 4_000) as usize;
+    let seed = setting("RESP_SEED", 1);
     compare(seed, commands, 2, &redis, &server).await;
     compare(seed + 1, commands, 3, &redis, &server).await;
     server.stop().await;
