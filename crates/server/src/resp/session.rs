@@ -20,6 +20,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use crate::resp::table::{COMMANDS, Command, How, find, find_sub};
 use crate::resp::txn::{Queue, Watched};
 use crate::service::error::Error;
 use crate::service::now::stripe_of;
+use crate::service::rate;
 use crate::service::{INLINE_WRITE_BYTES, Service};
 
 /// A run of plain writes is submitted when it has so many bytes.
@@ -248,6 +250,10 @@ pub struct Session {
     waiting_since: Option<Duration>,
     /// When the last command ended.
     clock: Duration,
+    /// Whose commands are counted, if somebody limits them.
+    rated_as: Option<rate::Client>,
+    /// The command that is next was counted.
+    admitted: bool,
     /// The reply of the command that runs is the version it writes.
     answer_version: bool,
     /// How often each row ran since it was last told, and how often it failed.
@@ -258,6 +264,8 @@ impl Session {
     /// A connection that was just opened.
     pub fn new(shared: Arc<Shared>, client: Arc<Client>) -> Self {
         let service = &shared.service;
+        let address = client.address.parse::<SocketAddr>();
+        let rated_as = address.ok().map(|address| rate::Client::at(address.ip()));
         Self {
             ns: service.db().default_namespace(),
             durability: service.default_durability(),
@@ -281,6 +289,8 @@ impl Session {
             replies: 0,
             events: Vec::new(),
             waiting_since: None,
+            rated_as,
+            admitted: false,
             answer_version: false,
             counts: Vec::new(),
         }
@@ -319,6 +329,17 @@ impl Session {
         }
         let mut row = row.unwrap_or(u16::MAX);
         let before = self.out.bytes.len();
+        if let (Some(client), false) = (&self.rated_as, self.admitted)
+            && let Err(error) = self.shared.service.admit(client)
+        {
+            if let Some(queue) = &mut self.queue {
+                queue.failed = true;
+            }
+            self.write_failure(&error);
+            self.finish(row, args, before, true);
+            return Ok(());
+        }
+        self.admitted = true;
         let mut outcome = self.dispatch(&mut row, args, false);
         if matches!(outcome, Err(Stop::Lock)) {
             self.flush_run()?;
@@ -397,11 +418,13 @@ impl Session {
     pub fn delay_is_over(&mut self) {
         self.out.int(0);
         self.replies += 1;
+        self.admitted = false;
     }
 
     fn finish(&mut self, row: u16, args: Args<'_>, before: usize, failed: bool) {
         self.replies += 1;
         self.waiting_since = None;
+        self.admitted = false;
         match self.reply_mode {
             ReplyMode::On => {}
             ReplyMode::Off | ReplyMode::Skip => self.out.bytes.truncate(before),
