@@ -164,7 +164,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_taken(pattern in proptest::collection::vec(any::<u8>(), 0..30), text in proptest::collection::vec(any::<u8>(), 0..30)) {
+        fn any_bytes_are_taken(
+            pattern in proptest::collection::vec(any::<u8>(), 0..30),
+            text in proptest::collection::vec(any::<u8>(), 0..30),
+        ) {
             let _ = matches(&pattern, &text);
         }
     }

@@ -597,7 +597,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cuts_do_not_matter(bytes in stream(), cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+        fn cuts_do_not_matter(
+            bytes in stream(),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
             let whole = feed([&bytes[..]]);
             prop_assert_eq!(&feed(bytes.chunks(1)), &whole);
             let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
@@ -608,7 +611,9 @@ mod tests {
         }
 
         #[test]
-        fn what_is_encoded_is_parsed(words in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..8)) {
+        fn what_is_encoded_is_parsed(
+            words in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..8),
+        ) {
             let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
             for word in &words {
                 bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
