@@ -94,6 +94,11 @@ impl Ticket {
         self.placed.commit
     }
 
+    /// Whether it is acknowledged already.
+    pub fn is_acked(&self) -> bool {
+        self.placed.acked || self.core.snapshots.published() >= self.placed.commit.last
+    }
+
     /// Waits for the acknowledgement. Errors: the log failed; whether the write survives is unknown.
     pub fn wait(self) -> Result<Commit> {
         self.core.wait_for_ack(&self.placed)
@@ -103,7 +108,7 @@ impl Ticket {
     /// known already, else on the thread that syncs the log. It must not block.
     pub fn on_ack(self, done: Box<dyn FnOnce(Result<Commit>) + Send>) {
         let commit = self.placed.commit;
-        if self.placed.acked || self.core.snapshots.published() >= commit.last {
+        if self.is_acked() {
             return done(Ok(commit));
         }
         let run: AckFn = Box::new(move |result| done(result.map(|()| commit)));

@@ -270,6 +270,11 @@ impl Db {
         self.core().submit(&mut batch, options)
     }
 
+    /// The same, leaving the batch's memory with the caller. The batch may be submitted again.
+    pub fn submit_reusing(&self, batch: &mut WriteBatch, options: &WriteOptions) -> Result<Ticket> {
+        self.core().submit(batch, options)
+    }
+
     /// Makes everything written so far durable, buffered writes too.
     pub fn sync(&self) -> Result<()> {
         self.core().check_open()?;
@@ -298,6 +303,20 @@ impl Db {
     /// The value of a key with its version and expiry.
     pub fn get_entry(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
         self.core().get_now(&namespace.0, key)
+    }
+
+    /// The same, but with what is on its way up to `at_least`, though nobody was told of it yet:
+    /// neither is it certain to survive, nor may it be passed on before it is. For a caller that
+    /// writes on the condition that the version is still this one ([`SeqNo::MAX`] asks for the
+    /// newest), or that waits for the [`Ticket`] of that operation before it answers. At
+    /// [`SeqNo::MAX`] one half of a batch may be seen without the other.
+    pub fn get_entry_at_least(
+        &self,
+        namespace: &Namespace,
+        key: &[u8],
+        at_least: SeqNo,
+    ) -> Result<Option<Entry>> {
+        self.core().get_at_least(&namespace.0, key, at_least)
     }
 
     /// Several keys at one instant, in the order asked for.

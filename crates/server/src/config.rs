@@ -34,6 +34,8 @@ pub struct Config {
     pub checkpoint_dir: Option<PathBuf>,
     /// `http`: host and port.
     pub http: String,
+    /// `resp`: host and port; `None`: it does not listen.
+    pub resp: Option<String>,
     /// `insecure`
     pub insecure: bool,
     /// `memory`, in bytes.
@@ -62,6 +64,8 @@ pub struct Config {
     pub header_timeout: Duration,
     /// `limits.idle_timeout`
     pub idle_timeout: Duration,
+    /// `limits.resp_idle_timeout`; zero: for ever.
+    pub resp_idle_timeout: Duration,
     /// `limits.body_timeout`
     pub body_timeout: Duration,
     /// `limits.write_timeout`
@@ -113,6 +117,9 @@ settings! {
     "http" "FIRN_HTTP" "--http" "ADDR" "127.0.0.1:8080"
         "Where HTTP listens. Port 0 picks a free one."
         http address;
+    "resp" "FIRN_RESP" "--resp" "ADDR" "127.0.0.1:6379"
+        "Where RESP (the protocol of Redis) listens; off: nowhere. Port 0 picks a free one."
+        resp address_or_off;
     "insecure" "FIRN_INSECURE" "--insecure" "BOOL" "false"
         "Allow listening beyond this machine without authentication."
         insecure boolean;
@@ -192,6 +199,9 @@ settings! {
     "limits.idle_timeout" "FIRN_LIMITS_IDLE_TIMEOUT" "--limits-idle-timeout" "DURATION" "5m"
         "How long a connection may be idle between requests."
         idle_timeout time;
+    "limits.resp_idle_timeout" "FIRN_LIMITS_RESP_IDLE_TIMEOUT" "--limits-resp-idle-timeout" "DURATION" "0s"
+        "How long a RESP connection may be idle between commands; 0s: for ever, as in Redis."
+        resp_idle_timeout time;
     "limits.body_timeout" "FIRN_LIMITS_BODY_TIMEOUT" "--limits-body-timeout" "DURATION" "30s"
         "How long a request's body may go without progress."
         body_timeout time;
@@ -231,6 +241,17 @@ kinds! {
             _ => Err(format!("{text:?} is not an address: write host:port, as 127.0.0.1:8080")),
         },
         String::clone;
+    address_or_off Option<String>,
+        |text| match text.rsplit_once(':') {
+            _ if text == "off" => Ok(None),
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Some(text.into()))
+            }
+            _ => Err(format!(
+                "{text:?} is neither off nor an address: write host:port, as 127.0.0.1:6379"
+            )),
+        },
+        |address| address.clone().unwrap_or_else(|| "off".into());
     boolean bool,
         |text| match text {
             "true" => Ok(true),
@@ -268,6 +289,7 @@ impl Default for Config {
             data_dir: "firn-data".into(),
             checkpoint_dir: None,
             http: "127.0.0.1:8080".into(),
+            resp: Some("127.0.0.1:6379".into()),
             insecure: false,
             memory_bytes: 512 << 20,
             durability: Durability::Sync,
@@ -282,6 +304,7 @@ impl Default for Config {
             header_bytes: 256 << 10,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            resp_idle_timeout: Duration::ZERO,
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
         }

@@ -103,6 +103,24 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
+    /// The counter of requests with this outcome, for a door that counts many at a time.
+    pub fn requests_of(
+        &self,
+        proto: &'static str,
+        op: &'static str,
+        code: &'static str,
+    ) -> Counter {
+        self.requests
+            .get_or_create_owned(&RequestLabels { proto, op, code })
+    }
+
+    /// Notes how long a request took that is counted by [`Metrics::requests_of`].
+    pub fn observe(&self, proto: &'static str, op: &'static str, took: Duration) {
+        self.durations
+            .get_or_create(&OpLabels { proto, op })
+            .observe(took.as_secs_f64());
+    }
+
     /// The page in the text format of Prometheus (0.0.4). There a counter is described by the whole
     /// name of its samples, where OpenMetrics leaves `_total` out; units and the end have no line.
     ///

@@ -23,6 +23,7 @@ pub mod batch;
 pub mod error;
 pub mod kv;
 pub(crate) mod limits;
+pub mod now;
 pub mod ns;
 pub mod rate;
 pub mod scan;
@@ -124,6 +125,7 @@ struct Inner {
     stalls: AtomicU64,
     stall_micros: AtomicU64,
     draining: watch::Sender<bool>,
+    stripes: now::Stripes,
 }
 
 impl std::fmt::Debug for Service {
@@ -147,6 +149,7 @@ impl Service {
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
             draining: watch::Sender::new(false),
+            stripes: now::Stripes::default(),
             parts,
         };
         Self {
