@@ -159,12 +159,17 @@ impl Core {
 
     /// Reads a key as it is now, or at `at_least` if that is later: possibly what is not published
     /// yet.
-    pub fn get_at_least(&self, tree: &Tree, key: &[u8], at_least: SeqNo) -> Result<Option<Entry>> {
+    pub fn get_at_least(
+        self: &Arc<Self>,
+        tree: &Tree,
+        key: &[u8],
+        at_least: SeqNo,
+    ) -> Result<Option<Entry>> {
         self.check_tree(tree)?;
         // The picture first: what it lost by then, something published by then had replaced.
         let state = tree.state();
         let snapshot = self.snapshots.published().max(at_least);
-        self.get_at(&state, key, snapshot)
+        self.get_at(tree, &state, key, snapshot)
     }
 
     /// The version of `key` at `snapshot`, without its value; `None` if it does not exist.
