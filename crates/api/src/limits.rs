@@ -21,6 +21,8 @@ pub struct Limits {
     /// Bytes of request bodies held in memory at the same time, over all connections. Beyond it
     /// requests are refused as overloaded. Default 256 MiB.
     pub inflight_bytes: u64,
+    /// Open watches. Default 1,000.
+    pub watches: u64,
 }
 
 /// Entries in a page whose request names no limit.
@@ -50,6 +52,7 @@ impl Default for Limits {
             page_entries: 10_000,
             page_bytes: 16 << 20,
             inflight_bytes: 256 << 20,
+            watches: 1_000,
         }
     }
 }

@@ -20,6 +20,7 @@ mod query;
 mod range;
 pub(crate) mod request;
 mod route;
+mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -145,6 +146,9 @@ impl Door {
             Target::Range { ns } => range::get(self, &namespace(ns)?, parts).await,
             Target::Batch { ns } => batch::batch(self, &namespace(ns)?, query, body).await,
             Target::Mget { ns } => batch::mget(self, &namespace(ns)?, query, body).await,
+            Target::Watch { ns } => {
+                watch::get(self, ns.map(|ns| namespace(Some(ns))).transpose()?, parts).await
+            }
             Target::Namespaces => admin::namespaces(self, query).await,
             Target::Namespace { ns } => {
                 admin::namespace(self, &namespace(Some(ns))?, &parts.method, query).await

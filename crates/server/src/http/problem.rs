@@ -23,6 +23,7 @@ pub(crate) fn body_of(error: &Error, path: &str) -> Problem {
         actual: error.actual,
         version: error.version,
         index: error.index,
+        oldest_version: error.oldest_version,
         retry_after_ms: error.retry_after_ms,
         ..Problem::new(error.code, error.detail.clone())
     }

@@ -81,7 +81,7 @@ impl Drop for Request {
         self.metrics.request("http", op, code, took);
         self.metrics.in_flight.dec();
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        if took >= self.slow {
+        if took >= self.slow && op != crate::http::route::WATCH_OP {
             let path = self.uri.path();
             tracing::warn!(op, code, path, took_ms, "slow request");
         } else {

@@ -21,6 +21,8 @@ pub struct Error {
     pub version: Option<u64>,
     /// The operation of the batch that failed.
     pub index: Option<u64>,
+    /// The oldest version that a watch can begin at.
+    pub oldest_version: Option<u64>,
     /// When to try again.
     pub retry_after_ms: Option<u64>,
 }
@@ -36,6 +38,7 @@ impl Error {
             actual,
             version,
             index,
+            oldest_version: None,
             retry_after_ms,
         }
     }
@@ -115,6 +118,10 @@ impl From<EngineError> for Error {
                 ..Self::new(Code::LogPoisoned, detail)
             },
             EngineError::Overloaded { retry_after_ms } => Self::overloaded(detail, retry_after_ms),
+            EngineError::WatchTooOld { oldest, .. } => Self {
+                oldest_version: Some(oldest),
+                ..Self::new(Code::VersionTooOld, detail)
+            },
             EngineError::Closed(_) => Self::shutting_down(),
             _ => Self::new(Code::Internal, detail),
         }

@@ -25,6 +25,7 @@ pub mod kv;
 pub(crate) mod limits;
 pub mod ns;
 pub mod scan;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use firn_io::fs::Fs;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::service::error::{Error, Result};
+use crate::service::watch::Watches;
 
 /// The name of the namespace that paths without one mean.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -120,6 +122,7 @@ struct Inner {
     stalls: AtomicU64,
     stall_micros: AtomicU64,
     draining: AtomicBool,
+    watches: Watches,
 }
 
 impl std::fmt::Debug for Service {
@@ -142,6 +145,7 @@ impl Service {
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            watches: Watches::new(parts.limits.watches),
             parts,
         };
         Self {
@@ -172,6 +176,7 @@ impl Service {
     /// From now on the service is not ready. Requests that arrive all the same are still served.
     pub fn begin_drain(&self) {
         self.inner.draining.store(true, Ordering::Release);
+        self.inner.watches.stop();
     }
 
     /// Whether the server is about to stop.

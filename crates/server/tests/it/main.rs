@@ -14,3 +14,4 @@ mod lifecycle;
 mod operate;
 mod range;
 mod support;
+mod watch;
