@@ -95,6 +95,10 @@ impl BlockBuilder {
         self.count == 0
     }
 
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
     /// Bytes of the block if it were finished now.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + TAIL_BYTES
@@ -316,6 +320,11 @@ impl BlockBuf {
         &self.bytes[..self.len]
     }
 
+    /// Memory that it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Forgets the block.
     pub(crate) fn clear(&mut self) {
         self.len = 0;
@@ -349,13 +358,7 @@ impl BlockBuf {
         let (front, index) = self.bytes.split_at_mut(block_end);
         let (header, bytes) = front.split_at_mut(IMAGE_HEADER_BYTES);
         let (index, _) = index[..8 * count as usize].as_chunks_mut::<8>();
-        let first_key = build_index(
-            bytes,
-            entries_end,
-            restart_interval,
-            common as usize,
-            index,
-        )?;
+        let first_key = build_index(bytes, entries_end, restart_interval, common as usize, index)?;
         let numbers = [count, restart_interval, common, first_key, len as u32];
         for (place, number) in header.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
             *place = number.to_le_bytes();

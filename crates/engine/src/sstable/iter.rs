@@ -5,10 +5,12 @@
 //! read from the file by one call, which doubles the longer the walk lasts, and the kernel is asked
 //! to have the next large one ready. Blocks of a window are decoded without asking the cache.
 //!
-//! What a walk reads goes into the cache, until the walk is long and the cache full: then it would
-//! push out more than it is worth, and is decoded into the iterator's own buffer. A reader that asks
-//! for no caching (compaction, verification of copies) goes past the cache from the start.
+//! What a walk reads is decoded into a buffer of the iterator, and copied into the cache if that wants
+//! it; a long walk puts nothing into a cache that is full. A reader that asks for no caching
+//! (compaction, verification of copies) goes past the cache from the start. The buffers of iterators
+//! that ended serve the next ones of their thread.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -38,6 +40,8 @@ pub struct ReadOptions {
     /// Read this many bytes at once from the first block on; 0: only where the walk turns out to be
     /// sequential.
     pub readahead_bytes: usize,
+    /// Read at least this many bytes where a seek meets a block that is not in the cache.
+    pub seek_bytes: usize,
 }
 
 impl Default for ReadOptions {
@@ -45,6 +49,7 @@ impl Default for ReadOptions {
         Self {
             fill_cache: true,
             readahead_bytes: 0,
+            seek_bytes: 0,
         }
     }
 }
@@ -55,6 +60,7 @@ impl ReadOptions {
         Self {
             fill_cache: false,
             readahead_bytes,
+            seek_bytes: 0,
         }
     }
 }
@@ -102,20 +108,58 @@ impl fmt::Debug for TableIter {
     }
 }
 
+/// What iterators leave to the next.
+#[derive(Default)]
+struct Buffers {
+    buf: BlockBuf,
+    ahead: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// So many are kept in each thread, if they are not larger than that.
+const POOLED: usize = 8;
+const POOLED_BYTES: usize = 32 << 10;
+
+thread_local! {
+    static POOL: RefCell<Vec<Buffers>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for TableIter {
+    fn drop(&mut self) {
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.clear();
+        let ahead = std::mem::take(&mut self.ahead);
+        let key = std::mem::take(&mut self.key);
+        if buf.memory_bytes().max(ahead.capacity()).max(key.capacity()) > POOLED_BYTES {
+            return;
+        }
+        // While a thread ends there is no pool.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < POOLED {
+                pool.push(Buffers { buf, ahead, key });
+            }
+        });
+    }
+}
+
 impl TableIter {
     pub(crate) fn new(table: Arc<Table>, options: ReadOptions) -> Self {
+        let Buffers { buf, ahead, key } = POOL
+            .try_with(|pool| pool.borrow_mut().pop().unwrap_or_default())
+            .unwrap_or_default();
         Self {
             table,
             options,
             current: Current::Own,
-            buf: BlockBuf::default(),
+            buf,
             block_no: usize::MAX,
             count: 0,
             i: 0,
             valid: false,
             entry: Entry::default(),
-            key: Vec::new(),
-            ahead: Vec::new(),
+            key,
+            ahead,
             ahead_len: 0,
             ahead_offset: 0,
             window: 0,
@@ -182,18 +226,21 @@ impl TableIter {
                 self.current = Current::Shared(block);
                 return Ok(self.loaded(no));
             }
-            self.read_ahead(offset, len)?;
+            self.read_ahead(no, offset, len)?;
         }
         let from = (offset - self.ahead_offset) as usize;
         let bytes = &self.ahead[from..from + len];
         self.current = Current::Own;
         self.table.decode_block(bytes, offset, &mut self.buf)?;
         if self.options.fill_cache {
-            let (cache, id) = (self.table.cache(), self.table.id());
-            if self.run < LONG_WALK_BLOCKS || cache.has_room(self.buf.image().len()) {
-                let block = Block::new(self.buf.image());
-                cache.insert(id, offset, block.clone());
-                self.current = Current::Shared(block);
+            let (cache, id, image) = (self.table.cache(), self.table.id(), self.buf.image());
+            let keep = if self.run < LONG_WALK_BLOCKS {
+                cache.admits(id, offset, image)
+            } else {
+                cache.has_room(id, offset, image)
+            };
+            if keep {
+                cache.insert(id, offset, Block::new(image));
             }
         }
         Ok(self.loaded(no))
@@ -212,17 +259,21 @@ impl TableIter {
 
     /// Reads the stored bytes of a block, and maybe of those that follow in the direction of the
     /// walk.
-    fn read_ahead(&mut self, offset: u64, len: usize) -> Result<()> {
+    fn read_ahead(&mut self, no: usize, offset: u64, len: usize) -> Result<()> {
         let index = self.table.index();
         let end = offset + len as u64;
-        let window = self.options.readahead_bytes.max(self.window);
+        let window = match self.run {
+            0 => self.options.seek_bytes,
+            _ => self.window,
+        };
+        let window = window.max(self.options.readahead_bytes);
         self.window = (2 * self.window).min(MAX_WINDOW_BYTES);
         let (mut from, mut to) = (offset, end);
         if window > len {
             if self.forward {
-                to = to.max(index.last_boundary(offset + window as u64));
+                to = index.end_within(no, offset + window as u64);
             } else {
-                from = from.min(index.first_boundary(end.saturating_sub(window as u64)));
+                from = index.start_within(no, end.saturating_sub(window as u64));
             }
         }
         let wanted = (to - from) as usize;

@@ -518,7 +518,11 @@ impl Walk {
 
     /// Whether the block that ends now ends after its separator.
     fn check_separator(&self) -> Option<&'static str> {
-        let index = self.parts.index.as_ref().filter(|_| !self.block.image().is_empty())?;
+        let index = self
+            .parts
+            .index
+            .as_ref()
+            .filter(|_| !self.block.image().is_empty())?;
         let no = self.next_block.checked_sub(1)?;
         (self.key > index.separator(no)).then_some("a block ends after its separator")
     }

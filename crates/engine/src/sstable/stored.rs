@@ -238,8 +238,8 @@ pub(crate) fn decompress(
     check_len(compressed.len(), compression, len)?;
     if compression == Compression::Lz4 as u8 && out.capacity() < len {
         // A fresh vector need not be zeroed.
-        *out = lz4_flex::block::decompress(compressed, len)
-            .map_err(|_| Bad::Damaged(UNREADABLE))?;
+        *out =
+            lz4_flex::block::decompress(compressed, len).map_err(|_| Bad::Damaged(UNREADABLE))?;
         return if out.len() == len {
             Ok(())
         } else {

@@ -254,6 +254,7 @@ proptest! {
         cache_bytes in prop_oneof![Just(0_u64), Just(20_000), Just(1 << 20)],
         fill_cache: bool,
         readahead_bytes in prop_oneof![Just(0_usize), 1_usize..5000],
+        seek_bytes in prop_oneof![Just(0_usize), 1_usize..3000],
     ) {
         let (bytes, summary) = write(&items, &[], options);
         let table = open(&bytes, cache_bytes).unwrap();
@@ -280,11 +281,11 @@ proptest! {
             prop_assert_eq!(get(&table, &key, snapshot).unwrap(), expected);
         }
 
-        let mut iter = table.iter(ReadOptions { fill_cache, readahead_bytes });
+        let mut iter = table.iter(ReadOptions { fill_cache, readahead_bytes, seek_bytes });
         prop_assert!(!iter.valid());
         prop_assert_eq!(&dump(&mut iter).unwrap(), &items);
         prop_assert_eq!(&dump_backward(&mut iter).unwrap(), &items);
-        let mut iter = table.iter(ReadOptions { fill_cache, readahead_bytes });
+        let mut iter = table.iter(ReadOptions { fill_cache, readahead_bytes, seek_bytes });
         let mut at = None;
         for step in &moves {
             apply(&mut iter, step).unwrap();
