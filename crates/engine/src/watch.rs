@@ -480,7 +480,7 @@ impl Watch {
         }
         loop {
             let Some(tail) = &mut self.behind else {
-                match core.from_ring(log, self.at, self.next, self.exact, durable)? {
+                match core.ring_record(log, self.at, self.next, self.exact, durable)? {
                     FromRing::Record(record) => return Ok(Some(record)),
                     FromRing::End => return Ok(None),
                     FromRing::Behind => self.behind = Some(Tail::new(self.at)),
@@ -666,7 +666,7 @@ impl Core {
 
     /// The record that holds `seqno` from the ring; reads it into the ring if that ends there. If
     /// `exact`, the record is the first one at `at`, and the ring may begin there.
-    fn from_ring(
+    fn ring_record(
         &self,
         log: &Log,
         at: Lsn,

@@ -3,9 +3,6 @@
 
 use http::Method;
 
-/// What watches are counted under: they are not slow when they take long.
-pub(crate) const WATCH_OP: &str = "watch";
-
 /// What a path means. Names and keys are still percent-encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target<'a> {
@@ -101,7 +98,7 @@ impl<'a> Target<'a> {
             Self::Range { .. } => "range",
             Self::Batch { .. } => "batch",
             Self::Mget { .. } => "mget",
-            Self::Watch { .. } => WATCH_OP,
+            Self::Watch { .. } => "watch",
             Self::Namespaces | Self::Namespace { .. } => "namespace",
             Self::Flush => "flush",
             Self::Compact => "compact",

@@ -163,7 +163,7 @@ async fn drive(
             Ok(true) => tokio::select! {
                 () = feed.changed() => {}
                 () = chunks.closed() => return,
-                () = service.stopping() => {
+                () = service.draining() => {
                     let progress = feed.progress();
                     feed.sink.end(progress);
                     let _ = chunks.send(std::mem::take(&mut feed.sink.out).into()).await;

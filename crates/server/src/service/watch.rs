@@ -8,14 +8,14 @@
 //! `version_too_old`.
 //!
 //! A door runs this loop: [`Feed::fill`]; send; and when the feed has caught up, [`Feed::changed`],
-//! [`Service::stopping`] or the time for a sign of life, whichever is first. There are at most
+//! [`Service::draining`] or the time for a sign of life, whichever is first. There are at most
 //! `limits.watches` feeds.
 
 use std::sync::Arc;
 
 use firn_engine::watch::{Place, Step};
 use firn_engine::{Change, SeqNo, Watch, WatchBatch, WatchOptions};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::service::error::{Error, Result};
 use crate::service::scan::Range;
@@ -58,24 +58,14 @@ pub trait Sink: Send + 'static {
     fn waiting_bytes(&self) -> usize;
 }
 
-/// How many watches there may be, and the word that they are to end.
+/// How many watches there may be.
 #[derive(Debug)]
-pub(crate) struct Watches {
-    places: Arc<Semaphore>,
-    stop: watch::Sender<bool>,
-}
+pub(crate) struct Watches(Arc<Semaphore>);
 
 impl Watches {
     pub(crate) fn new(most: u64) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        Self {
-            places: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
-            stop: watch::Sender::new(false),
-        }
-    }
-
-    pub(crate) fn stop(&self) {
-        self.stop.send_replace(true);
+        Self(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
     }
 }
 
@@ -174,8 +164,7 @@ impl Service {
         for bound in [&query.range.start, &query.range.end].into_iter().flatten() {
             limits::key(self.limits(), bound)?;
         }
-        let watches = &self.inner.watches;
-        let Ok(place) = Arc::clone(&watches.places).try_acquire_owned() else {
+        let Ok(place) = Arc::clone(&self.inner.watches.0).try_acquire_owned() else {
             let most = self.limits().watches;
             let detail = format!("limits.watches ({most}) are open");
             return Err(Error {
@@ -200,17 +189,5 @@ impl Service {
             })
         })
         .await
-    }
-
-    /// Resolves when the server is about to stop: feeds end then.
-    pub async fn stopping(&self) {
-        // A sender that is gone means that the service is.
-        let _ = self
-            .inner
-            .watches
-            .stop
-            .subscribe()
-            .wait_for(|stop| *stop)
-            .await;
     }
 }
