@@ -6,7 +6,7 @@
 //!  far behind ──┘  └── near the end: the ring, read once for all (see [`crate::feed`])
 //! ```
 //!
-//! 1. [`Watch::open`] finds the segment that holds the wanted version by the first number of each,
+//! 1. `Watch::open` finds the segment that holds the wanted version by the first number of each,
 //!    and begins there; a watch from now on begins at the end of the log.
 //! 2. [`Watch::step`] takes the next record: from the ring if that has it, else from the segments,
 //!    until it meets the ring. The switch needs no care: both are the log, and a watch knows the

@@ -52,14 +52,10 @@ impl Lines {
                 let line: Vec<u8> = self.text.drain(..=end).collect();
                 return Some(String::from_utf8(line[..end].to_vec()).unwrap());
             }
-            let size = self
-                .raw
-                .windows(2)
-                .position(|w| w == b"\r\n")
-                .and_then(|at| {
-                    let text = std::str::from_utf8(&self.raw[..at]).unwrap();
-                    Some((at, usize::from_str_radix(text, 16).unwrap()))
-                });
+            let size = self.raw.windows(2).position(|w| w == b"\r\n").map(|at| {
+                let text = std::str::from_utf8(&self.raw[..at]).unwrap();
+                (at, usize::from_str_radix(text, 16).unwrap())
+            });
             match size {
                 Some((at, size)) if self.raw.len() >= at + size + 4 => {
                     if size == 0 {
