@@ -322,6 +322,14 @@ counters! {
     expired_dropped,
     /// Damaged blocks, records or files met.
     corruptions,
+    /// Batches that watches were given, counted for each watch.
+    watch_batches,
+    /// Changes in them.
+    watch_events,
+    /// Log records that were read for watches.
+    watch_records,
+    /// Watches that ended because the log they wanted is gone.
+    watch_too_old,
 }
 
 /// A count that many threads add to.
@@ -434,6 +442,19 @@ pub struct LogStats {
     pub unsynced_bytes: u64,
 }
 
+/// The changefeed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchStats {
+    /// Open watches.
+    pub watches: u64,
+    /// How many versions the slowest of them is behind the newest operation.
+    pub lag: u64,
+    /// Bytes of log that is kept for watches only.
+    pub kept_bytes: u64,
+    /// Bytes of records that are kept in memory.
+    pub memory_bytes: u64,
+}
+
 /// One level, over all namespaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LevelStats {
@@ -469,6 +490,8 @@ pub struct Stats {
     pub memory: MemoryStats,
     /// The log.
     pub log: LogStats,
+    /// The changefeed.
+    pub watch: WatchStats,
     /// The levels.
     pub levels: Vec<LevelStats>,
     /// The namespaces.

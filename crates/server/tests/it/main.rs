@@ -22,3 +22,4 @@ mod resp;
 mod resp_client;
 mod resp_redis;
 mod support;
+mod watch;
