@@ -272,7 +272,7 @@ fn long_keys_and_values() {
     let huge = vec![3; 32 << 20];
     let before = memtable.memory_bytes();
     memtable.insert_parts(b"", SeqNo(500), Kind::PutExpiring, [&[1; 8], &huge]);
-    assert!(memtable.memory_bytes() - before < (32 << 20) + (1 << 12));
+    assert!(memtable.memory_bytes() - before < (32 << 20) + (1 << 13));
     for n in 0..40_u8 {
         assert_eq!(memtable.get(&long(n), SeqNo(99)).unwrap().1, [n]);
         assert_eq!(memtable.get(&long(n), SeqNo::MAX).unwrap().1, [n, n]);
