@@ -52,7 +52,7 @@ pub struct Options {
     /// Bytes of the block cache. Default (`None`): what the memtables leave, less a reserve for
     /// work in flight.
     pub cache_bytes: Option<usize>,
-    /// Background threads. Default: 2, one of which flushes and prepares logs.
+    /// Background jobs at a time. Default: 2, one of which flushes; the log has a thread of its own.
     pub background_threads: usize,
     /// Uncompressed bytes of a data block. Default: 4 KiB, one page of the disk.
     pub block_bytes: usize,

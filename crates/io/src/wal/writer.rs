@@ -40,6 +40,11 @@ use crate::wal::segment::{
 
 /// Appends up to this size are put together in memory and stored at once.
 const GATHER_BYTES: u64 = 64 << 10;
+/// The next segment is prepared when one part in so many of the current one is filled: half of it;
+/// while segments grow, a small part, as they are filled in less time than it takes to make one four
+/// times as large durable.
+const PREPARE: u64 = 2;
+const PREPARE_GROWING: u64 = 16;
 /// Memory that is kept for putting appends together.
 const SCRATCH_KEPT_BYTES: usize = 1 << 20;
 
@@ -373,8 +378,10 @@ impl Log {
             return Err(error);
         }
         let end = inner.end();
-        let prepare =
-            matches!(inner.next, Next::None) && inner.position * 2 > inner.current.header.capacity;
+        let capacity = inner.current.header.capacity;
+        let is_growing = capacity < shared.options.segment_bytes;
+        let filled = inner.position * if is_growing { PREPARE_GROWING } else { PREPARE };
+        let prepare = matches!(inner.next, Next::None) && filled > capacity;
         if prepare {
             inner.next = Next::Queued;
         }
