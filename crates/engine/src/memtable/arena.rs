@@ -98,7 +98,8 @@ struct Bump {
 /// Memory for many entries or nodes, freed with the arena.
 enum Chunk {
     Heap(NonNull<u8>, Layout),
-    Pages(Pages),
+    /// Gives them back when it is dropped.
+    Pages(#[allow(dead_code, reason = "an owner")] Pages),
 }
 
 /// Memory that only grows. Not shared: the tree's writer owns it.
