@@ -222,6 +222,12 @@ impl<I: InternalIterator> VisibleIter<I> {
                 continue;
             }
             self.trailer = trailer;
+            // Most need no look at their value.
+            if trailer.kind() == Some(Kind::Put) {
+                self.skip = 0;
+                self.state = State::Returned;
+                return Ok(true);
+            }
             if self
                 .is_value(trailer, self.iter.value(), self.iter.key())?
                 .keep(self)
@@ -453,10 +459,11 @@ mod tests {
             seeks in proptest::collection::vec((key(), 0usize..4), 0..5),
         ) {
             let view = View { snapshot, now_ms, start, end, reverse };
-            let sources = split(&history, &cuts);
+            let (entries, tombstones): (Vec<_>, Vec<_>) = split(&history, &cuts).into_iter().unzip();
             let mut iter = VisibleIter::new(
                 MergingIter::with_tombstones(
-                    sources.into_iter().map(|(e, t)| (VecIter::new(e), Arc::new(t))),
+                    entries.into_iter().map(VecIter::new).collect(),
+                    tombstones.into_iter().map(Arc::new).enumerate(),
                     snapshot,
                 ),
                 view.clone(),
