@@ -138,7 +138,6 @@ mod tests {
         let bytes = unsafe { std::slice::from_raw_parts_mut(pages.start().as_ptr(), pages.len()) };
         assert!(bytes.iter().all(|&byte| byte == 0));
         bytes.fill(7);
-        let pages = std::thread::spawn(move || pages).join().unwrap();
         // SAFETY: as above.
         assert_eq!(unsafe { *pages.start().as_ptr().add(PAGE_BYTES) }, 7);
     }
