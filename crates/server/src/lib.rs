@@ -5,9 +5,11 @@
 //! | [`config`] | the one table of settings; file, environment, flags |
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
+//! | [`grpc`] | the gRPC door, on the same port: methods, messages, statuses |
 //! | [`metrics`] | what is counted, and `/metrics` |
 //! | [`health`] | alive, ready |
 //! | [`connection`] | a socket that watches its client's pace |
+//! | [`multiplex`] | what a connection of HTTP/2 needs: the pace of each reply, its rest |
 //! | [`serve`] | listens, limits connections and slow clients, drains, stops |
 //!
 //! A request goes `serve` -> `http` -> `service` -> engine and back; nothing is kept between
@@ -16,8 +18,10 @@
 
 pub mod config;
 pub mod connection;
+pub mod grpc;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod multiplex;
 pub mod serve;
 pub mod service;

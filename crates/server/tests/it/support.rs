@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use firn_client::Client;
+use firn_io::Env;
 use firn_server::config::Config;
 use firn_server::serve::{ServeError, Server};
 use serde_json::Value;
@@ -31,6 +32,15 @@ impl Running {
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_by(Env::os(2), dir, change).await
+    }
+
+    /// In an environment of the test's: its clock.
+    pub(crate) async fn start_by(
+        env: Env,
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config {
             data_dir: dir.path().join("data"),
             http: "127.0.0.1:0".into(),
@@ -38,7 +48,7 @@ impl Running {
             ..Config::default()
         };
         change(&mut config);
-        let server = Server::start(config).await.unwrap();
+        let server = Server::start_in(env, config).await.unwrap();
         let address = server.http_addr();
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
