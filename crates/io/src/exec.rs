@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
+use crate::priority;
 use crate::rng::Rng;
 
 /// How urgent a job is. Where threads are short, a more urgent job goes first.
@@ -267,7 +268,7 @@ impl ThreadPool {
             };
             let run = move || {
                 if role == Role::Common {
-                    sys::lower_priority();
+                    priority::lower();
                 }
                 worker.work(role);
             };
@@ -368,28 +369,6 @@ impl Debug for ThreadPool {
             .field("timers", &state.timers.len())
             .finish_non_exhaustive()
     }
-}
-
-#[cfg(target_os = "linux")]
-mod sys {
-    /// Steps by which common threads are nicer: about a tenth of the processor where they compete.
-    const NICER: libc::c_int = 10;
-
-    /// Lowers the priority of the calling thread. If the system refuses, it stays as it is.
-    #[allow(unsafe_code, reason = "a system call that the standard library lacks")]
-    pub(super) fn lower_priority() {
-        // SAFETY: no memory is passed. On Linux 0 names the calling thread, not its process.
-        unsafe {
-            let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
-            let _ = libc::setpriority(libc::PRIO_PROCESS, 0, (nice + NICER).min(19));
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod sys {
-    /// Elsewhere threads have no priority of their own.
-    pub(super) fn lower_priority() {}
 }
 
 struct Step {

@@ -7,7 +7,7 @@
 //! kin everywhere else.
 //!
 //! Module order, bottom first (a module names only modules above it in this list): `error`,
-//! `codec`, `checksum`, `clock`, `rng`, `pages`, `exec`, `fs`, `env`, `wal`.
+//! `codec`, `checksum`, `clock`, `rng`, `pages`, `priority`, `exec`, `fs`, `env`, `wal`.
 #![deny(missing_docs)]
 
 pub mod checksum;
@@ -18,6 +18,7 @@ pub mod error;
 pub mod exec;
 pub mod fs;
 pub mod pages;
+mod priority;
 pub mod rng;
 pub mod wal;
 

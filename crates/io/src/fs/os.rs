@@ -18,9 +18,10 @@
 //! mapped.
 //!
 //! A mapping outlives its file handle. What was stored leaves the process's page tables after a while
-//! and stays in the page cache, so that a mapped file does not count as memory. Storing into it when the disk cannot give the page (damage,
-//! or the file was cut behind our back) raises `SIGBUS`, which ends the process; the log survives
-//! that like a power loss. Mapped ranges are therefore allocated first.
+//! and stays in the page cache, so that a mapped file does not count as memory. Storing into it when
+//! the disk cannot give the page (damage, or the file was cut behind our back) raises `SIGBUS`, which
+//! ends the process; the log survives that like a power loss. Mapped ranges are therefore allocated
+//! first.
 
 use std::collections::BTreeSet;
 use std::fs;
