@@ -98,7 +98,7 @@ impl Settings {
         let memtables_bytes = memtable_bytes.saturating_mul(MAX_IMMUTABLES);
         let log_segment_bytes = given
             .log_segment_bytes
-            .unwrap_or(memtable_bytes as u64)
+            .unwrap_or(memtable_bytes as u64 / 8)
             .clamp(MIN_LOG_SEGMENT_BYTES, MAX_LOG_SEGMENT_BYTES);
         // What is left for the cache after three memtables (one filling, two waiting), the mapped
         // log segment, and buffers of flush and compaction.

@@ -76,7 +76,8 @@ pub struct Options {
     pub l0_compaction_trigger: usize,
     /// Size ratio between levels. Default: 10.
     pub level_ratio: u64,
-    /// Bytes of one log segment. Default (`None`): as a memtable.
+    /// Bytes of one log segment. Default (`None`): an eighth of a memtable, so that little more log is
+    /// kept than memtables need.
     pub log_segment_bytes: Option<u64>,
     /// Bytes of log kept before the trees that hold it back are flushed. Default (`None`): four
     /// memtables.
