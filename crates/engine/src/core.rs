@@ -133,6 +133,32 @@ impl Settings {
     }
 }
 
+/// Counts the removals of files that are queued or run.
+#[derive(Debug, Default)]
+pub struct Removals {
+    running: Mutex<usize>,
+    done: Condvar,
+}
+
+/// One of them. It is over when this is dropped, even if its job never ran.
+#[derive(Debug)]
+pub struct Removal(Arc<Removals>);
+
+impl Removals {
+    /// Counts one.
+    pub fn begin(removals: &Arc<Self>) -> Removal {
+        *removals.running.lock() += 1;
+        Removal(Arc::clone(removals))
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        *self.0.running.lock() -= 1;
+        self.0.done.notify_all();
+    }
+}
+
 /// The trees by number and by name, an immutable picture.
 #[derive(Clone, Debug, Default)]
 pub struct Trees {
@@ -264,6 +290,8 @@ pub struct Core {
     pub disk_full: AtomicBool,
     /// No call is accepted any more.
     pub closed: AtomicBool,
+    /// Files that are on their way out.
+    pub removals: Arc<Removals>,
     /// Tables that are open, and the clock hand that closes them (see [`Core::table`]).
     pub tables: OpenTables,
     /// Held while the directory is open for writing.
@@ -430,6 +458,18 @@ impl Core {
                 // Only timers are left: let the manual clock reach them.
                 self.env.clock.sleep(Duration::from_millis(1));
             }
+        }
+    }
+
+    /// Waits until the files are gone that nobody needs any more.
+    pub fn wait_for_removals(&self) {
+        if self.env.exec.is_stepped() {
+            self.wait_for(|_| (*self.removals.running.lock() == 0).then_some(()));
+            return;
+        }
+        let mut running = self.removals.running.lock();
+        while *running > 0 {
+            self.removals.done.wait(&mut running);
         }
     }
 

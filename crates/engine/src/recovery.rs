@@ -30,7 +30,8 @@ use crate::blob::BlobFile;
 use crate::cache::BlockCache;
 use crate::compaction::pacing::Pacer;
 use crate::core::{
-    CommitState, Core, OpenTables, RECORD_BATCH, Settings, Trees, WorkState, remove_quietly,
+    CommitState, Core, OpenTables, RECORD_BATCH, Removals, Settings, Trees, WorkState,
+    remove_quietly,
 };
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
@@ -63,7 +64,8 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
 
     let cache = Arc::new(BlockCache::new(settings.cache_bytes as u64));
     let observer = Arc::new(Observer::default());
-    let purger = purger(&env, dir);
+    let removals = Arc::default();
+    let purger = purger(&env, dir, &removals);
     let versions: VersionSet<TableSlot, BlobFile> = if read_only {
         VersionSet::recover_read_only(env.clone(), dir, purger)?
     } else {
@@ -93,7 +95,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
             wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?,
         )
     } else {
-        let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
+        let replayed = Log::replay(env.clone(), &wal_dir, log_options, apply)?;
+        // Memtables are filled while the log waits for the disk.
+        replay.finish_in_background();
+        let (log, report) = replayed.open()?;
         remove_orphans(&env, dir, &versions)?;
         (Some(log), report)
     };
@@ -121,6 +126,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
+        removals,
         acks: Acks::default(),
         log_segment: AtomicU32::new(0),
         sync_armed: AtomicBool::new(false),
@@ -171,18 +177,20 @@ fn lock(env: &Env, dir: &Path) -> Result<Box<dyn firn_io::fs::FileLock>> {
 }
 
 /// Removes files in the background once the last reader has let go of them.
-fn purger(env: &Env, dir: &Path) -> Purger {
-    let (env, dir) = (env.clone(), dir.to_path_buf());
+fn purger(env: &Env, dir: &Path, removals: &Arc<Removals>) -> Purger {
+    let (env, dir, removals) = (env.clone(), dir.to_path_buf(), Arc::clone(removals));
     Arc::new(move |id, class| {
         let path = match class {
             FileClass::Sstable => names::sstable_path(&dir, id),
             FileClass::Blob => names::blob_path(&dir, id),
         };
         let task_env = env.clone();
-        env.exec.submit(
-            Priority::Low,
-            Box::new(move || remove_quietly(&task_env, &path)),
-        );
+        let removal = Removals::begin(&removals);
+        let task = move || {
+            remove_quietly(&task_env, &path);
+            drop(removal);
+        };
+        env.exec.submit(Priority::Low, Box::new(task));
     })
 }
 
@@ -239,6 +247,23 @@ struct Replay<'a> {
     loaders: BTreeMap<NamespaceId, Loader>,
     exec: Arc<dyn Executor>,
     sorting: Arc<Sorting>,
+    loading: Arc<Mutex<Option<Loading>>>,
+}
+
+/// What is left to do when all records were read. Whoever takes it holds the lock until it is done.
+struct Loading {
+    loaders: BTreeMap<NamespaceId, Loader>,
+    sorting: Arc<Sorting>,
+}
+
+impl Loading {
+    /// Makes everything part of the memtables.
+    fn run(self) {
+        let mut sorted = self.sorting.finish();
+        for (id, loader) in self.loaders {
+            loader.finish(sorted.remove(&id).unwrap_or_default());
+        }
+    }
 }
 
 /// Runs of entries on their way into the memtables: a background thread sorts them while the next
@@ -304,6 +329,7 @@ impl<'a> Replay<'a> {
             loaders: BTreeMap::new(),
             exec: Arc::clone(exec),
             sorting: Arc::default(),
+            loading: Arc::default(),
         }
     }
 
@@ -357,11 +383,30 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Makes everything part of the memtables.
+    /// Has everything made part of the memtables: all records were read.
+    fn finish_in_background(&mut self) {
+        *self.loading.lock() = Some(Loading {
+            loaders: std::mem::take(&mut self.loaders),
+            sorting: Arc::clone(&self.sorting),
+        });
+        let loading = Arc::clone(&self.loading);
+        let job = move || {
+            let mut loading = loading.lock();
+            if let Some(work) = loading.take() {
+                work.run();
+            }
+        };
+        self.exec.submit(Priority::High, Box::new(job));
+    }
+
+    /// Makes everything part of the memtables, or waits for who does.
     fn finish(&mut self) {
-        let mut sorted = self.sorting.finish();
-        for (id, loader) in std::mem::take(&mut self.loaders) {
-            loader.finish(sorted.remove(&id).unwrap_or_default());
+        let mut loading = self.loading.lock();
+        if let Some(work) = loading.take() {
+            work.run();
         }
+        let loaders = std::mem::take(&mut self.loaders);
+        let sorting = Arc::clone(&self.sorting);
+        Loading { loaders, sorting }.run();
     }
 }

@@ -332,7 +332,8 @@ pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
     })
 }
 
-/// Waits until nothing is due or running; errors if something fails.
+/// Waits until nothing is due or running and no file is left that nobody needs; errors if something
+/// fails.
 pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
     loop {
         wait_for_flushes(core)?;
@@ -353,6 +354,7 @@ pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
 /// Waits until no job runs; for closing. New ones are not started once `closed` is set.
 pub fn wait_stopped(core: &Core) {
     core.wait_for(|work| (work.compactions == 0 && work.flushes == 0).then_some(()));
+        core.wait_for_removals();
 }
 
 /// Keeps compaction from starting while the guard lives, and waits for those that run.
