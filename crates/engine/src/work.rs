@@ -78,6 +78,7 @@ fn submit_flush(core: &Arc<Core>, work: &mut WorkState, tree: &Arc<Tree>) {
 fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
     let result = flush::flush_oldest(core, tree);
     core.recount_memtables();
+    trim(core);
     let mut work = core.work.lock();
     work.flushes -= 1;
     tree.flushing.store(false, Ordering::Release);
@@ -86,12 +87,22 @@ fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
 
 fn run_compaction(core: &Arc<Core>, job: Job) {
     let result = run::run(core, &job);
+    trim(core);
     let mut work = core.work.lock();
     // Under the lock: who picks must not read the levels of before, then find the marks gone.
     job.release();
     drop(job);
     work.compactions -= 1;
     finish(core, work, Task::Compaction, result);
+}
+
+/// Gives the memory of a job's buffers back: they come and go as megabytes between the small blocks of
+/// the cache, and the general allocator would keep them.
+fn trim(core: &Core) {
+    const LARGE_BYTES: usize = 4 << 20;
+    if core.settings.memtable_bytes >= LARGE_BYTES && !core.env.exec.is_stepped() {
+        firn_io::pages::trim_allocator();
+    }
 }
 
 /// What a background job does.
@@ -343,6 +354,7 @@ pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
             }
             (work.compactions == 0 && work.flushes == 0).then_some(Ok(()))
         })?;
+        core.wait_for_removals();
         schedule(core);
         let work = core.work.lock();
         if work.compactions == 0 && work.flushes == 0 {
@@ -354,7 +366,6 @@ pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
 /// Waits until no job runs; for closing. New ones are not started once `closed` is set.
 pub fn wait_stopped(core: &Core) {
     core.wait_for(|work| (work.compactions == 0 && work.flushes == 0).then_some(()));
-        core.wait_for_removals();
 }
 
 /// Keeps compaction from starting while the guard lives, and waits for those that run.

@@ -9,8 +9,9 @@
 //! [`Pages`] are for what is large, lives long and goes at once, such as the memory of a memtable:
 //! the process is never larger than what it holds.
 //!
-//! A page takes memory from when it is first touched, not before. Where the system offers no
-//! mappings (and under Miri, for speed) they come from the general allocator.
+//! On Linux all of them are there from the beginning, which costs far less than to have them come one
+//! by one as they are touched. Where the system offers no mappings (and under Miri, for speed) they
+//! come from the general allocator.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -59,6 +60,13 @@ impl Pages {
     }
 }
 
+/// Asks the general allocator to give back what it keeps of the memory that was freed: after large
+/// work whose buffers lie between small blocks that stay. Does nothing where the allocator has no such
+/// call.
+pub fn trim_allocator() {
+    sys::trim_allocator();
+}
+
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: exactly what `take` gave for this length, given back once.
@@ -82,12 +90,23 @@ mod sys {
     pub(super) fn take(len: usize) -> Option<NonNull<u8>> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
+        #[cfg(target_os = "linux")]
+        let flags = flags | libc::MAP_POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe { libc::mmap(ptr::null_mut(), len, access, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return None;
         }
         NonNull::new(start.cast())
+    }
+
+    pub(super) fn trim_allocator() {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: no memory is passed; it takes the locks of the C library's allocator. If the program
+        // has another allocator there is nothing to give back.
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
 
     /// # Safety
@@ -105,6 +124,8 @@ mod sys {
     use std::ptr::NonNull;
 
     use crate::pages::PAGE_BYTES;
+
+    pub(super) fn trim_allocator() {}
 
     /// `len` is not 0.
     pub(super) fn take(len: usize) -> Option<NonNull<u8>> {
