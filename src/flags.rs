@@ -190,6 +190,9 @@ impl Args for SettingArgs {
                     .value_name(setting.metavar)
                     .action(ArgAction::Set)
                     .help(help);
+                if setting.key == "dialect" {
+                    arg = arg.action(ArgAction::Append);
+                }
                 if setting.metavar == "BOOL" {
                     arg = arg
                         .num_args(0..=1)
@@ -218,8 +221,10 @@ impl FromArgMatches for SettingArgs {
         self.flags = SETTINGS
             .iter()
             .filter_map(|setting| {
-                let value = matches.get_one::<String>(setting.key)?;
-                Some((setting.key.to_owned(), value.clone()))
+                // Only a list is given several times.
+                let values = matches.get_many::<String>(setting.key)?;
+                let value = values.cloned().collect::<Vec<_>>().join(",");
+                Some((setting.key.to_owned(), value))
             })
             .collect();
         Ok(())

@@ -16,6 +16,8 @@ use firn_api::limits::{self, Limits};
 use firn_api::{duration, size};
 use firn_engine::Durability;
 
+use crate::dialect::{Listen, Numbers, Speech};
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -34,6 +36,12 @@ pub struct Config {
     pub checkpoint_dir: Option<PathBuf>,
     /// `http`: host and port.
     pub http: String,
+    /// `http_dialect`
+    pub http_dialect: Speech,
+    /// `dialect`: more HTTP listeners.
+    pub dialect: Vec<Listen>,
+    /// `dialects.*`
+    pub dialects: Numbers,
     /// `insecure`
     pub insecure: bool,
     /// `memory`, in bytes.
@@ -111,6 +119,14 @@ settings! {
     "http" "FIRN_HTTP" "--http" "ADDR" "127.0.0.1:8080"
         "Where HTTP listens. Port 0 picks a free one."
         http address;
+    "http_dialect" "FIRN_HTTP_DIALECT" "--http-dialect" "NAME" "native"
+        "What HTTP speaks there: native, kv-json, put-read, v1-raw, query, kv-verbs or auto; after a \
+         slash a namespace."
+        http_dialect speech;
+    "dialect" "FIRN_DIALECT" "--dialect" "NAME=ADDR" ""
+        "One more HTTP listener, and what it speaks, as kv-json=127.0.0.1:8081 or \
+         kv-json/shop=127.0.0.1:8081. Several are separated by commas; the flag may be repeated."
+        dialect listeners;
     "insecure" "FIRN_INSECURE" "--insecure" "BOOL" "false"
         "Allow listening beyond this machine without authentication."
         insecure boolean;
@@ -128,6 +144,18 @@ settings! {
     "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
         "How long requests in flight may go on after SIGTERM."
         drain_timeout time;
+    "dialects.rate_requests" "FIRN_DIALECTS_RATE_REQUESTS" "--dialects-rate-requests" "COUNT" "10"
+        "Dialect kv-json: requests of a connection in a window; 0 is no limit."
+        dialects.rate_requests count;
+    "dialects.rate_window" "FIRN_DIALECTS_RATE_WINDOW" "--dialects-rate-window" "DURATION" "5s"
+        "Dialect kv-json: the window."
+        dialects.rate_window time;
+    "dialects.key_bytes" "FIRN_DIALECTS_KEY_BYTES" "--dialects-key-bytes" "SIZE" "1KiB"
+        "Dialect v1-raw: longest key."
+        dialects.key_bytes bytes;
+    "dialects.value_bytes" "FIRN_DIALECTS_VALUE_BYTES" "--dialects-value-bytes" "SIZE" "1KiB"
+        "Dialect v1-raw: largest value."
+        dialects.value_bytes bytes;
     "log.format" "FIRN_LOG_FORMAT" "--log-format" "FORMAT" "text"
         "How log lines look: text or json."
         log_format format;
@@ -190,7 +218,7 @@ macro_rules! kinds {
     ($($name:ident $type:ty, $read:expr, $show:expr;)*) => {
         $(mod $name {
             #[allow(unused_imports, reason = "each kind uses some of them")]
-            use super::{Duration, Durability, LogFormat, PathBuf, duration, size};
+            use super::{Duration, Durability, Listen, LogFormat, PathBuf, Speech, duration, size};
             pub(super) fn read(text: &str) -> Result<$type, String> {
                 let read: fn(&str) -> Result<$type, String> = $read;
                 read(text)
@@ -216,6 +244,25 @@ kinds! {
             _ => Err(format!("{text:?} is not an address: write host:port, as 127.0.0.1:8080")),
         },
         String::clone;
+    speech Speech, Speech::parse, Speech::to_string;
+    listeners Vec<Listen>,
+        |text| text
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+            .map(|one| {
+                let Some((speech, address)) = one.rsplit_once('=') else {
+                    return Err(format!("{one:?} is not a listener: write NAME=host:port"));
+                };
+                let (speech, address) = (Speech::parse(speech)?, super::address::read(address)?);
+                Ok(Listen { speech, address })
+            })
+            .collect(),
+        |list| list
+            .iter()
+            .map(|one| format!("{}={}", one.speech, one.address))
+            .collect::<Vec<_>>()
+            .join(",");
     boolean bool,
         |text| match text {
             "true" => Ok(true),
@@ -253,6 +300,9 @@ impl Default for Config {
             data_dir: "firn-data".into(),
             checkpoint_dir: None,
             http: "127.0.0.1:8080".into(),
+            http_dialect: Speech::default(),
+            dialect: Vec::new(),
+            dialects: Numbers::default(),
             insecure: false,
             memory_bytes: 512 << 20,
             durability: Durability::Sync,
@@ -467,6 +517,12 @@ fn flatten(
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Float(number) => number.to_string(),
             toml::Value::Boolean(flag) => flag.to_string(),
+            toml::Value::Array(list)
+                if list.iter().all(toml::Value::is_str) && !list.is_empty() =>
+            {
+                let texts: Vec<_> = list.iter().filter_map(toml::Value::as_str).collect();
+                texts.join(",")
+            }
             toml::Value::Datetime(_) | toml::Value::Array(_) => {
                 return Err(format!("{key}: a text, a number, true or false is needed"));
             }
@@ -578,6 +634,16 @@ mod tests {
             ("limits.key_bytes = \"1MiB\"", "1MiB is more than 64KiB"),
             ("limits.inflight_bytes = 1", "less than the largest body"),
             ("drain_timeout = \"soon\"", "is not a duration"),
+            (
+                "dialect = \"kv=1:2\"",
+                "\"kv\" is no dialect; there are: native, kv-json",
+            ),
+            ("dialect = \"kv-json\"", "is not a listener"),
+            ("dialect = [\"000=1\"]", "is not an address"),
+            (
+                "http_dialect = \"native/x\"",
+                "only a dialect has a namespace",
+            ),
         ] {
             let error = toml(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
@@ -595,6 +661,14 @@ mod tests {
     }
 
     #[test]
+    fn listeners_are_a_list_in_the_file_and_words_elsewhere() {
+        let config = toml("dialect = [\"000=[::1]:1\", \"query/a=b:2\"]").unwrap();
+        let env = pairs(&[("FIRN_DIALECT", "kv-json=[::1]:1, 003/a=b:2")]);
+        assert_eq!(config, load(None, env, &[]).unwrap());
+        assert_eq!(config.dialect[1].speech.to_string(), "query/a");
+    }
+
+    #[test]
     fn kubernetes_service_variables_are_not_settings() {
         let env = pairs(&[
             ("FIRN_PORT_8080_TCP", "tcp://x"),
@@ -608,6 +682,10 @@ mod tests {
         let config = Config {
             insecure: true,
             data_dir: "a \"b\"".into(),
+            dialect: vec![Listen {
+                speech: Speech::parse("001/shop").unwrap(),
+                address: "127.0.0.1:1".into(),
+            }],
             slow_request: Duration::from_millis(1500),
             ..Config::default()
         };

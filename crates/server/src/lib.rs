@@ -5,6 +5,7 @@
 //! | [`config`] | the one table of settings; file, environment, flags |
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
+//! | [`dialect`] | HTTP as the systems before spoke it |
 //! | [`metrics`] | what is counted, and `/metrics` |
 //! | [`health`] | alive, ready |
 //! | [`connection`] | a socket that watches its client's pace |
@@ -16,6 +17,7 @@
 
 pub mod config;
 pub mod connection;
+pub mod dialect;
 pub mod health;
 pub mod http;
 pub mod metrics;

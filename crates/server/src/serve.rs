@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use firn_engine::Db;
@@ -28,6 +29,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::connection::{Activity, Guarded, Pace};
+use crate::dialect::{Session, Speaker, Speech};
 use crate::http::Door;
 use crate::metrics::Metrics;
 use crate::service::{Parts, Service, durability_name};
@@ -108,8 +110,16 @@ pub struct Server {
     config: Config,
     service: Service,
     door: Arc<Door>,
+    /// The first one is `http`, the others are those of `dialect`.
+    sites: Vec<Site>,
+}
+
+/// A listener, and what it speaks; `None`: the native API.
+#[derive(Debug)]
+struct Site {
     listener: TcpListener,
     address: SocketAddr,
+    speaker: Option<Arc<Speaker>>,
 }
 
 impl Server {
@@ -128,7 +138,15 @@ impl Server {
     /// As [`Server::start`].
     pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
         config.validate().map_err(ServeError::Config)?;
-        let socket = prepare(&config).await?;
+        let mut sockets = vec![(
+            prepare(&config.http, config.insecure).await?,
+            config.http_dialect.clone(),
+            config.http.clone(),
+        )];
+        for listen in &config.dialect {
+            let socket = prepare(&listen.address, config.insecure).await?;
+            sockets.push((socket, listen.speech.clone(), listen.address.clone()));
+        }
         let (env_of_db, dir) = (env.clone(), config.data_dir.clone());
         let options = Options {
             memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
@@ -156,24 +174,37 @@ impl Server {
             local: !config.insecure,
             started: env.clock.monotonic(),
         });
-        let bind_failed = |cause| ServeError::Bind {
-            address: config.http.clone(),
-            cause,
-        };
-        let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
-        let address = listener.local_addr().map_err(bind_failed)?;
+        let mut sites = Vec::with_capacity(sockets.len());
+        for (socket, speech, address) in sockets {
+            let speaker = speaker(&config, &door, speech).await?;
+            let bind_failed = |cause| ServeError::Bind {
+                address: address.clone(),
+                cause,
+            };
+            let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
+            let address = listener.local_addr().map_err(bind_failed)?;
+            sites.push(Site {
+                listener,
+                address,
+                speaker,
+            });
+        }
         Ok(Self {
             config,
             service,
             door,
-            listener,
-            address,
+            sites,
         })
     }
 
     /// Where HTTP listens, with the port that was picked.
     pub fn http_addr(&self) -> SocketAddr {
-        self.address
+        self.sites[0].address
+    }
+
+    /// Where the listeners of `dialect` are, in their order.
+    pub fn dialect_addrs(&self) -> Vec<SocketAddr> {
+        self.sites[1..].iter().map(|site| site.address).collect()
     }
 
     /// The service behind the doors.
@@ -204,14 +235,16 @@ impl Server {
             .max_buf_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX));
         let most = i64::try_from(self.config.connections).unwrap_or(i64::MAX);
         tokio::pin!(shutdown);
+        let mut turn = 0;
         loop {
+            turn += 1;
             let accepted = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = accept(&self.sites, turn) => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, speaker) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: what helps is that somebody closes one.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -238,7 +271,7 @@ impl Server {
             tokio::spawn(serve_connection(
                 builder.clone(),
                 stream,
-                door,
+                (door, speaker),
                 pace,
                 stopping.clone(),
                 alive.clone(),
@@ -247,12 +280,12 @@ impl Server {
         let Self {
             config,
             service,
-            listener,
+            sites,
             ..
         } = self;
         tracing::info!("draining");
         service.begin_drain();
-        drop(listener);
+        drop(sites);
         let _ = stop.send(Phase::Draining);
         drop((alive, stopping));
         let drained = tokio::time::timeout(config.drain_timeout, all_gone.recv()).await;
@@ -294,13 +327,15 @@ pub async fn run(
         memory = firn_api::size::print(config.memory_bytes),
         auth,
         "listening on http://{}",
-        server.address
+        server.http_addr()
     );
-    let line = format!(
-        "ready http={} data_dir={}\n",
-        server.address,
-        config.data_dir.display()
-    );
+    let mut line = format!("ready http={}", server.http_addr());
+    for (site, listen) in server.sites[1..].iter().zip(&config.dialect) {
+        let (name, address) = (&listen.speech, site.address);
+        tracing::info!("listening on http://{address}, speaking {name}");
+        line.push_str(&format!(" {name}={address}"));
+    }
+    line.push_str(&format!(" data_dir={}\n", config.data_dir.display()));
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(line.as_bytes())
@@ -363,40 +398,74 @@ fn start_logging(config: &Config) {
     };
 }
 
-/// A bound socket on the configured address, which must be this machine's own unless `insecure`.
-async fn prepare(config: &Config) -> Result<TcpSocket, ServeError> {
+/// Who answers on a listener that speaks like this. The namespace is made if it is not there.
+async fn speaker(
+    config: &Config,
+    door: &Arc<Door>,
+    speech: Speech,
+) -> Result<Option<Arc<Speaker>>, ServeError> {
+    let Some(dialect) = speech.dialect else {
+        return Ok(None);
+    };
+    let (service, namespace) = (door.service.clone(), speech.namespace);
+    let made = service.create_namespace(&namespace).await;
+    made.map_err(|error| {
+        ServeError::Config(ConfigError {
+            origin: "dialect".into(),
+            detail: format!("namespace {namespace:?}: {}", error.detail),
+        })
+    })?;
+    let numbers = config.dialects.clone();
+    let speaker = Speaker::new(Arc::clone(door), dialect, namespace, numbers);
+    Ok(Some(Arc::new(speaker)))
+}
+
+/// The next connection, of whichever listener has one. Each is asked first in its turn, so that a
+/// flood on one does not keep the others waiting.
+async fn accept(sites: &[Site], turn: usize) -> io::Result<(TcpStream, Option<Arc<Speaker>>)> {
+    std::future::poll_fn(|cx| {
+        let (later, first) = sites.split_at(turn % sites.len());
+        for site in first.iter().chain(later) {
+            if let Poll::Ready(accepted) = site.listener.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, _)| (stream, site.speaker.clone())));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// A bound socket on an address, which must be this machine's own unless `insecure`.
+async fn prepare(address: &str, insecure: bool) -> Result<TcpSocket, ServeError> {
     let failed = |cause| ServeError::Bind {
-        address: config.http.clone(),
+        address: address.into(),
         cause,
     };
-    let mut addresses = tokio::net::lookup_host(&config.http)
-        .await
-        .map_err(failed)?;
-    let Some(address) = addresses.next() else {
+    let mut addresses = tokio::net::lookup_host(address).await.map_err(failed)?;
+    let Some(found) = addresses.next() else {
         return Err(failed(io::Error::new(
             io::ErrorKind::NotFound,
             "the host has no address",
         )));
     };
-    if !address.ip().is_loopback() && !config.insecure {
+    if !found.ip().is_loopback() && !insecure {
         let detail = format!(
-            "{} can be reached from other machines, and nobody is asked for a password; listen on \
-             127.0.0.1, or allow it with --insecure (insecure = true)",
-            config.http
+            "{address} can be reached from other machines, and nobody is asked for a password; \
+             listen on 127.0.0.1, or allow it with --insecure (insecure = true)"
         );
         return Err(ServeError::Config(ConfigError {
             origin: "http".into(),
             detail,
         }));
     }
-    let socket = if address.is_ipv4() {
+    let socket = if found.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
     };
     let socket = socket.map_err(failed)?;
     socket.set_reuseaddr(true).map_err(failed)?;
-    socket.bind(address).map_err(failed)?;
+    socket.bind(found).map_err(failed)?;
     Ok(socket)
 }
 
@@ -425,7 +494,7 @@ async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
 async fn serve_connection(
     builder: http1::Builder,
     stream: TcpStream,
-    door: Arc<Door>,
+    (door, speaker): (Arc<Door>, Option<Arc<Speaker>>),
     pace: Pace,
     mut phase: watch::Receiver<Phase>,
     alive: mpsc::Sender<()>,
@@ -433,9 +502,17 @@ async fn serve_connection(
     let _place = Place(Arc::clone(&door));
     let activity = Arc::new(Activity::default());
     let io = TokioIo::new(Guarded::new(stream, Arc::clone(&activity), pace));
+    let session = Arc::new(Session::default());
     let service = service_fn(move |request| {
         let (door, activity) = (Arc::clone(&door), Arc::clone(&activity));
-        async move { Ok::<_, std::convert::Infallible>(door.handle(request, activity).await) }
+        let (speaker, session) = (speaker.clone(), Arc::clone(&session));
+        async move {
+            let reply = match speaker {
+                None => door.handle(request, activity).await,
+                Some(speaker) => speaker.handle(request, activity, &session).await,
+            };
+            Ok::<_, std::convert::Infallible>(reply)
+        }
     });
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);

@@ -126,6 +126,13 @@ pub struct ReplyBody {
 enum Kind {
     Full(Bytes),
     Stream(Box<EntryStream>),
+    Chunks(Box<dyn Chunks>),
+}
+
+/// A body that somebody else makes chunk by chunk.
+pub(crate) trait Chunks: std::fmt::Debug + Send {
+    /// The next chunk; an empty one is the end, an error cuts the connection.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<Bytes>>;
 }
 
 impl ReplyBody {
@@ -137,6 +144,21 @@ impl ReplyBody {
         Self {
             kind: Kind::Full(bytes.into()),
             request: None,
+        }
+    }
+
+    pub(crate) fn chunks(chunks: Box<dyn Chunks>) -> Self {
+        Self {
+            kind: Kind::Chunks(chunks),
+            request: None,
+        }
+    }
+
+    /// The bytes, unless it is made as it is sent.
+    pub(crate) fn as_full(&self) -> Option<&Bytes> {
+        match &self.kind {
+            Kind::Full(bytes) => Some(bytes),
+            _ => None,
         }
     }
 
@@ -154,7 +176,7 @@ impl ReplyBody {
 
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = std::io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -163,6 +185,10 @@ impl Body for ReplyBody {
         let bytes = match &mut self.kind {
             Kind::Full(bytes) => std::mem::take(bytes),
             Kind::Stream(stream) => ready!(stream.poll_chunk(cx)),
+            Kind::Chunks(chunks) => match ready!(chunks.poll_chunk(cx)) {
+                Ok(bytes) => bytes,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            },
         };
         Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
     }
@@ -171,13 +197,14 @@ impl Body for ReplyBody {
         match &self.kind {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Stream(stream) => matches!(stream.state, State::Done),
+            Kind::Chunks(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(_) => SizeHint::default(),
+            Kind::Stream(_) | Kind::Chunks(_) => SizeHint::default(),
         }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) mod kv;
 #[doc(hidden)]
 pub mod loopback;
 pub mod openapi;
-mod origin;
+pub(crate) mod origin;
 pub(crate) mod problem;
 mod query;
 mod range;
@@ -251,7 +251,7 @@ impl Door {
 
 /// Gets rid of what nobody wanted of a request's body, so that the client comes to read the answer
 /// instead of finding the connection reset; `false` if the connection cannot be used any more.
-async fn settle(parts: &Parts, body: &mut Incoming, code: &str) -> bool {
+pub(crate) async fn settle(parts: &Parts, body: &mut Incoming, code: &str) -> bool {
     if body.is_end_stream() {
         return true;
     }

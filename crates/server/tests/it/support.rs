@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use firn_client::Client;
+use firn_io::Env;
 use firn_server::config::Config;
 use firn_server::serve::{ServeError, Server};
+use firn_server::service::Service;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,6 +18,9 @@ use tokio::task::JoinHandle;
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) client: Client,
+    /// Where the listeners of `dialect` are.
+    pub(crate) dialects: Vec<SocketAddr>,
+    pub(crate) service: Service,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<Result<(), ServeError>>,
     pub(crate) dir: tempfile::TempDir,
@@ -31,6 +36,14 @@ impl Running {
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in_env(Env::os(2), dir, change).await
+    }
+
+    pub(crate) async fn start_in_env(
+        env: Env,
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config {
             data_dir: dir.path().join("data"),
             http: "127.0.0.1:0".into(),
@@ -38,8 +51,9 @@ impl Running {
             ..Config::default()
         };
         change(&mut config);
-        let server = Server::start(config).await.unwrap();
+        let server = Server::start_in(env, config).await.unwrap();
         let address = server.http_addr();
+        let (dialects, service) = (server.dialect_addrs(), server.service().clone());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
             let _ = stopped.await;
@@ -48,6 +62,8 @@ impl Running {
         Self {
             address,
             client,
+            dialects,
+            service,
             stop,
             ended,
             dir,
@@ -58,12 +74,13 @@ impl Running {
     pub(crate) async fn stop(self) -> tempfile::TempDir {
         let Self {
             client,
+            service,
             stop,
             ended,
             dir,
             ..
         } = self;
-        drop(client);
+        drop((client, service));
         stop.send(()).unwrap();
         ended.await.unwrap().unwrap();
         dir
