@@ -92,7 +92,7 @@ fn with(path: &Path, parse: Parse, give: &mut Give<'_>) -> Result<()> {
     let input = host::open_input(path)?;
     let name = path.display();
     let end = parse(input, &mut |change| {
-        give(change.map_err(|failure| failure.context(&name)))
+        give(change.map_err(|failure| failure.advise(format!("in {name}"))))
     })?;
     if let End::Torn(at) = end {
         note(format_args!(
@@ -403,10 +403,7 @@ fn snapshot(input: Input, give: &mut Give<'_>) -> Result<End> {
 }
 
 /// Messages with a length before each; `each` says whether it was one.
-fn messages(
-    mut input: Input,
-    each: &mut dyn FnMut(&[u8], u64) -> Result<bool>,
-) -> Result<End> {
+fn messages(mut input: Input, each: &mut dyn FnMut(&[u8], u64) -> Result<bool>) -> Result<End> {
     let mut at = 0;
     loop {
         let (len, whole) = match length(&mut input)? {
@@ -533,7 +530,8 @@ mod tests {
 
     #[test]
     fn tables_and_logs_of_kv_json() {
-        let table = b"{\"key\":\"a:b\",\"value\":\"1\\n2\"}\n{\"key\":\"a\",\"value\":\"<\"}\n{\"ke";
+        let table =
+            b"{\"key\":\"a:b\",\"value\":\"1\\n2\"}\n{\"key\":\"a\",\"value\":\"<\"}\n{\"ke";
         let log = b"a:1\nb:2:3\n";
         let files: &[(&str, &[u8])] = &[("sstable.db", table), ("wal/wal_1.log", log)];
         let found = changes(System::KvJson, files).unwrap();
@@ -549,7 +547,10 @@ mod tests {
     fn lines_of_put_read_go_by_their_lengths() {
         let one = b"1700000000;3;5;a;b;v;\n;1\n1700000001;1;0;x;\n";
         let files: &[(&str, &[u8])] = &[
-            ("1700000009.dat", b"1700000009;1;2;x;hi\n1700000010;1;9;y;cut"),
+            (
+                "1700000009.dat",
+                b"1700000009;1;2;x;hi\n1700000010;1;9;y;cut",
+            ),
             ("999999999.dat", one),
         ];
         let found = changes(System::PutRead, files).unwrap();
@@ -584,7 +585,10 @@ mod tests {
         let files: &[(&str, &[u8])] = &[
             ("snapshots/snapshot.1700000000000000001.5.dat", &snapshot),
             ("snapshots/snapshot.1600000000000000001.2.dat", &before),
-            ("wal/kv.log.compacting", &[before.clone(), compacting].concat()),
+            (
+                "wal/kv.log.compacting",
+                &[before.clone(), compacting].concat(),
+            ),
             ("wal/kv.log", &log),
         ];
         let found = changes(System::V1Raw, files).unwrap();
@@ -601,14 +605,7 @@ mod tests {
 
     fn record(key: &[u8], value: &[u8], deleted: bool) -> Vec<u8> {
         let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_le_bytes();
-        let blob = [
-            &len(key)[..],
-            key,
-            &len(value),
-            &[u8::from(deleted)],
-            value,
-        ]
-        .concat();
+        let blob = [&len(key)[..], key, &len(value), &[u8::from(deleted)], value].concat();
         let sum = crc32c::crc32c(&blob).to_le_bytes();
         [&len(&blob)[..], &blob, &sum].concat()
     }
@@ -641,7 +638,13 @@ mod tests {
             gone("c"),
         ];
         assert_eq!(found, expected);
-        assert!(changes(System::KvVerbs, &[("wal-1.wal", b"{\"op\":\"x\",\"k\":\"a\"}\n")]).is_err());
+        assert!(
+            changes(
+                System::KvVerbs,
+                &[("wal-1.wal", b"{\"op\":\"x\",\"k\":\"a\"}\n")]
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -649,9 +652,21 @@ mod tests {
         let files = [
             (System::PutRead, "1.dat", b"1;1;2;a;hi\n2;1;0;a;\n".to_vec()),
             (System::Query, "seg_1.dat", record(b"key", b"value", false)),
-            (System::V1Raw, "x.log", message(&[(8, &[1]), (16, &[2]), (0x1a, b"k")])),
-            (System::KvVerbs, "wal-1.wal", b"{\"op\":\"put\",\"k\":\"a\",\"v\":\"1\"}\n".to_vec()),
-            (System::KvJson, "sstable.db", b"{\"key\":\"a\",\"value\":\"1\"}\n".to_vec()),
+            (
+                System::V1Raw,
+                "x.log",
+                message(&[(8, &[1]), (16, &[2]), (0x1a, b"k")]),
+            ),
+            (
+                System::KvVerbs,
+                "wal-1.wal",
+                b"{\"op\":\"put\",\"k\":\"a\",\"v\":\"1\"}\n".to_vec(),
+            ),
+            (
+                System::KvJson,
+                "sstable.db",
+                b"{\"key\":\"a\",\"value\":\"1\"}\n".to_vec(),
+            ),
         ];
         let dir = tempfile::tempdir().unwrap();
         for (system, name, bytes) in files {

@@ -12,6 +12,7 @@ use firn_io::clock::ManualClock;
 use firn_io::exec::{Executor, ThreadPool};
 use firn_io::fs::mem::MemFs;
 use firn_io::rng::SeededEntropy;
+use firn_server::dialect::Dialect;
 use firn_server::http::loopback::{Loopback, MEMORY_BYTES};
 
 use crate::START_MS;
@@ -69,6 +70,24 @@ pub fn text(data: &[u8]) {
 /// The bytes of a connection: requests as HTTP has them on the wire. Each input meets a new database
 /// with a few keys. Every answer must begin as HTTP does, and none may be an internal error.
 pub fn http(data: &[u8]) {
+    let reply = exchange(None, data);
+    for status in ["500", "502"] {
+        let line = format!("HTTP/1.1 {status} ");
+        let found = reply
+            .windows(line.len())
+            .any(|window| window == line.as_bytes());
+        assert!(!found, "{}", reply.escape_ascii());
+    }
+}
+
+/// The same in a dialect, which the first byte chooses. There a 500 may be the right answer.
+pub fn dialects(data: &[u8]) {
+    let (&first, bytes) = data.split_first().unwrap_or((&0, &[]));
+    let (dialect, _, _) = Dialect::ALL[usize::from(first) % Dialect::ALL.len()];
+    exchange(Some(dialect), bytes);
+}
+
+fn exchange(dialect: Option<Dialect>, data: &[u8]) -> Vec<u8> {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
         let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -76,7 +95,10 @@ pub fn http(data: &[u8]) {
         builder.build().expect("a runtime")
     });
     let (db, env) = database();
-    let door = Loopback::new(db.clone(), &env);
+    let mut door = Loopback::new(db.clone(), &env);
+    if let Some(dialect) = dialect {
+        door = door.speaking(dialect);
+    }
     let most = Duration::from_secs(10);
     let exchange = async { tokio::time::timeout(most, door.exchange(data)).await };
     let reply = runtime
@@ -87,14 +109,8 @@ pub fn http(data: &[u8]) {
         "{}",
         reply.escape_ascii()
     );
-    for status in ["500", "502"] {
-        let line = format!("HTTP/1.1 {status} ");
-        let found = reply
-            .windows(line.len())
-            .any(|window| window == line.as_bytes());
-        assert!(!found, "{}", reply.escape_ascii());
-    }
     db.close().expect("closed");
+    reply
 }
 
 fn database() -> (Db, Env) {

@@ -79,7 +79,104 @@ pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
         ("current", vec![("seven", b"MANIFEST-000007\n".to_vec())]),
         ("text", texts()),
         ("http", requests()),
+        ("dialects", dialects()),
     ]
+}
+
+/// A connection for each dialect, by its place in the list of dialects.
+fn dialects() -> Vec<Seed> {
+    let all = [
+        (
+            "kv_json",
+            &[
+                (
+                    "POST",
+                    "/kv/n%20w",
+                    "{\"VALUE\":\"\\u00e9\\ud83d\\ude00\"} rest",
+                ),
+                ("GET", "/kv/?start=a&end=z", ""),
+                ("POST", "/kv/batch", "[{\"key\":\"x\",\"value\":\"1\"}]"),
+                ("DELETE", "/kv/x/", ""),
+                ("GET", "/kv//x?q", ""),
+            ][..],
+        ),
+        (
+            "put_read",
+            &[
+                (
+                    "POST",
+                    "/put",
+                    "{\"key\":\"n\",\"data\":null,\"value\":\"x\"}",
+                ),
+                ("GET", "/read?key=n+%6e;", ""),
+                ("POST", "/batchput", "{\"x\":\"1\",\"y\":\"\"}"),
+                ("GET", "/readrange?start=a&end=key", ""),
+                ("DELETE", "/delete?key=a", ""),
+            ],
+        ),
+        (
+            "v1_raw",
+            &[
+                ("PUT", "/v1/a%2Fb", "<html>"),
+                ("GET", "/v1/a%2fb?x", ""),
+                ("DELETE", "/v1/%C3%A9", ""),
+                ("GET", "/metrics", ""),
+            ],
+        ),
+        (
+            "query",
+            &[
+                ("PUT", "/any?key=n&KEY=m&value=%zz+", ""),
+                ("GET", "/Range?start=a&end=z", ""),
+                (
+                    "POST",
+                    "/batchput",
+                    "{\"Keys\":[\"x\"],\"values\":[\"\\n\"]}",
+                ),
+                ("DELETE", "/?key=a", ""),
+            ],
+        ),
+        (
+            "kv_verbs",
+            &[
+                (
+                    "POST",
+                    "/kv/put",
+                    "{\"key\":\"n\",\"value\":\"x\",\"o\":[1e9,true]}",
+                ),
+                ("GET", "/KV/read/n/", ""),
+                ("GET", "/kv/read-range?start=a&end=z", ""),
+                (
+                    "POST",
+                    "/kv/batch-put",
+                    "{\"items\":[{\"key\":\"x\",\"value\":\"1\"}]}",
+                ),
+                ("DELETE", "/kv/delete/a%2Fb", ""),
+            ],
+        ),
+        (
+            "auto",
+            &[
+                ("POST", "/kv/put", "{\"value\":\"x\"}"),
+                ("POST", "/batchput", "{\"Keys\":[\"x\"],\"Values\":[\"1\"]}"),
+                ("GET", "/?key=a", ""),
+                ("GET", "/kv/read-range", ""),
+            ],
+        ),
+    ];
+    let seed = |(index, (name, requests)): (usize, &(&'static str, &[(&str, &str, &str)]))| {
+        let mut bytes = vec![u8::try_from(index).expect("few")];
+        for (method, target, body) in *requests {
+            let request = format!(
+                "{method} {target} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            bytes.extend_from_slice(request.as_bytes());
+        }
+        (*name, bytes)
+    };
+    all.iter().enumerate().map(seed).collect()
 }
 
 fn batch() -> Vec<u8> {

@@ -203,7 +203,11 @@ pub(crate) async fn range(service: &Service, query: RangeQuery, shape: Shape) ->
 /// A range without entries.
 pub(crate) fn nothing(shape: Shape) -> ReplyBody {
     let (begin, end) = shape.around();
-    ReplyBody::full([begin, end].concat())
+    let both = [begin, end].concat();
+    match shape {
+        Shape::Values => ReplyBody::chunks(Box::new(Chunked(both.into()))),
+        _ => ReplyBody::full(both),
+    }
 }
 
 type Filled = (Box<Walk<Rows>>, Result<()>);
