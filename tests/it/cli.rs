@@ -345,6 +345,34 @@ fn directories_come_in() {
 }
 
 #[test]
+fn files_of_other_systems_come_in() {
+    let place = Place::new();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = place.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    // A log entry of protobuf: id, operation (2: put), key, value.
+    let entry = b"\x0b\x00\x00\x00\x08\x01\x10\x02\x1a\x02v1\x22\x01x";
+    let blob = b"\x02\x00\x00\x00qu\x01\x00\x00\x00\x00x";
+    let sum = crc32c::crc32c(blob).to_le_bytes();
+    let length = [u8::try_from(blob.len()).unwrap(), 0, 0, 0];
+    write("000/sstable.db", b"{\"key\":\"kv\",\"value\":\"x\"}\n");
+    write("001/1700000000.dat", b"1700000000;2;1;pr;x\n1700000001;4;0;kept;\n");
+    write("002/wal/kv.log", entry);
+    write("003/seg_1.dat", &[&length[..], blob, &sum].concat());
+    write("004/wal/wal-1.wal", b"{\"op\":\"put\",\"k\":\"ve\",\"v\":\"x\",\"ts\":1}\n");
+    place.run(&["put", "--data-dir", "d", "kept", "until 001 deletes it"]).ok();
+    for kind in ["000", "001", "002", "003", "004"] {
+        place.run(&["import", "--data-dir", "d", "--from", kind, kind]).ok();
+    }
+    let all = place.run(&["scan", "--data-dir", "d"]).ok();
+    assert_eq!(all, b"kv\tx\npr\tx\nqu\tx\nv1\tx\nve\tx\n");
+    let none = place.run(&["import", "--data-dir", "d", "--from", "query", "001"]);
+    assert!(none.fails(2).stderr.contains("no file seg_*.dat"));
+}
+
+#[test]
 fn imports_resume_and_dry_run() {
     let place = Place::new();
     let import = ["import", "--data-dir", "d", "--from", "lines"];

@@ -65,11 +65,11 @@ impl fmt::Display for ServeError {
             Self::Bind { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
                 write!(
                     f,
-                    "http: {address} is in use; choose another with --http (port 0 picks a free one)"
+                    "http: {address} is in use; choose another with --http or --dialect (port 0 picks a free one)"
                 )
             }
             Self::Bind { address, cause } => {
-                write!(f, "http: cannot listen on {address} (see --http): {cause}")
+                write!(f, "http: cannot listen on {address} (see --http and --dialect): {cause}")
             }
             Self::Engine(error) => write!(f, "{error}"),
             Self::Io(error) => write!(f, "{error}"),

@@ -53,6 +53,9 @@ struct Case {
     why: Option<String>,
     #[serde(default)]
     skip: bool,
+    /// The route is not there; `ours` says so.
+    #[serde(default)]
+    absent: bool,
     #[serde(default)]
     alone: bool,
 }
@@ -125,7 +128,7 @@ impl Case {
 
     fn outcome(&self) -> (&'static str, &str) {
         let why = self.why.as_deref().unwrap_or_default();
-        match (&self.ours, self.skip) {
+        match (&self.ours, self.skip || self.absent) {
             (_, true) => ("not reproduced", why),
             (Some(_), _) => ("decided otherwise", why),
             _ => ("as before", why),
