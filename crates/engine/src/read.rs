@@ -8,11 +8,10 @@
 //! A read loads the tree's picture first and the published number second: what the number allows is
 //! then in the picture, and nothing in the picture can go away under it (see `snapshot`).
 
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use crate::blob::{BlobFile, BlobPointer};
-use crate::cache::BlockSlice;
 use crate::core::{Core, Now};
 use crate::error::{Error, Result};
 use crate::iterator::InternalIterator;
@@ -25,29 +24,29 @@ use crate::names;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
 use crate::sstable::{ReadOptions, Table, TableIter, key_hash};
-use crate::tree::{Levels, TableFile, Tree, TreeState};
+use crate::tree::{Levels, TableFile, TableSlot, Tree, TreeState};
 use crate::value::{Entry, Value};
-use crate::version::KeyRange;
+use crate::version::{KeyRange, Level};
 
 /// The newest version of a key, before its value is made.
 enum Found<'a> {
     /// In a memtable of the picture.
     Memtable(Trailer, &'a [u8]),
-    /// In a block.
-    Block(Trailer, BlockSlice),
+    /// In a table.
+    Table(Trailer, Value),
 }
 
 impl Found<'_> {
     fn trailer(&self) -> Trailer {
         match self {
-            Self::Memtable(trailer, _) | Self::Block(trailer, _) => *trailer,
+            Self::Memtable(trailer, _) | Self::Table(trailer, _) => *trailer,
         }
     }
 
     fn raw(&self) -> &[u8] {
         match self {
             Self::Memtable(_, value) => value,
-            Self::Block(_, value) => value,
+            Self::Table(_, value) => value,
         }
     }
 }
@@ -189,7 +188,7 @@ impl Core {
         } else {
             match found {
                 Found::Memtable(_, raw) => Value::copied(&raw[skip..]),
-                Found::Block(_, slice) => Value::block(slice.skip(skip)),
+                Found::Table(_, value) => value.skip(skip),
             }
         };
         Ok(Some(Entry {
@@ -236,54 +235,66 @@ impl Core {
         self.observer.counters.scans.add(1);
         let now_ms = self.env.clock.unix_ms();
         let mut sources = Vec::with_capacity(4);
+        let mut tombstones = Vec::new();
         let waiting = state.immutables.iter().map(|i| &i.memtable);
         for memtable in std::iter::once(&state.active).chain(waiting) {
-            if !memtable.is_empty() || memtable.has_range_tombstones() {
-                sources.push((
-                    Source::Memtable(memtable.iter()),
-                    memtable.range_tombstones(),
-                ));
+            let has_tombstones = memtable.has_range_tombstones();
+            if has_tombstones {
+                tombstones.push((sources.len(), memtable.range_tombstones()));
+            }
+            if has_tombstones || !memtable.is_empty() {
+                sources.push(Source::Memtable(memtable.iter()));
             }
         }
-        let range = hull(&options);
+        let (range, bounds) = Bounds::take(options.start, options.end);
         for file in state.levels.files(0) {
             if range.overlaps_file(&file.meta) {
                 let table = self.table(file)?;
-                let tombstones = Arc::clone(table.range_tombstones());
-                sources.push((
-                    Source::Table(table.iter(ReadOptions::default())),
-                    tombstones,
-                ));
+                if !table.range_tombstones().is_empty() {
+                    tombstones.push((sources.len(), Arc::clone(table.range_tombstones())));
+                }
+                sources.push(Source::Table(table.iter(ReadOptions::default())));
             }
         }
-        for level in 1..LEVELS {
-            let files = state.levels.overlapping(level, &range);
-            if files.is_empty() {
+        let levels = state.levels.levels();
+        let deepest = (1..LEVELS).rev().find(|&level| !levels[level].is_empty());
+        for (number, level) in levels.iter().enumerate().skip(1) {
+            let part = level.overlapping(&range);
+            if part.is_empty() {
                 continue;
             }
-            let mut covering = Vec::new();
-            for file in files.iter().filter(|f| f.meta.range_tombstone_count > 0) {
-                covering.push(Arc::clone(self.table(file)?.range_tombstones()));
-            }
-            let tombstones = match covering.len() {
-                0 => Arc::default(),
-                1 => covering.swap_remove(0),
-                _ => {
-                    let sets: Vec<&RangeTombstones> = covering.iter().map(|t| &**t).collect();
-                    Arc::new(RangeTombstones::merge(&sets))
+            if level.has_range_tombstones() {
+                let files = level.files()[part.clone()].iter();
+                let mut covering = Vec::new();
+                for file in files.filter(|f| f.meta.range_tombstone_count > 0) {
+                    covering.push(Arc::clone(self.table(file)?.range_tombstones()));
                 }
-            };
-            let run = Run::new(Arc::clone(self), files, ReadOptions::default());
-            sources.push((Source::Level(ConcatIter::new(run)), tombstones));
+                let sets: Vec<&RangeTombstones> = covering.iter().map(|t| &**t).collect();
+                match sets.len() {
+                    0 => {}
+                    1 => tombstones.push((sources.len(), covering.swap_remove(0))),
+                    _ => tombstones.push((sources.len(), Arc::new(RangeTombstones::merge(&sets)))),
+                }
+            }
+            let mut read = ReadOptions::default();
+            if deepest == Some(number) {
+                // Most of what the scan will return is here: soon it will need the next block too.
+                read.seek_bytes = SEEK_BYTES;
+            }
+            let files = RunFiles::Level(Arc::clone(level), part);
+            let run = Run::new(Arc::clone(self), files, read);
+            sources.push(Source::Level(ConcatIter::new(run)));
         }
+        let (start, end) = bounds.give_back(range);
         let view = View {
             snapshot,
             now_ms,
-            start: options.start,
-            end: options.end,
+            start,
+            end,
             reverse: options.reverse,
         };
-        let inner = VisibleIter::new(MergingIter::with_tombstones(sources, snapshot), view);
+        let merge = MergingIter::with_tombstones(sources, tombstones, snapshot);
+        let inner = VisibleIter::new(merge, view);
         Ok(Scan {
             core: Arc::clone(self),
             tree: Arc::clone(tree),
@@ -297,21 +308,48 @@ impl Core {
     }
 }
 
-/// A range that contains every key of a scan, by which files are chosen.
-fn hull(options: &ScanOptions) -> KeyRange {
-    let start = match &options.start {
-        Bound::Included(key) | Bound::Excluded(key) => key.clone(),
-        Bound::Unbounded => Vec::new(),
-    };
-    let (end, end_exclusive) = match &options.end {
-        Bound::Included(key) => (Some(key.clone()), false),
-        Bound::Excluded(key) => (Some(key.clone()), true),
-        Bound::Unbounded => (None, false),
-    };
-    KeyRange {
-        start,
-        end,
-        end_exclusive,
+/// What a seek in the deepest level reads from its file, where the cache has nothing.
+const SEEK_BYTES: usize = 2 << 10;
+
+/// Of which kind the bounds of a scan are, while a [`KeyRange`] has their keys.
+struct Bounds {
+    start_excluded: bool,
+    has_start: bool,
+}
+
+impl Bounds {
+    /// A range that contains every key of a scan, by which files are chosen, made of its bounds.
+    fn take(start: Bound<Vec<u8>>, end: Bound<Vec<u8>>) -> (KeyRange, Self) {
+        let bounds = Self {
+            start_excluded: matches!(start, Bound::Excluded(_)),
+            has_start: !matches!(start, Bound::Unbounded),
+        };
+        let end_exclusive = matches!(end, Bound::Excluded(_));
+        let key = |bound| match bound {
+            Bound::Included(key) | Bound::Excluded(key) => Some(key),
+            Bound::Unbounded => None,
+        };
+        let range = KeyRange {
+            start: key(start).unwrap_or_default(),
+            end: key(end),
+            end_exclusive,
+        };
+        (range, bounds)
+    }
+
+    /// The bounds that [`take`](Self::take) was given.
+    fn give_back(&self, range: KeyRange) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+        let start = match (self.has_start, self.start_excluded) {
+            (false, _) => Bound::Unbounded,
+            (true, true) => Bound::Excluded(range.start),
+            (true, false) => Bound::Included(range.start),
+        };
+        let end = match (range.end, range.end_exclusive) {
+            (None, _) => Bound::Unbounded,
+            (Some(end), true) => Bound::Excluded(end),
+            (Some(end), false) => Bound::Included(end),
+        };
+        (start, end)
     }
 }
 
@@ -328,7 +366,7 @@ fn probe(
         *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
     }
     let entry = table.get(key, hash, snapshot)?;
-    Ok(entry.map(|entry| Found::Block(entry.trailer, entry.value)))
+    Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value)))
 }
 
 /// The kind in a stored trailer.
@@ -415,10 +453,19 @@ impl ScanOptions {
     }
 }
 
-/// The files of a level as a sorted run.
+/// Files in key order that do not overlap.
+#[derive(Debug)]
+pub enum RunFiles {
+    /// Some of a level, which costs the same however many they are.
+    Level(Arc<Level<TableSlot>>, Range<usize>),
+    /// These.
+    List(Vec<Arc<TableFile>>),
+}
+
+/// Files as a sorted run.
 pub struct Run {
     core: Arc<Core>,
-    files: Vec<Arc<TableFile>>,
+    files: RunFiles,
     options: ReadOptions,
 }
 
@@ -431,12 +478,20 @@ impl std::fmt::Debug for Run {
 }
 
 impl Run {
-    /// The files, which must be in key order and not overlap.
-    pub fn new(core: Arc<Core>, files: Vec<Arc<TableFile>>, options: ReadOptions) -> Self {
+    /// A run of these files.
+    pub fn new(core: Arc<Core>, files: RunFiles, options: ReadOptions) -> Self {
         Self {
             core,
             files,
             options,
+        }
+    }
+
+    #[inline]
+    fn files(&self) -> &[Arc<TableFile>] {
+        match &self.files {
+            RunFiles::Level(level, part) => &level.files()[part.clone()],
+            RunFiles::List(files) => files,
         }
     }
 }
@@ -445,20 +500,20 @@ impl RunSource for Run {
     type Iter = TableIter;
 
     fn len(&self) -> usize {
-        self.files.len()
+        self.files().len()
     }
 
     fn smallest(&self, index: usize) -> &[u8] {
-        &self.files[index].meta.smallest
+        &self.files()[index].meta.smallest
     }
 
     fn largest(&self, index: usize) -> (&[u8], bool) {
-        let meta = &self.files[index].meta;
+        let meta = &self.files()[index].meta;
         (&meta.largest, meta.largest_exclusive)
     }
 
     fn open(&mut self, index: usize) -> Result<TableIter> {
-        let table = self.core.table(&self.files[index])?;
+        let table = self.core.table(&self.files()[index])?;
         Ok(table.iter(self.options))
     }
 }

@@ -31,6 +31,16 @@ impl Value {
         Self(Repr::Block(slice))
     }
 
+    /// The same bytes without the first `n` (all of them if it is shorter).
+    #[must_use]
+    pub(crate) fn skip(self, n: usize) -> Self {
+        match self.0 {
+            Repr::Block(slice) => Self(Repr::Block(slice.skip(n))),
+            _ if n == 0 => self,
+            _ => Self::copied(self.get(n..).unwrap_or_default()),
+        }
+    }
+
     /// The bytes, copied unless this is the only holder of a copy already.
     pub fn into_vec(self) -> Vec<u8> {
         match self.0 {

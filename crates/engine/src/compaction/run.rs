@@ -26,7 +26,7 @@ use crate::merge::concat::ConcatIter;
 use crate::merge::merging::MergingIter;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
-use crate::read::{Run, Source};
+use crate::read::{Run, RunFiles, Source};
 use crate::sstable::ReadOptions;
 use crate::tree::{Levels, TableFile, TableSlot, Tree};
 use crate::version::KeyRange;
@@ -274,7 +274,7 @@ fn open_inputs(
         } else if !files.is_empty() {
             let run = Run::new(
                 Arc::clone(core),
-                files.clone(),
+                RunFiles::List(files.clone()),
                 ReadOptions::sequential(READAHEAD_BYTES),
             );
             children.push(Source::Level(ConcatIter::new(run)));

@@ -107,22 +107,18 @@ impl<I: InternalIterator> MergingIter<I> {
         Self::build(children, Vec::new(), SeqNo::MAX)
     }
 
-    /// Merges the children, newest source first, each with the range tombstones of its source, for
-    /// a reader at `snapshot`: entries that a tombstone not newer than the snapshot deletes are left
-    /// out. Entries newer than the snapshot are not.
+    /// Merges the children, newest source first, for a reader at `snapshot`. `tombstones` are the
+    /// range tombstones of those children's sources that have some, by the number of the child,
+    /// ascending: entries that a tombstone not newer than the snapshot deletes are left out. Entries
+    /// newer than the snapshot are not.
     pub fn with_tombstones(
-        sources: impl IntoIterator<Item = (I, Arc<RangeTombstones>)>,
+        children: Vec<I>,
+        tombstones: impl IntoIterator<Item = (usize, Arc<RangeTombstones>)>,
         snapshot: SeqNo,
     ) -> Self {
-        let mut sets = Vec::new();
-        let mut children = Vec::new();
-        for (rank, (child, set)) in sources.into_iter().enumerate() {
-            children.push(child);
-            if !set.is_empty() {
-                sets.push(RankedTombstones { rank, set });
-            }
-        }
-        Self::build(children, sets, snapshot)
+        let sets = tombstones.into_iter().filter(|(_, set)| !set.is_empty());
+        let sets = sets.map(|(rank, set)| RankedTombstones { rank, set });
+        Self::build(children, sets.collect(), snapshot)
     }
 
     fn build(children: Vec<I>, sets: Vec<RankedTombstones>, snapshot: SeqNo) -> Self {
@@ -135,7 +131,7 @@ impl<I: InternalIterator> MergingIter<I> {
             reverse: false,
             snapshot,
             hints: vec![0; children.len() * sets.len()],
-            clear: vec![0; children.len()],
+            clear: vec![0; if sets.is_empty() { 0 } else { children.len() }],
             sets,
             pivot: Vec::new(),
             children,
@@ -613,9 +609,8 @@ mod tests {
 
     fn merging(parts: &[(Vec<Entry>, RangeTombstones)], snapshot: SeqNo) -> MergingIter<VecIter> {
         MergingIter::with_tombstones(
-            parts
-                .iter()
-                .map(|(e, t)| (VecIter::new(e.clone()), Arc::new(t.clone()))),
+            parts.iter().map(|(e, _)| VecIter::new(e.clone())).collect(),
+            parts.iter().map(|(_, t)| Arc::new(t.clone())).enumerate(),
             snapshot,
         )
     }

@@ -453,10 +453,11 @@ mod tests {
             seeks in proptest::collection::vec((key(), 0usize..4), 0..5),
         ) {
             let view = View { snapshot, now_ms, start, end, reverse };
-            let sources = split(&history, &cuts);
+            let (entries, tombstones): (Vec<_>, Vec<_>) = split(&history, &cuts).into_iter().unzip();
             let mut iter = VisibleIter::new(
                 MergingIter::with_tombstones(
-                    sources.into_iter().map(|(e, t)| (VecIter::new(e), Arc::new(t))),
+                    entries.into_iter().map(VecIter::new).collect(),
+                    tombstones.into_iter().map(Arc::new).enumerate(),
                     snapshot,
                 ),
                 view.clone(),

@@ -20,16 +20,25 @@
 //! Decoding a block walks its entries once, checks every length, and builds for each entry the
 //! offset of the entry and, above it in the same 64 bits, the four bytes of its key that follow the
 //! common ones, as an integer whose order is that of the bytes (a shorter key is filled with
-//! zeros). A search then is a search
-//! for an integer among integers that lie next to each other; keys are compared only where those
-//! are equal. Everything after decoding relies on the checks done there and cannot fail.
+//! zeros). A search then is a search for an integer among integers that lie next to each other; keys
+//! are compared only where those are equal. Everything after decoding relies on the checks done
+//! there and cannot fail.
+//!
+//! All of it is one run of bytes, the *image*, so that a cached block is one allocation of exactly
+//! its size:
+//!
+//! ```text
+//! count u32 | restart interval u32 | common u32 | first key u32 | length u32 | the block | index: count x u64
+//! ```
+//!
+//! [`BlockBuf`] makes images, in a buffer that serves again and again; [`View`] reads them.
 
 use std::cmp::Ordering;
 
 use firn_io::codec::{get_u32, get_varint_u32, put_u32, put_varint_u32};
 
-use crate::cache::Block;
 use crate::options::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::sstable::stored::{self, Bad};
 
 /// Bytes of the three numbers at the end.
 const TAIL_BYTES: usize = 12;
@@ -84,6 +93,10 @@ impl BlockBuilder {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.count
     }
 
     /// Bytes of the block if it were finished now.
@@ -213,7 +226,10 @@ fn long_entry_head(bytes: &[u8], offset: usize) -> Option<Entry> {
 fn ordered_prefix(bytes: &[u8], offset: usize, len: usize) -> u32 {
     let word = match bytes.get(offset..).and_then(|b| b.first_chunk()) {
         Some(chunk) => u32::from_le_bytes(*chunk).swap_bytes(),
-        None => return ordered_prefix_of(bytes.get(offset..).unwrap_or_default()),
+        None => {
+            let rest = bytes.get(offset..).unwrap_or_default();
+            return ordered_prefix_of(&rest[..len.min(rest.len())]);
+        }
     };
     if len >= 4 {
         word
@@ -237,6 +253,13 @@ fn ordered_prefix_of(bytes: &[u8]) -> u32 {
     }
 }
 
+/// The entry that starts at `offset` of a decoded block, which must be the start of an entry.
+#[inline]
+pub(crate) fn entry_at(bytes: &[u8], offset: usize) -> Entry {
+    // `build_index` has decoded every entry already: there is always one.
+    entry_head(bytes, offset).unwrap_or_default()
+}
+
 /// What a search for one key in a block found.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -248,31 +271,76 @@ pub(crate) enum Found {
     PastEnd,
 }
 
-impl Block {
+/// Bytes of an image before the block.
+pub(crate) const IMAGE_HEADER_BYTES: usize = 20;
+/// A buffer that has grown beyond this is given back after use.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// Decodes blocks, one after the other, in the same buffer.
+#[derive(Default)]
+pub(crate) struct BlockBuf {
+    /// Its length is the most that was ever needed, so that it need not be filled again.
+    bytes: Vec<u8>,
+    /// The length of the image in it; 0 if there is none.
+    len: usize,
+}
+
+impl BlockBuf {
     /// Decodes a block from its uncompressed bytes.
     #[cfg(test)]
-    pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, &'static str> {
-        let mut block = Self {
-            bytes,
-            ..Self::default()
-        };
-        block.build_index()?;
-        Ok(block)
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
+        let mut buf = Self::default();
+        buf.bytes.resize(IMAGE_HEADER_BYTES, 0);
+        buf.bytes.extend_from_slice(bytes);
+        buf.build(bytes.len())?;
+        Ok(buf)
     }
 
-    /// Checks `self.bytes` and builds the rest from them. After an error the block is empty.
-    pub(crate) fn build_index(&mut self) -> Result<(), &'static str> {
-        let result = self.try_build_index();
-        if result.is_err() {
-            self.count = 0;
+    /// Decompresses the payload of a stored block and decodes it. After an error the buffer holds no
+    /// block.
+    pub(crate) fn unpack(&mut self, payload: &[u8], compression: u8) -> Result<(), Bad> {
+        self.len = 0;
+        if self.bytes.len() > KEPT_BYTES {
+            self.bytes = Vec::new();
         }
-        result
+        let len = stored::unpacked_len(payload, compression, MAX_BLOCK_BYTES)?;
+        let end = IMAGE_HEADER_BYTES + len;
+        if self.bytes.len() < end {
+            // With room for the index of a usual block.
+            self.bytes.resize(end + end / 4, 0);
+        }
+        let out = &mut self.bytes[IMAGE_HEADER_BYTES..end];
+        stored::unpack_into(payload, compression, out)?;
+        self.build(len).map_err(Bad::Damaged)
     }
 
-    fn try_build_index(&mut self) -> Result<(), &'static str> {
-        let bytes = &self.bytes[..];
-        let entries_end = bytes
-            .len()
+    /// The image; empty if there is none.
+    #[inline]
+    pub(crate) fn image(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Memory that it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Forgets the block.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// The block in it, without entries if there is none.
+    #[inline]
+    pub(crate) fn view(&self) -> View<'_> {
+        View::new(self.image())
+    }
+
+    /// Checks the block of `len` bytes that lies behind the header, and makes the image complete.
+    fn build(&mut self, len: usize) -> Result<(), &'static str> {
+        let block_end = IMAGE_HEADER_BYTES + len;
+        let bytes = &self.bytes[IMAGE_HEADER_BYTES..block_end];
+        let entries_end = len
             .checked_sub(TAIL_BYTES)
             .ok_or("the block is too short")?;
         let number = |at| get_u32(bytes, entries_end + at).ok_or("the block is too short");
@@ -280,80 +348,166 @@ impl Block {
         if count == 0 || restart_interval == 0 {
             return Err("the block says that it has no entries or no restart points");
         }
-        if count as usize > entries_end / MIN_ENTRY_BYTES || bytes.len() > MAX_BLOCK_BYTES {
+        if count as usize > entries_end / MIN_ENTRY_BYTES || len > MAX_BLOCK_BYTES {
             return Err("the block is too short for its number of entries, or too long");
         }
-        let n = count as usize;
-        self.index.clear();
-        self.index.reserve_exact(n);
-        let common = common as usize;
-        let mut first_key = 0;
-        let mut offset = 0;
-        let mut left = 0;
-        let mut max_shared = 0;
-        let mut restart_prefix = 0;
-        for _ in 0..n {
-            let prefix;
-            let entry = entry_head(bytes, offset).ok_or("an entry is cut off")?;
-            if entry.end > entries_end {
-                return Err("an entry is longer than the block");
-            }
-            let suffix_len = entry.value - entry.suffix;
-            if left == 0 {
-                left = restart_interval;
-                if entry.shared != 0 || suffix_len < common {
-                    return Err("a restart point does not hold its key");
-                }
-                if offset == 0 {
-                    first_key = entry.suffix;
-                } else if bytes[entry.suffix..entry.suffix + common]
-                    != bytes[first_key..first_key + common]
-                {
-                    return Err("a key does not have the block's common prefix");
-                }
-                max_shared = suffix_len;
-                restart_prefix = ordered_prefix(bytes, entry.suffix + common, suffix_len - common);
-                prefix = restart_prefix;
-            } else {
-                if entry.shared > max_shared || entry.shared < common {
-                    return Err(
-                        "an entry shares too much or too little of its restart point's key",
-                    );
-                }
-                max_shared = entry.shared;
-                let from_restart = entry.shared - common;
-                prefix = if from_restart >= 4 {
-                    restart_prefix
-                } else {
-                    let bits = 8 * from_restart;
-                    let kept = restart_prefix & !(u32::MAX >> bits);
-                    kept | ordered_prefix(bytes, entry.suffix, suffix_len) >> bits
-                };
-            }
-            left -= 1;
-            self.index.push(u64::from(prefix) << 32 | offset as u64);
-            offset = entry.end;
+        let image_end = block_end + 8 * count as usize;
+        if self.bytes.len() < image_end {
+            self.bytes.resize(image_end, 0);
         }
-        if offset != entries_end {
-            return Err("there are bytes between the last entry and the block's tail");
+        let (front, index) = self.bytes.split_at_mut(block_end);
+        let (header, bytes) = front.split_at_mut(IMAGE_HEADER_BYTES);
+        let (index, _) = index[..8 * count as usize].as_chunks_mut::<8>();
+        let first_key = build_index(bytes, entries_end, restart_interval, common as usize, index)?;
+        let numbers = [count, restart_interval, common, first_key, len as u32];
+        for (place, number) in header.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+            *place = number.to_le_bytes();
         }
-        self.count = count;
-        self.restart_interval = restart_interval;
-        self.common = common as u32;
-        self.first_key = first_key as u32;
+        self.len = image_end;
         Ok(())
+    }
+}
+
+/// Checks the entries of a block and writes the index; returns where the first key is.
+fn build_index(
+    bytes: &[u8],
+    entries_end: usize,
+    restart_interval: u32,
+    common: usize,
+    index: &mut [[u8; 8]],
+) -> Result<u32, &'static str> {
+    let mut first_key = 0;
+    let mut offset = 0;
+    let mut left = 0;
+    let mut max_shared = 0;
+    let mut restart_prefix = 0;
+    for place in index {
+        let prefix;
+        let entry = entry_head(bytes, offset).ok_or("an entry is cut off")?;
+        if entry.end > entries_end {
+            return Err("an entry is longer than the block");
+        }
+        let suffix_len = entry.value - entry.suffix;
+        if left == 0 {
+            left = restart_interval;
+            if entry.shared != 0 || suffix_len < common {
+                return Err("a restart point does not hold its key");
+            }
+            if offset == 0 {
+                first_key = entry.suffix;
+            } else if bytes[entry.suffix..entry.suffix + common]
+                != bytes[first_key..first_key + common]
+            {
+                return Err("a key does not have the block's common prefix");
+            }
+            max_shared = suffix_len;
+            restart_prefix = ordered_prefix(bytes, entry.suffix + common, suffix_len - common);
+            prefix = restart_prefix;
+        } else {
+            if entry.shared > max_shared || entry.shared < common {
+                return Err("an entry shares too much or too little of its restart point's key");
+            }
+            max_shared = entry.shared;
+            let from_restart = entry.shared - common;
+            prefix = if from_restart >= 4 {
+                restart_prefix
+            } else {
+                let bits = 8 * from_restart;
+                let kept = restart_prefix & !(u32::MAX >> bits);
+                kept | ordered_prefix(bytes, entry.suffix, suffix_len) >> bits
+            };
+        }
+        left -= 1;
+        *place = (u64::from(prefix) << 32 | offset as u64).to_le_bytes();
+        offset = entry.end;
+    }
+    if offset != entries_end {
+        return Err("there are bytes between the last entry and the block's tail");
+    }
+    Ok(first_key as u32)
+}
+
+/// The block in an image.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    bytes: &'a [u8],
+    /// Of each entry, a prefix of its key (upper half) and its offset.
+    index: &'a [[u8; 8]],
+    /// Entries from one restart point to the next.
+    restart_interval: u32,
+    /// How many bytes all keys have in common at their start.
+    common: u32,
+    /// Where the first key is in `bytes`.
+    first_key: u32,
+}
+
+/// Of a place in the index, the prefix.
+#[inline]
+fn prefix_in(place: &[u8; 8]) -> u32 {
+    (u64::from_le_bytes(*place) >> 32) as u32
+}
+
+/// Where in the image the value of an entry starts and ends.
+#[inline]
+pub(crate) fn in_image(entry: &Entry) -> (usize, usize) {
+    (
+        IMAGE_HEADER_BYTES + entry.value,
+        IMAGE_HEADER_BYTES + entry.end,
+    )
+}
+
+/// The block's own bytes in an image.
+#[inline]
+pub(crate) fn block_bytes(image: &[u8]) -> &[u8] {
+    match image.split_first_chunk::<IMAGE_HEADER_BYTES>() {
+        Some((&[.., a, b, c, d], rest)) => {
+            let len = u32::from_le_bytes([a, b, c, d]) as usize;
+            rest.get(..len).unwrap_or_default()
+        }
+        None => &[],
+    }
+}
+
+impl<'a> View<'a> {
+    /// Reads an image made by [`BlockBuf`]; an empty one is a block without entries.
+    #[inline]
+    pub(crate) fn new(image: &'a [u8]) -> Self {
+        let Some((header, rest)) = image.split_first_chunk::<IMAGE_HEADER_BYTES>() else {
+            return Self {
+                bytes: &[],
+                index: &[],
+                restart_interval: 1,
+                common: 0,
+                first_key: 0,
+            };
+        };
+        let (numbers, _) = header.as_chunks::<4>();
+        let number = |i: usize| u32::from_le_bytes(numbers[i]);
+        let (bytes, index) = rest.split_at(number(4) as usize);
+        Self {
+            bytes,
+            index: index.as_chunks().0,
+            restart_interval: number(1),
+            common: number(2),
+            first_key: number(3),
+        }
+    }
+
+    /// How many entries.
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
+        self.index.len()
     }
 
     /// The entry that starts at `offset`, which must be the start of an entry.
     #[inline]
     pub(crate) fn entry_at(&self, offset: usize) -> Entry {
-        // `build_index` has decoded every entry already: there is always one.
-        entry_head(&self.bytes, offset).unwrap_or_default()
+        entry_at(self.bytes, offset)
     }
 
     #[inline]
     fn offset(&self, i: usize) -> usize {
-        (self.index[i] & u64::from(u32::MAX)) as usize
+        (u64::from_le_bytes(self.index[i]) & u64::from(u32::MAX)) as usize
     }
 
     /// The entry `i`.
@@ -364,20 +518,20 @@ impl Block {
 
     /// The whole key of the restart point of entry `i`.
     #[inline]
-    fn restart_key(&self, i: usize) -> &[u8] {
+    fn restart_key(&self, i: usize) -> &'a [u8] {
         let restart = self.entry(i - i % self.restart_interval as usize);
         &self.bytes[restart.suffix..restart.value]
     }
 
     /// The part of an entry's key that it stores itself.
     #[inline]
-    pub(crate) fn suffix(&self, entry: &Entry) -> &[u8] {
+    pub(crate) fn suffix(&self, entry: &Entry) -> &'a [u8] {
         &self.bytes[entry.suffix..entry.value]
     }
 
     /// An entry's value.
     #[inline]
-    pub(crate) fn value(&self, entry: &Entry) -> &[u8] {
+    pub(crate) fn value(&self, entry: &Entry) -> &'a [u8] {
         &self.bytes[entry.value..entry.end]
     }
 
@@ -412,15 +566,15 @@ impl Block {
     #[inline]
     fn same_prefix(&self, tail: &[u8]) -> (usize, usize) {
         let wanted = ordered_prefix_of(tail);
-        let from = self.index.partition_point(|&p| ((p >> 32) as u32) < wanted);
+        let from = self.index.partition_point(|p| prefix_in(p) < wanted);
         // Usually none or one: look at a few before halving the rest.
         let rest = &self.index[from..];
-        let same = |p: u64| (p >> 32) as u32 == wanted;
-        let near = rest.iter().take(8).take_while(|&&p| same(p)).count();
+        let same = |p: &[u8; 8]| prefix_in(p) == wanted;
+        let near = rest.iter().take(8).take_while(|p| same(p)).count();
         if near < 8 {
             return (from, from + near);
         }
-        (from, from + rest.partition_point(|&p| same(p)))
+        (from, from + rest.partition_point(same))
     }
 
     /// The first of the entries `low..high` at or after (common prefix and `tail`, `trailer`); with
@@ -457,7 +611,7 @@ impl Block {
     /// is none.
     #[inline]
     pub(crate) fn lower_bound(&self, key: &[u8], trailer: u64) -> usize {
-        let n = self.count as usize;
+        let n = self.count();
         let first = self.first_key as usize;
         let prefix = &self.bytes[first..first + self.common as usize];
         let Some((head, tail)) = key.split_at_checked(prefix.len()) else {
@@ -496,7 +650,7 @@ impl Block {
                     Found::Nothing
                 }
             }
-            (i, None) if i == self.count as usize => Found::PastEnd,
+            (i, None) if i == self.count() => Found::PastEnd,
             _ => Found::Nothing,
         }
     }
@@ -524,7 +678,7 @@ mod tests {
         entries
     }
 
-    fn key_of(block: &Block, i: usize) -> Vec<u8> {
+    fn key_of(block: &View<'_>, i: usize) -> Vec<u8> {
         let mut key = Vec::new();
         block.key_into(i, &block.entry(i), &mut key);
         key
@@ -578,8 +732,9 @@ mod tests {
     proptest! {
         #[test]
         fn finds_what_was_added(entries in entries(), interval in 1_u32..20, probes: Vec<(Vec<u8>, u64)>) {
-            let block = Block::decode(build(&entries, interval)).unwrap();
-            prop_assert_eq!(block.count as usize, entries.len());
+            let buf = BlockBuf::decode(&build(&entries, interval)).unwrap();
+            let block = buf.view();
+            prop_assert_eq!(block.count(), entries.len());
             let mut offset = 0;
             for (i, (key, trailer, value)) in entries.iter().enumerate() {
                 let entry = block.entry(i);
@@ -635,10 +790,11 @@ mod tests {
     }
 
     fn check_decodes_safely(bytes: Vec<u8>) {
-        let Ok(block) = Block::decode(bytes) else {
+        let Ok(buf) = BlockBuf::decode(&bytes) else {
             return;
         };
-        for i in 0..block.count as usize {
+        let block = buf.view();
+        for i in 0..block.count() {
             let key = key_of(&block, i);
             let _ = (
                 block.value(&block.entry(i)),

@@ -9,18 +9,20 @@
 //! the block and before the first key of the next (unless a key's versions cross from the one to
 //! the other: then it is that key). It is as short as can be.
 //!
-//! In memory the tails lie behind each other in one buffer, and the first eight bytes of each, as an
-//! integer in the order of bytes, in an array of their own: a search compares integers and touches
-//! the bytes of a tail only where integers are equal. A second array holds every 64th of them, so
-//! that a search in a large table meets few cache lines.
+//! # In memory
+//!
+//! Of each tail the first eight bytes are kept as an integer in the order of bytes, eight blocks to a
+//! [`Group`] that has their integers in one cache line and their places in the next. A search goes
+//! down a pyramid of every eighth integer, every 64th and so on, the upper steps of which stay in the
+//! processor's caches, and looks at what tails have beyond eight bytes only where integers are equal.
 
 use firn_io::codec::{Reader, put_bytes, put_varint_u64};
 
 use crate::sstable::block::common_prefix;
 use crate::sstable::stored::ENVELOPE_BYTES;
 
-/// One in this many prefixes is in the upper array.
-const FANOUT: usize = 64;
+/// Blocks in a group, and the step of the pyramid.
+const FANOUT: usize = 8;
 
 /// Collects separators while a table is written.
 #[derive(Debug, Default)]
@@ -91,16 +93,33 @@ pub(crate) fn separator<'a>(last: &'a [u8], next: &'a [u8], room: &'a mut Vec<u8
     last
 }
 
+/// Eight blocks. Eight of the longest that there can be are shorter than 4 GiB.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Group {
+    /// The first eight bytes of each tail; behind the last block, the greatest integer.
+    prefixes: [u64; FANOUT],
+    /// Where the first block starts in the file.
+    base: u64,
+    /// Where each block ends, from `base` on.
+    ends: [u32; FANOUT],
+    /// How many bytes each tail has, at most eight.
+    lens: [u8; FANOUT],
+}
+
 /// A decoded index. See the module's page.
 #[derive(Debug)]
 pub(crate) struct Index {
     common: Vec<u8>,
-    upper: Vec<u64>,
-    prefixes: Vec<u64>,
-    tails: Vec<u8>,
-    tail_ends: Vec<u32>,
-    /// Of each block; and the end of the last.
-    offsets: Vec<u64>,
+    groups: Vec<Group>,
+    /// The first prefix of every group, of every eighth group and so on, the longest array last.
+    pyramid: Vec<Vec<u64>>,
+    len: usize,
+    data_end: u64,
+    /// What tails have beyond eight bytes; of block `i` it ends at `long_ends[i]`. Both are empty if
+    /// no tail is that long.
+    long: Vec<u8>,
+    long_ends: Vec<u32>,
 }
 
 /// The first eight bytes as an integer in the order of bytes, filled with zeros.
@@ -122,6 +141,7 @@ impl Index {
     /// Decodes an index whose blocks lie in the first `data_bytes` of the file and fill them.
     pub(crate) fn decode(bytes: &[u8], data_bytes: u64) -> Result<Self, &'static str> {
         const CUT: &str = "the index is cut off";
+        const OUTSIDE: &str = "the index has a block outside of the data";
         let mut reader = Reader::new(bytes);
         let count = reader.varint_u64().ok_or(CUT)?;
         let common = reader.bytes().ok_or(CUT)?.to_vec();
@@ -130,101 +150,163 @@ impl Index {
             return Err("the index says that it has more blocks than it has bytes for");
         }
         let n = count as usize;
-        let mut index = Self {
-            common,
-            upper: Vec::with_capacity(n.div_ceil(FANOUT)),
-            prefixes: Vec::with_capacity(n),
-            tails: Vec::with_capacity(reader.remaining().saturating_sub(2 * n)),
-            tail_ends: Vec::with_capacity(n),
-            offsets: Vec::with_capacity(n + 1),
-        };
-        index.offsets.push(0);
+        let mut groups: Vec<Group> = Vec::with_capacity(n.div_ceil(FANOUT));
+        let mut long = Vec::new();
+        let mut long_ends = Vec::new();
         let mut offset = 0_u64;
+        let mut before: &[u8] = &[];
         for i in 0..n {
             let stored_len = reader.varint_u64().ok_or(CUT)?;
             let tail = reader.bytes().ok_or(CUT)?;
-            if i > 0 && tail < index.tail(i - 1) {
+            if tail < before {
                 return Err("the separators of the index do not ascend");
             }
+            before = tail;
             if stored_len <= ENVELOPE_BYTES as u64 || stored_len > data_bytes - offset {
-                return Err("the index has a block outside of the data");
+                return Err(OUTSIDE);
             }
             offset += stored_len;
-            index.offsets.push(offset);
-            let prefix = ordered_prefix(tail);
             if i % FANOUT == 0 {
-                index.upper.push(prefix);
+                groups.push(Group {
+                    prefixes: [u64::MAX; FANOUT],
+                    base: offset - stored_len,
+                    ends: [0; FANOUT],
+                    lens: [0; FANOUT],
+                });
             }
-            index.prefixes.push(prefix);
-            index.tails.extend_from_slice(tail);
-            index.tail_ends.push(index.tails.len() as u32);
+            if let Some(group) = groups.last_mut() {
+                group.prefixes[i % FANOUT] = ordered_prefix(tail);
+                group.ends[i % FANOUT] = u32::try_from(offset - group.base).or(Err(OUTSIDE))?;
+                group.lens[i % FANOUT] = tail.len().min(8) as u8;
+            }
+            if tail.len() > 8 && long_ends.is_empty() {
+                long_ends = Vec::with_capacity(n);
+                long_ends.resize(i, 0);
+            }
+            if !long_ends.is_empty() || tail.len() > 8 {
+                long.extend_from_slice(tail.get(8..).unwrap_or_default());
+                long_ends.push(long.len() as u32);
+            }
         }
         if !reader.is_empty() || offset != data_bytes {
             return Err("the index does not cover the data");
         }
-        index.tails.shrink_to_fit();
-        Ok(index)
+        long.shrink_to_fit();
+        let mut pyramid: Vec<Vec<u64>> = Vec::new();
+        let mut below: Vec<u64> = groups.iter().map(|group| group.prefixes[0]).collect();
+        while below.len() > FANOUT {
+            let above = below.iter().step_by(FANOUT).copied().collect();
+            pyramid.insert(0, std::mem::replace(&mut below, above));
+        }
+        pyramid.insert(0, below);
+        Ok(Self {
+            common,
+            groups,
+            pyramid,
+            len: n,
+            data_end: data_bytes,
+            long,
+            long_ends,
+        })
     }
 
     /// The number of data blocks.
     pub(crate) fn len(&self) -> usize {
-        self.prefixes.len()
+        self.len
     }
 
     /// Where block `i` is, and its stored length.
     #[inline]
     pub(crate) fn block(&self, i: usize) -> (u64, usize) {
-        (
-            self.offsets[i],
-            (self.offsets[i + 1] - self.offsets[i]) as usize,
-        )
+        let (group, i) = (&self.groups[i / FANOUT], i % FANOUT);
+        let start = if i == 0 { 0 } else { group.ends[i - 1] };
+        let len = group.ends[i] - start;
+        (group.base + u64::from(start), len as usize)
     }
 
     /// Where the data ends.
     pub(crate) fn data_end(&self) -> u64 {
-        self.offsets.last().copied().unwrap_or(0)
+        self.data_end
     }
 
-    /// The first start of a block, or end of the data, at or after `offset`.
-    pub(crate) fn first_boundary(&self, offset: u64) -> u64 {
-        let i = self.offsets.partition_point(|&o| o < offset);
-        self.offsets.get(i).copied().unwrap_or(self.data_end())
+    /// The end of the last block from `i` on that ends at or before `offset`; that of block `i` if
+    /// there is none. Takes time by the number of blocks between.
+    pub(crate) fn end_within(&self, mut i: usize, offset: u64) -> u64 {
+        let mut end = self.end(i);
+        // Whole groups first. A group starts where the one before it ends.
+        while let Some(group) = self.groups.get(i / FANOUT + 1)
+            && group.base <= offset
+        {
+            end = end.max(group.base);
+            i = (i / FANOUT + 1) * FANOUT;
+        }
+        while i < self.len && self.end(i) <= offset {
+            end = end.max(self.end(i));
+            i += 1;
+        }
+        end
     }
 
-    /// The last start of a block, or end of the data, at or before `offset`.
-    pub(crate) fn last_boundary(&self, offset: u64) -> u64 {
-        let i = self.offsets.partition_point(|&o| o <= offset);
-        i.checked_sub(1).map_or(0, |i| self.offsets[i])
+    /// The start of the first block up to `i` that starts at or after `offset`; that of block `i` if
+    /// there is none. Takes time by the number of blocks between.
+    pub(crate) fn start_within(&self, mut i: usize, offset: u64) -> u64 {
+        while let Some(before) = (i / FANOUT).checked_sub(1)
+            && self.groups[before].base >= offset
+        {
+            i = before * FANOUT;
+        }
+        while i > 0 && self.block(i - 1).0 >= offset {
+            i -= 1;
+        }
+        self.block(i).0
     }
 
     #[inline]
-    fn tail(&self, i: usize) -> &[u8] {
-        let start = if i == 0 {
-            0
-        } else {
-            self.tail_ends[i - 1] as usize
+    fn end(&self, i: usize) -> u64 {
+        let group = &self.groups[i / FANOUT];
+        group.base + u64::from(group.ends[i % FANOUT])
+    }
+
+    #[inline]
+    fn prefix(&self, i: usize) -> u64 {
+        self.groups[i / FANOUT].prefixes[i % FANOUT]
+    }
+
+    /// How many of the first eight bytes the tail of block `i` has, and what it has beyond them.
+    #[inline]
+    fn rest(&self, i: usize) -> (usize, &[u8]) {
+        let len = usize::from(self.groups[i / FANOUT].lens[i % FANOUT]);
+        let long = match self.long_ends.get(i) {
+            Some(&end) => {
+                let start = if i == 0 { 0 } else { self.long_ends[i - 1] };
+                &self.long[start as usize..end as usize]
+            }
+            None => &[],
         };
-        &self.tails[start..self.tail_ends[i] as usize]
+        (len, long)
     }
 
     /// The separator of block `i`.
     pub(crate) fn separator(&self, i: usize) -> Vec<u8> {
-        [&self.common, self.tail(i)].concat()
+        let (len, long) = self.rest(i);
+        let first = self.prefix(i).swap_bytes().to_le_bytes();
+        [&self.common, &first[..len], long].concat()
     }
 
     /// Whether the separator of block `i` is `key`, so that further versions of it may be in the
     /// next block.
     #[inline]
     pub(crate) fn separator_is(&self, i: usize, key: &[u8]) -> bool {
-        key.strip_prefix(&self.common[..])
-            .is_some_and(|tail| tail == self.tail(i))
+        key.strip_prefix(&self.common[..]).is_some_and(|tail| {
+            ordered_prefix(tail) == self.prefix(i) && rest_of(tail) == self.rest(i)
+        })
     }
 
     /// The first block that may contain `key` or a key after it: the first whose separator is not
     /// before it. The number of blocks if there is none.
     #[inline]
     pub(crate) fn find(&self, key: &[u8]) -> usize {
-        let n = self.len();
+        let n = self.len;
         let Some((head, tail)) = key.split_at_checked(self.common.len()) else {
             return if key < &self.common[..] { 0 } else { n };
         };
@@ -234,35 +316,65 @@ impl Index {
             std::cmp::Ordering::Equal => {}
         }
         let wanted = ordered_prefix(tail);
-        // All before the last upper prefix that is smaller are smaller too.
-        let group = self
-            .upper
-            .partition_point(|&p| p < wanted)
-            .saturating_sub(1)
-            * FANOUT;
-        let end = n.min(group + FANOUT);
-        let mut low = group + self.prefixes[group..end].partition_point(|&p| p < wanted);
-        if low < n && self.prefixes[low] == wanted {
-            let mut high = low + self.prefixes[low..].partition_point(|&p| p == wanted);
-            while low < high {
-                let middle = low.midpoint(high);
-                if self.tail(middle) < tail {
-                    low = middle + 1;
-                } else {
-                    high = middle;
-                }
-            }
+        // Of the entries below one, all before the last smaller one are smaller too.
+        let mut from = 0;
+        for step in &self.pyramid {
+            let part = &step[from..step.len().min(from + FANOUT)];
+            let smaller = part.iter().filter(|&&p| p < wanted).count();
+            from = (from + smaller.saturating_sub(1)) * FANOUT;
         }
-        low
+        let Some(group) = self.groups.get(from / FANOUT) else {
+            return n;
+        };
+        let smaller = group.prefixes.iter().filter(|&&p| p < wanted).count();
+        let low = (from + smaller).min(n);
+        if low < n && self.prefix(low) == wanted {
+            self.find_among_equals(low, wanted, tail)
+        } else {
+            low
+        }
+    }
+
+    /// The same among blocks from `low` on whose tails begin with the same eight bytes as `tail`.
+    fn find_among_equals(&self, low: usize, wanted: u64, tail: &[u8]) -> usize {
+        let rest = rest_of(tail);
+        if self.rest(low) >= rest {
+            return low;
+        }
+        partition_point(low + 1, self.len, |i| {
+            self.prefix(i) == wanted && self.rest(i) < rest
+        })
     }
 
     /// Memory, in bytes.
     pub(crate) fn memory_bytes(&self) -> usize {
+        let pyramid: usize = self.pyramid.iter().map(Vec::capacity).sum();
         self.common.capacity()
-            + 8 * (self.upper.capacity() + self.prefixes.capacity() + self.offsets.capacity())
-            + self.tails.capacity()
-            + 4 * self.tail_ends.capacity()
+            + size_of::<Group>() * self.groups.capacity()
+            + 8 * pyramid
+            + self.long.capacity()
+            + 4 * self.long_ends.capacity()
     }
+}
+
+/// As [`Index::rest`], of a tail that is looked for.
+#[inline]
+fn rest_of(tail: &[u8]) -> (usize, &[u8]) {
+    (tail.len().min(8), tail.get(8..).unwrap_or_default())
+}
+
+/// The first of `low..high` for which `before` does not hold, or `high`.
+#[inline]
+fn partition_point(mut low: usize, mut high: usize, before: impl Fn(usize) -> bool) -> usize {
+    while low < high {
+        let middle = low.midpoint(high);
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 #[cfg(test)]
@@ -340,6 +452,17 @@ mod tests {
                 prop_assert!(index.separator_is(i, key));
                 prop_assert_eq!(index.block(i), (offset, 10 + i));
                 offset += 10 + i as u64;
+            }
+            for i in 0..keys.len().min(40) {
+                let (start, len) = index.block(i);
+                let end = start + len as u64;
+                for at in [0, start, end, end + 1, start + 500, end + 3000, data, data + 1] {
+                    let ends = (i..keys.len()).map(|j| index.block(j).0 + index.block(j).1 as u64);
+                    let last = ends.filter(|&e| e <= at).max().unwrap_or(end).max(end);
+                    prop_assert_eq!(index.end_within(i, at), last);
+                    let first = (0..i).map(|j| index.block(j).0).find(|&s| s >= at).unwrap_or(start);
+                    prop_assert_eq!(index.start_within(i, at), first.min(start));
+                }
             }
             for probe in probes.iter().map(|p| p.as_bytes()).chain(keys.iter().map(|k| &k[..])) {
                 prop_assert_eq!(index.find(probe), keys.partition_point(|k| &k[..] < probe));

@@ -1,26 +1,35 @@
 //! Walks the entries of an SSTable in both directions.
 //!
 //! The iterator holds its current block, so that a move inside of it touches nothing shared. Blocks
-//! come from the block cache; where they are missing and the walk is sequential, several are read
-//! from the file by one call, more the longer the walk lasts. A reader that asks for no caching
-//! (compaction, verification of copies) goes past the cache and decodes every block into the same
-//! buffers.
+//! come from the block cache; where one is missing and the walk is sequential, a window of several is
+//! read from the file by one call, which doubles the longer the walk lasts, and the kernel is asked
+//! to have the next large one ready. Blocks of a window are decoded without asking the cache.
+//!
+//! What a walk reads is decoded into a buffer of the iterator, and copied into the cache if that wants
+//! it; a long walk puts nothing into a cache that is full. A reader that asks for no caching
+//! (compaction, verification of copies) goes past the cache from the start. The buffers of iterators
+//! that ended serve the next ones of their thread.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cache::{Block, BlockSlice};
+use firn_io::fs::Advice;
+
+use crate::cache::Block;
 use crate::error::Result;
 use crate::iterator::InternalIterator;
 use crate::key::Trailer;
-use crate::sstable::block::Entry;
+use crate::sstable::block::{BlockBuf, Entry, View, block_bytes, entry_at};
 use crate::sstable::reader::Table;
 
-/// Sequential moves from block to block before several are read at once.
-const SEQUENTIAL_BLOCKS: u32 = 2;
-/// The first and the largest such read, in bytes.
-const MIN_READAHEAD_BYTES: usize = 16 << 10;
-const MAX_READAHEAD_BYTES: usize = 256 << 10;
+/// The first and the largest window, in bytes.
+const MIN_WINDOW_BYTES: usize = 4 << 10;
+const MAX_WINDOW_BYTES: usize = 256 << 10;
+/// Windows from this size on are announced to the kernel.
+const ANNOUNCED_BYTES: usize = 64 << 10;
+/// A walk over more blocks than this is long.
+const LONG_WALK_BLOCKS: u32 = 128;
 
 /// How an iterator reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +40,8 @@ pub struct ReadOptions {
     /// Read this many bytes at once from the first block on; 0: only where the walk turns out to be
     /// sequential.
     pub readahead_bytes: usize,
+    /// Read at least this many bytes where a seek meets a block that is not in the cache.
+    pub seek_bytes: usize,
 }
 
 impl Default for ReadOptions {
@@ -38,6 +49,7 @@ impl Default for ReadOptions {
         Self {
             fill_cache: true,
             readahead_bytes: 0,
+            seek_bytes: 0,
         }
     }
 }
@@ -48,24 +60,39 @@ impl ReadOptions {
         Self {
             fill_cache: false,
             readahead_bytes,
+            seek_bytes: 0,
         }
     }
+}
+
+/// The block that an iterator stands in.
+enum Current {
+    /// One of the cache.
+    Shared(Block),
+    /// The one in the iterator's own buffer.
+    Own,
 }
 
 /// See the module's page.
 pub struct TableIter {
     table: Arc<Table>,
     options: ReadOptions,
-    block: Arc<Block>,
-    /// The number of `block`; `usize::MAX` if there is none.
+    current: Current,
+    buf: BlockBuf,
+    /// The number of the current block; `usize::MAX` if there is none.
     block_no: usize,
+    /// Entries in the current block.
+    count: usize,
     i: usize,
     valid: bool,
     entry: Entry,
     key: Vec<u8>,
-    /// Bytes of the file, some blocks long, and where they start.
+    /// Bytes of the file, some blocks long (the buffer may be longer), and where they start.
     ahead: Vec<u8>,
+    ahead_len: usize,
     ahead_offset: u64,
+    /// How many bytes the next window has; 0 where the walk is not sequential.
+    window: usize,
     /// Sequential moves from block to block, in the direction `forward`.
     run: u32,
     forward: bool,
@@ -81,19 +108,61 @@ impl fmt::Debug for TableIter {
     }
 }
 
+/// What iterators leave to the next.
+#[derive(Default)]
+struct Buffers {
+    buf: BlockBuf,
+    ahead: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// So many are kept in each thread, if they are not larger than that.
+const POOLED: usize = 8;
+const POOLED_BYTES: usize = 32 << 10;
+
+thread_local! {
+    static POOL: RefCell<Vec<Buffers>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for TableIter {
+    fn drop(&mut self) {
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.clear();
+        let ahead = std::mem::take(&mut self.ahead);
+        let key = std::mem::take(&mut self.key);
+        if buf.memory_bytes().max(ahead.capacity()).max(key.capacity()) > POOLED_BYTES {
+            return;
+        }
+        // While a thread ends there is no pool.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < POOLED {
+                pool.push(Buffers { buf, ahead, key });
+            }
+        });
+    }
+}
+
 impl TableIter {
     pub(crate) fn new(table: Arc<Table>, options: ReadOptions) -> Self {
+        let Buffers { buf, ahead, key } = POOL
+            .try_with(|pool| pool.borrow_mut().pop().unwrap_or_default())
+            .unwrap_or_default();
         Self {
             table,
             options,
-            block: Arc::default(),
+            current: Current::Own,
+            buf,
             block_no: usize::MAX,
+            count: 0,
             i: 0,
             valid: false,
             entry: Entry::default(),
-            key: Vec::new(),
-            ahead: Vec::new(),
+            key,
+            ahead,
+            ahead_len: 0,
             ahead_offset: 0,
+            window: 0,
             run: 0,
             forward: true,
         }
@@ -104,9 +173,24 @@ impl TableIter {
         &self.table
     }
 
-    /// The value as a slice that outlives the next move. REQUIRES: valid.
-    pub fn value_slice(&self) -> BlockSlice {
-        BlockSlice::new(Arc::clone(&self.block), self.entry.value, self.entry.end)
+    #[inline]
+    fn image(&self) -> &[u8] {
+        match &self.current {
+            Current::Shared(block) => block.image(),
+            Current::Own => self.buf.image(),
+        }
+    }
+
+    /// The current block.
+    #[inline]
+    fn view(&self) -> View<'_> {
+        View::new(self.image())
+    }
+
+    /// Its entry that starts at `offset`.
+    #[inline]
+    fn entry_at(&self, offset: usize) -> Entry {
+        entry_at(block_bytes(self.image()), offset)
     }
 
     fn blocks(&self) -> usize {
@@ -126,72 +210,93 @@ impl TableIter {
             before.wrapping_sub(1)
         };
         // A first block is no sequence (and MAX + 1 is 0).
-        self.run = if no == next && before != usize::MAX && forward == self.forward {
-            self.run.saturating_add(1)
+        if no == next && before != usize::MAX && forward == self.forward {
+            self.run = self.run.saturating_add(1);
+            self.window = self.window.max(MIN_WINDOW_BYTES);
         } else {
-            0
-        };
+            self.run = 0;
+            self.window = 0;
+        }
         self.forward = forward;
         let (offset, len) = self.table.index().block(no);
-        if self.options.fill_cache
-            && let Some(block) = self.table.cache().get(self.table.id(), offset)
-        {
-            self.block = block;
-            self.block_no = no;
-            return Ok(());
+        if !self.is_ahead(offset, len) {
+            if self.options.fill_cache
+                && let Some(block) = self.table.cache().get(self.table.id(), offset)
+            {
+                self.current = Current::Shared(block);
+                return Ok(self.loaded(no));
+            }
+            self.read_ahead(no, offset, len)?;
         }
-        self.read_ahead(no)?;
         let from = (offset - self.ahead_offset) as usize;
         let bytes = &self.ahead[from..from + len];
+        self.current = Current::Own;
+        self.table.decode_block(bytes, offset, &mut self.buf)?;
         if self.options.fill_cache {
-            let mut block = Block::default();
-            self.table.decode_block(bytes, offset, &mut block)?;
-            self.block = Arc::new(block);
-            self.table
-                .cache()
-                .insert(self.table.id(), offset, Arc::clone(&self.block));
-        } else {
-            // The buffers of the block before serve again, unless somebody holds a slice of it.
-            if Arc::get_mut(&mut self.block).is_none() {
-                self.block = Arc::default();
-            }
-            if let Some(block) = Arc::get_mut(&mut self.block) {
-                self.table.decode_block(bytes, offset, block)?;
+            let (cache, id, image) = (self.table.cache(), self.table.id(), self.buf.image());
+            let keep = if self.run < LONG_WALK_BLOCKS {
+                cache.admits(id, offset, image)
+            } else {
+                cache.has_room(id, offset, image)
+            };
+            if keep {
+                cache.insert(id, offset, Block::new(image));
             }
         }
-        self.block_no = no;
-        Ok(())
+        Ok(self.loaded(no))
     }
 
-    /// Has the stored bytes of block `no`, and maybe of those that follow in the direction of the
-    /// walk, in `ahead`.
-    fn read_ahead(&mut self, no: usize) -> Result<()> {
+    fn loaded(&mut self, no: usize) {
+        self.block_no = no;
+        self.count = self.view().count();
+    }
+
+    /// Whether the stored bytes of a block are in the window.
+    fn is_ahead(&self, offset: u64, len: usize) -> bool {
+        let end = self.ahead_offset + self.ahead_len as u64;
+        self.ahead_offset <= offset && offset + len as u64 <= end
+    }
+
+    /// Reads the stored bytes of a block, and maybe of those that follow in the direction of the
+    /// walk.
+    fn read_ahead(&mut self, no: usize, offset: u64, len: usize) -> Result<()> {
         let index = self.table.index();
-        let (offset, len) = index.block(no);
         let end = offset + len as u64;
-        if self.ahead_offset <= offset && end <= self.ahead_offset + self.ahead.len() as u64 {
-            return Ok(());
-        }
-        let window = if self.options.readahead_bytes > 0 {
-            self.options.readahead_bytes
-        } else if self.run >= SEQUENTIAL_BLOCKS {
-            (MIN_READAHEAD_BYTES << (self.run - SEQUENTIAL_BLOCKS).min(8)).min(MAX_READAHEAD_BYTES)
-        } else {
-            0
+        let window = match self.run {
+            0 => self.options.seek_bytes,
+            _ => self.window,
         };
+        let window = window.max(self.options.readahead_bytes);
+        self.window = (2 * self.window).min(MAX_WINDOW_BYTES);
         let (mut from, mut to) = (offset, end);
         if window > len {
             if self.forward {
-                to = to.max(index.last_boundary(offset + window as u64));
+                to = index.end_within(no, offset + window as u64);
             } else {
-                from = from.min(index.first_boundary(end.saturating_sub(window as u64)));
+                from = index.start_within(no, end.saturating_sub(window as u64));
             }
         }
-        self.ahead.resize((to - from) as usize, 0);
+        let wanted = (to - from) as usize;
+        if self.ahead.len() < wanted {
+            self.ahead.resize(wanted, 0);
+        }
+        self.ahead_len = 0;
         self.ahead_offset = from;
-        let result = self.table.read_data(&mut self.ahead, from);
-        if result.is_err() {
-            self.ahead.clear();
+        let result = self.table.read_data(&mut self.ahead[..wanted], from);
+        if result.is_ok() {
+            self.ahead_len = wanted;
+        }
+        if result.is_ok() && window >= ANNOUNCED_BYTES {
+            let next = if self.forward {
+                to..to + window as u64
+            } else {
+                from.saturating_sub(window as u64)..from
+            };
+            let next = next.start..next.end.min(index.data_end());
+            if next.start < next.end {
+                let (file, len) = (self.table.file(), next.end - next.start);
+                file.advise(next.start, len, Advice::WillNeed);
+            }
         }
         result
     }
@@ -200,9 +305,26 @@ impl TableIter {
     #[inline]
     fn stand(&mut self, i: usize) {
         self.i = i;
-        self.entry = self.block.entry(i);
-        self.block.key_into(i, &self.entry, &mut self.key);
+        let mut key = std::mem::take(&mut self.key);
+        let view = self.view();
+        let entry = view.entry(i);
+        view.key_into(i, &entry, &mut key);
+        self.key = key;
+        self.entry = entry;
         self.valid = true;
+    }
+
+    /// Stands on `entry`, whose shared bytes the key before begins with.
+    #[inline]
+    fn step(&mut self, entry: Entry) {
+        self.key.truncate(entry.shared);
+        let image = match &self.current {
+            Current::Shared(block) => block.image(),
+            Current::Own => self.buf.image(),
+        };
+        let suffix = &block_bytes(image)[entry.suffix..entry.value];
+        self.key.extend_from_slice(suffix);
+        self.entry = entry;
     }
 
     #[inline(never)]
@@ -221,7 +343,7 @@ impl TableIter {
         self.valid = false;
         if let Some(no) = self.block_no.checked_sub(1) {
             self.load(no, false)?;
-            self.stand(self.block.count as usize - 1);
+            self.stand(self.count - 1);
         }
         Ok(())
     }
@@ -246,7 +368,7 @@ impl InternalIterator for TableIter {
         self.valid = false;
         if let Some(last) = self.blocks().checked_sub(1) {
             self.load(last, false)?;
-            self.stand(self.block.count as usize - 1);
+            self.stand(self.count - 1);
         }
         Ok(())
     }
@@ -256,8 +378,8 @@ impl InternalIterator for TableIter {
         let no = self.table.index().find(key);
         if no < self.blocks() {
             self.load(no, true)?;
-            let i = self.block.lower_bound(key, u64::MAX);
-            if i < self.block.count as usize {
+            let i = self.view().lower_bound(key, u64::MAX);
+            if i < self.count {
                 self.stand(i);
             } else {
                 self.next_block()?;
@@ -272,7 +394,7 @@ impl InternalIterator for TableIter {
             return Ok(());
         };
         self.load(self.table.index().find(key).min(last), false)?;
-        match self.block.lower_bound(key, u64::MAX).checked_sub(1) {
+        match self.view().lower_bound(key, u64::MAX).checked_sub(1) {
             Some(i) => self.stand(i),
             None => self.prev_block()?,
         }
@@ -282,14 +404,11 @@ impl InternalIterator for TableIter {
     #[inline]
     fn next(&mut self) -> Result<()> {
         debug_assert!(self.valid);
-        if self.i + 1 >= self.block.count as usize {
+        if self.i + 1 >= self.count {
             return self.next_block();
         }
         self.i += 1;
-        self.entry = self.block.entry_at(self.entry.end);
-        // The key before shares at least as much with the restart point as this one.
-        self.key.truncate(self.entry.shared);
-        self.key.extend_from_slice(self.block.suffix(&self.entry));
+        self.step(self.entry_at(self.entry.end));
         Ok(())
     }
 
@@ -299,15 +418,13 @@ impl InternalIterator for TableIter {
         let Some(i) = self.i.checked_sub(1) else {
             return self.prev_block();
         };
-        let shared = self.entry.shared;
-        self.i = i;
-        self.entry = self.block.entry(i);
-        if self.entry.shared == shared {
+        let entry = self.view().entry(i);
+        if entry.shared == self.entry.shared {
             // The shared bytes are here already (or there are none).
-            self.key.truncate(shared);
-            self.key.extend_from_slice(self.block.suffix(&self.entry));
+            self.i = i;
+            self.step(entry);
         } else {
-            self.block.key_into(i, &self.entry, &mut self.key);
+            self.stand(i);
         }
         Ok(())
     }
@@ -324,17 +441,15 @@ impl InternalIterator for TableIter {
 
     #[inline]
     fn value(&self) -> &[u8] {
-        self.block.value(&self.entry)
+        &block_bytes(self.image())[self.entry.value..self.entry.end]
     }
 
     fn next_key(&mut self) -> Result<()> {
         debug_assert!(self.valid);
         let mut steps = 0;
         loop {
-            let count = self.block.count as usize;
-            let (i, entry) = if self.i + 1 < count {
-                let entry = self.block.entry_at(self.entry.end);
-                (self.i + 1, entry)
+            let (i, entry) = if self.i + 1 < self.count {
+                (self.i + 1, self.entry_at(self.entry.end))
             } else {
                 let no = self.block_no + 1;
                 if no >= self.blocks() {
@@ -343,26 +458,26 @@ impl InternalIterator for TableIter {
                 }
                 self.load(no, true)?;
                 self.valid = true;
-                (0, self.block.entry(0))
+                (0, self.view().entry(0))
             };
             // What it shares with its restart point, the current key has too; a restart point
             // shares nothing.
-            let same = self.key.get(entry.shared..) == Some(self.block.suffix(&entry));
+            let suffix = &block_bytes(self.image())[entry.suffix..entry.value];
+            let same = self.key.get(entry.shared..) == Some(suffix);
             self.i = i;
-            self.entry = entry;
             if !same {
-                self.key.truncate(entry.shared);
-                self.key.extend_from_slice(self.block.suffix(&entry));
+                self.step(entry);
                 return Ok(());
             }
+            self.entry = entry;
             steps += 1;
             if steps == 4 {
                 // Many versions: jump to the oldest of them in this block.
                 steps = 0;
-                let end = self.block.lower_bound(&self.key, 0);
+                let end = self.view().lower_bound(&self.key, 0);
                 if end > self.i + 1 {
                     self.i = end - 1;
-                    self.entry = self.block.entry(self.i);
+                    self.entry = self.view().entry(self.i);
                 }
             }
         }

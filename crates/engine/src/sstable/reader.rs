@@ -8,6 +8,7 @@
 //! row), takes it from the cache, and searches it (integers again). What it returns is a slice of
 //! the cached block: nothing is copied.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::key::{FileId, SeqNo, Trailer};
 use crate::options::MAX_KEY_BYTES;
 use crate::range_del::{RangeTombstone, RangeTombstones};
-use crate::sstable::block::{Found, MAX_BLOCK_BYTES};
+use crate::sstable::block::{BlockBuf, Found, MAX_BLOCK_BYTES, View, in_image};
 use crate::sstable::filter::Filter;
 use crate::sstable::footer::{BadFooter, FOOTER_BYTES, Footer, Handle};
 use crate::sstable::index::Index;
@@ -28,14 +29,51 @@ use crate::sstable::properties::Properties;
 use crate::sstable::salvage::{Parts, Walk};
 use crate::sstable::stored::{self, Bad};
 use crate::sstable::writer::bounds;
+use crate::value::Value;
+
+/// What a search for one key in a block came to; see [`Found`].
+enum Search {
+    Entry(TableEntry),
+    Nothing,
+    PastEnd,
+}
+
+#[inline]
+fn search(block: &Block, key: &[u8], newest: u64) -> Search {
+    match View::new(block.image()).get(key, newest) {
+        Found::Entry(entry) => {
+            let (start, end) = in_image(&entry);
+            Search::Entry(TableEntry {
+                trailer: Trailer(entry.trailer),
+                value: Value::block(BlockSlice::new(block.clone(), start, end)),
+            })
+        }
+        Found::Nothing => Search::Nothing,
+        Found::PastEnd => Search::PastEnd,
+    }
+}
+
+/// Stored bytes beyond this are not kept for the next block.
+const KEPT_SCRATCH_BYTES: usize = 1 << 20;
+
+/// What a thread reads blocks into.
+#[derive(Default)]
+struct Scratch {
+    stored: Vec<u8>,
+    buf: BlockBuf,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
 /// An entry found by [`Table::get`].
 #[derive(Clone, Debug)]
 pub struct TableEntry {
     /// Sequence number and kind.
     pub trailer: Trailer,
-    /// The stored value.
-    pub value: BlockSlice,
+    /// The stored value: a slice of a block that is in the cache, or a copy of one that is not.
+    pub value: Value,
 }
 
 /// What [`Table::verify`] counted.
@@ -273,18 +311,17 @@ impl Table {
         let newest = snapshot.0 << 8 | 0xff;
         let mut i = self.index.find(key);
         while i < self.index.len() {
-            let block = self.cached_block(i)?;
-            match block.get(key, newest) {
-                Found::Entry(entry) => {
-                    let trailer = Trailer(entry.trailer);
-                    let value = BlockSlice::new(block, entry.value, entry.end);
-                    return Ok(Some(TableEntry { trailer, value }));
-                }
+            let found = match self.cache.get(self.id, self.index.block(i).0) {
+                Some(block) => search(&block, key, newest),
+                None => self.search_uncached(i, key, newest)?,
+            };
+            match found {
+                Search::Entry(entry) => return Ok(Some(entry)),
                 // All versions in this block are too new; there may be more in the next.
-                Found::PastEnd if self.index.separator_is(i, key) => {
+                Search::PastEnd if self.index.separator_is(i, key) => {
                     i = self.skip_versions(i + 1, key, newest)?;
                 }
-                Found::PastEnd | Found::Nothing => break,
+                Search::PastEnd | Search::Nothing => break,
             }
         }
         Ok(None)
@@ -301,9 +338,16 @@ impl Table {
         let mut high = after.min(self.index.len().saturating_sub(1));
         while low < high {
             let middle = (low + high).div_ceil(2);
-            let block = self.cached_block(middle)?;
-            let first = block.entry(0);
-            if block.suffix(&first) == key && first.trailer > newest {
+            let starts_newer = |image: &[u8]| {
+                let block = View::new(image);
+                let first = block.entry(0);
+                block.suffix(&first) == key && first.trailer > newest
+            };
+            let starts_newer = match self.cache.get(self.id, self.index.block(middle).0) {
+                Some(block) => starts_newer(block.image()),
+                None => self.with_block(middle, starts_newer)?,
+            };
+            if starts_newer {
                 low = middle;
             } else {
                 high = middle - 1;
@@ -335,51 +379,51 @@ impl Table {
         &self.cache
     }
 
-    /// Block `i`, from the cache or else from the file and then into the cache.
-    #[inline]
-    pub(crate) fn cached_block(&self, i: usize) -> Result<Arc<Block>> {
-        let (offset, len) = self.index.block(i);
-        match self.cache.get(self.id, offset) {
-            Some(block) => Ok(block),
-            None => self.load_block(offset, len),
-        }
-    }
-
+    /// Searches block `i`, which is not in the cache, and puts it there if the cache wants it.
     #[inline(never)]
-    fn load_block(&self, offset: u64, len: usize) -> Result<Arc<Block>> {
-        let mut bytes = vec![0; len];
-        self.read_data(&mut bytes, offset)?;
-        let mut block = Block::default();
-        let (payload, compression) = self.open_stored(&bytes, offset)?;
-        if compression == 0 {
-            let len = payload.len();
-            bytes.truncate(len);
-            block.bytes = bytes;
-        } else {
-            stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
-                .map_err(|why| bad(&*self.file, offset, why))?;
-        }
-        block
-            .build_index()
-            .map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))?;
-        let block = Arc::new(block);
-        self.cache.insert(self.id, offset, Arc::clone(&block));
-        Ok(block)
+    fn search_uncached(&self, i: usize, key: &[u8], newest: u64) -> Result<Search> {
+        self.with_block(i, |image| {
+            let offset = self.index.block(i).0;
+            if self.cache.admits(self.id, offset, image) {
+                let block = Block::new(image);
+                self.cache.insert(self.id, offset, block.clone());
+                return search(&block, key, newest);
+            }
+            let view = View::new(image);
+            match view.get(key, newest) {
+                Found::Entry(entry) => Search::Entry(TableEntry {
+                    trailer: Trailer(entry.trailer),
+                    value: Value::copied(view.value(&entry)),
+                }),
+                Found::Nothing => Search::Nothing,
+                Found::PastEnd => Search::PastEnd,
+            }
+        })
     }
 
-    fn open_stored<'a>(&self, bytes: &'a [u8], offset: u64) -> Result<(&'a [u8], u8)> {
-        stored::open(bytes, offset).map_err(|why| bad(&*self.file, offset, why))
+    /// Reads block `i` from the file into buffers of this thread and gives `f` its image.
+    fn with_block<T>(&self, i: usize, f: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let (offset, len) = self.index.block(i);
+        SCRATCH.with_borrow_mut(|Scratch { stored, buf }| {
+            if stored.len() > KEPT_SCRATCH_BYTES {
+                *stored = Vec::new();
+            }
+            if stored.len() < len {
+                stored.resize(len, 0);
+            }
+            let bytes = &mut stored[..len];
+            self.read_data(bytes, offset)?;
+            self.decode_block(bytes, offset, buf)?;
+            Ok(f(buf.image()))
+        })
     }
 
-    /// Decodes stored bytes of the block at `offset` to `block`, whose buffers are used again.
-    pub(crate) fn decode_block(&self, bytes: &[u8], offset: u64, block: &mut Block) -> Result<()> {
-        block.count = 0;
-        let (payload, compression) = self.open_stored(bytes, offset)?;
-        stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes)
-            .map_err(|why| bad(&*self.file, offset, why))?;
-        block
-            .build_index()
-            .map_err(|why| bad(&*self.file, offset, Bad::Damaged(why)))
+    /// Checks and decodes the stored bytes of the block at `offset`.
+    pub(crate) fn decode_block(&self, bytes: &[u8], offset: u64, buf: &mut BlockBuf) -> Result<()> {
+        buf.clear();
+        stored::open(bytes, offset)
+            .and_then(|(payload, compression)| buf.unpack(payload, compression))
+            .map_err(|why| bad(&*self.file, offset, why))
     }
 
     /// Reads a range of the data blocks.

@@ -20,12 +20,11 @@ use std::sync::Arc;
 use firn_io::checksum::{crc32c, crc32c_append, mask};
 use firn_io::fs::{Advice, File};
 
-use crate::cache::Block;
 use crate::error::{Error, Result};
 use crate::key::{FileId, Kind, SeqNo, Trailer};
 use crate::options::MAX_KEY_BYTES;
 use crate::range_del::RangeTombstones;
-use crate::sstable::block::{Entry, MAX_BLOCK_BYTES};
+use crate::sstable::block::{BlockBuf, Entry, MAX_BLOCK_BYTES};
 use crate::sstable::filter::{Filter, key_hash};
 use crate::sstable::footer::{Footer, Handle};
 use crate::sstable::index::Index;
@@ -222,12 +221,9 @@ pub(crate) fn show_key(key: &[u8]) -> String {
 }
 
 fn is_data_block(bytes: &[u8], offset: u64) -> bool {
-    let mut block = Block::default();
-    let Ok((payload, compression)) = stored::open(bytes, offset) else {
-        return false;
-    };
-    stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut block.bytes).is_ok()
-        && block.build_index().is_ok()
+    stored::open(bytes, offset)
+        .and_then(|(payload, compression)| BlockBuf::default().unpack(payload, compression))
+        .is_ok()
 }
 
 /// The length of the stored block that starts at `offset` and ends at or before `end`, by its
@@ -275,7 +271,7 @@ pub(crate) struct Walk {
     /// Stored bytes of some blocks, and where they start.
     chunk: Vec<u8>,
     chunk_offset: u64,
-    block: Block,
+    block: BlockBuf,
     block_offset: u64,
     next_entry: usize,
     entry: Entry,
@@ -310,7 +306,7 @@ impl Walk {
             next_block: 0,
             chunk: Vec::new(),
             chunk_offset: 0,
-            block: Block::default(),
+            block: BlockBuf::default(),
             block_offset: 0,
             next_entry: 0,
             entry: Entry::default(),
@@ -346,7 +342,7 @@ impl Walk {
     }
 
     pub(crate) fn value(&self) -> &[u8] {
-        self.block.value(&self.entry)
+        self.block.view().value(&self.entry)
     }
 
     /// The offset of the block that the entry is in.
@@ -372,7 +368,7 @@ impl Walk {
     /// To the next entry; `false` at the end. `damage` is told what is left out on the way.
     pub(crate) fn next(&mut self, damage: &mut dyn FnMut(Error)) -> bool {
         loop {
-            while self.next_entry < self.block.count as usize {
+            while self.next_entry < self.block.view().count() {
                 let i = self.next_entry;
                 self.next_entry += 1;
                 match self.stand(i) {
@@ -387,7 +383,7 @@ impl Walk {
                 damage(self.parts.damaged(self.block_offset, detail));
             }
             if self.next_block == self.parts.blocks.len() {
-                self.block.count = 0;
+                self.block.clear();
                 if !std::mem::replace(&mut self.ended, true)
                     && let Some(error) = self.check_counts()
                 {
@@ -402,7 +398,7 @@ impl Walk {
             match self.load(no) {
                 Ok(()) => self.counted.block_count += 1,
                 Err(error) => {
-                    self.block.count = 0;
+                    self.block.clear();
                     self.gap = true;
                     self.incomplete = true;
                     damage(with_keys(error, &self.parts.keys_of_block(no)));
@@ -413,7 +409,7 @@ impl Walk {
 
     /// Reads block `no` into `self.block`.
     fn load(&mut self, no: usize) -> Result<()> {
-        self.block.count = 0;
+        self.block.clear();
         let (offset, len) = self.parts.blocks[no];
         self.bytes += len as u64;
         let end = self.chunk_offset + self.chunk.len() as u64;
@@ -431,13 +427,9 @@ impl Walk {
         }
         let from = (offset - self.chunk_offset) as usize;
         let file = &*self.parts.file;
-        let (payload, compression) = stored::open(&self.chunk[from..from + len], offset)
-            .map_err(|why| bad(file, offset, why))?;
-        stored::unpack(payload, compression, MAX_BLOCK_BYTES, &mut self.block.bytes)
-            .map_err(|why| bad(file, offset, why))?;
-        self.block
-            .build_index()
-            .map_err(|detail| self.parts.damaged(offset, detail))
+        stored::open(&self.chunk[from..from + len], offset)
+            .and_then(|(payload, compression)| self.block.unpack(payload, compression))
+            .map_err(|why| bad(file, offset, why))
     }
 
     fn read(&mut self, offset: u64, len: usize) -> Result<()> {
@@ -453,9 +445,9 @@ impl Walk {
 
     /// Stands on entry `i` of the block, if it is one that may be there.
     fn stand(&mut self, i: usize) -> std::result::Result<(), &'static str> {
-        let entry = self.block.entry(i);
+        let entry = self.block.view().entry(i);
         let mut key = std::mem::take(&mut self.room);
-        self.block.key_into(i, &entry, &mut key);
+        self.block.view().key_into(i, &entry, &mut key);
         let result = self.check(i, &entry, &key);
         self.room = key;
         let (kind, new_key) = result?;
@@ -526,7 +518,11 @@ impl Walk {
 
     /// Whether the block that ends now ends after its separator.
     fn check_separator(&self) -> Option<&'static str> {
-        let index = self.parts.index.as_ref().filter(|_| self.block.count > 0)?;
+        let index = self
+            .parts
+            .index
+            .as_ref()
+            .filter(|_| !self.block.image().is_empty())?;
         let no = self.next_block.checked_sub(1)?;
         (self.key > index.separator(no)).then_some("a block ends after its separator")
     }

@@ -163,6 +163,40 @@ pub(crate) fn open(stored: &[u8], offset: u64) -> std::result::Result<(&[u8], u8
     Ok((payload, compression))
 }
 
+/// The length that a payload has uncompressed, if it is at most `max_bytes`.
+pub(crate) fn unpacked_len(
+    payload: &[u8],
+    compression: u8,
+    max_bytes: usize,
+) -> std::result::Result<usize, Bad> {
+    let len = if compression == Compression::None as u8 {
+        payload.len()
+    } else {
+        let len = get_u32(payload, 0).ok_or(Bad::Damaged("the compressed block is too short"))?;
+        check_len(payload.len() - 4, compression, len as usize)?;
+        len as usize
+    };
+    if len > max_bytes {
+        return Err(Bad::Damaged(TOO_LARGE));
+    }
+    Ok(len)
+}
+
+/// Decompresses a payload to `out`, which has exactly its [`unpacked_len`].
+#[inline]
+pub(crate) fn unpack_into(
+    payload: &[u8],
+    compression: u8,
+    out: &mut [u8],
+) -> std::result::Result<(), Bad> {
+    if compression == Compression::None as u8 {
+        out.copy_from_slice(payload);
+        return Ok(());
+    }
+    let compressed = payload.get(4..).ok_or(Bad::Damaged(UNREADABLE))?;
+    decompress_into(compressed, compression, out)
+}
+
 /// Decompresses a payload to `out`, replacing what is there, if the result has at most `max_bytes`.
 pub(crate) fn unpack(
     payload: &[u8],
@@ -170,13 +204,24 @@ pub(crate) fn unpack(
     max_bytes: usize,
     out: &mut Vec<u8>,
 ) -> std::result::Result<(), Bad> {
-    if compression == Compression::None as u8 {
-        out.clear();
-        out.extend_from_slice(payload);
-        return Ok(());
+    out.clear();
+    out.resize(unpacked_len(payload, compression, max_bytes)?, 0);
+    unpack_into(payload, compression, out)
+}
+
+const UNREADABLE: &str = "the compressed block cannot be decompressed";
+const TOO_LARGE: &str = "the block is larger than any block may be";
+
+/// Refuses lengths that no compressed bytes of this length can have, before memory is taken for them.
+fn check_len(compressed: usize, compression: u8, len: usize) -> std::result::Result<(), Bad> {
+    if compression == Compression::Lz4 as u8 {
+        if len as u64 > (compressed as u64).saturating_mul(MAX_LZ4_RATIO) + 64 {
+            return Err(Bad::Damaged(UNREADABLE));
+        }
+    } else if compression != Compression::Zstd as u8 {
+        return Err(Bad::Damaged("the compression is unknown"));
     }
-    let len = get_u32(payload, 0).ok_or(Bad::Damaged("the compressed block is too short"))?;
-    decompress(&payload[4..], compression, len as usize, max_bytes, out)
+    Ok(())
 }
 
 /// Decompresses bytes whose uncompressed length is known to `out`, replacing what is there.
@@ -187,34 +232,48 @@ pub(crate) fn decompress(
     max_bytes: usize,
     out: &mut Vec<u8>,
 ) -> std::result::Result<(), Bad> {
-    const BAD: Bad = Bad::Damaged("the compressed block cannot be decompressed");
     if len > max_bytes {
-        return Err(Bad::Damaged("the block is larger than any block may be"));
+        return Err(Bad::Damaged(TOO_LARGE));
     }
-    if compression == Compression::Lz4 as u8 {
-        if len as u64 > (compressed.len() as u64).saturating_mul(MAX_LZ4_RATIO) + 64 {
-            return Err(BAD);
-        }
-        if out.capacity() < len {
-            // A fresh vector need not be zeroed.
-            *out = lz4_flex::block::decompress(compressed, len).map_err(|_| BAD)?;
+    check_len(compressed.len(), compression, len)?;
+    if compression == Compression::Lz4 as u8 && out.capacity() < len {
+        // A fresh vector need not be zeroed.
+        *out =
+            lz4_flex::block::decompress(compressed, len).map_err(|_| Bad::Damaged(UNREADABLE))?;
+        return if out.len() == len {
+            Ok(())
         } else {
-            // What is left there from before is overwritten, or cut off below.
-            out.resize(len, 0);
-            let written = lz4_flex::block::decompress_into(compressed, out).map_err(|_| BAD)?;
-            out.truncate(written);
-        }
+            Err(Bad::Damaged(UNREADABLE))
+        };
+    }
+    out.clear();
+    out.resize(len, 0);
+    decompress_into(compressed, compression, out)
+}
+
+#[inline]
+fn decompress_into(
+    compressed: &[u8],
+    compression: u8,
+    out: &mut [u8],
+) -> std::result::Result<(), Bad> {
+    let written = if compression == Compression::Lz4 as u8 {
+        lz4_flex::block::decompress_into(compressed, out).ok()
     } else if compression == Compression::Zstd as u8 {
         #[cfg(feature = "zstd")]
         {
-            *out = zstd::bulk::decompress(compressed, len).map_err(|_| BAD)?;
+            zstd::bulk::decompress_to_buffer(compressed, out).ok()
         }
         #[cfg(not(feature = "zstd"))]
         return Err(Bad::Unsupported("a block is compressed with zstd"));
     } else {
-        return Err(Bad::Damaged("the compression is unknown"));
+        None
+    };
+    if written == Some(out.len()) {
+        Ok(())
+    } else {
+        Err(Bad::Damaged(UNREADABLE))
     }
-    if out.len() == len { Ok(()) } else { Err(BAD) }
 }
 
 #[cfg(test)]

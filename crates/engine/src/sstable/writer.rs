@@ -28,10 +28,17 @@ use crate::sstable::stored::{Compressor, store_raw};
 /// Bytes collected before a write.
 const WRITE_BYTES: usize = 512 << 10;
 
+/// A block of fewer entries than this may grow beyond the size that blocks have, so that an index
+/// does not have an entry for every value of middling size...
+const MIN_BLOCK_ENTRIES: u32 = 8;
+/// ...up to this multiple.
+const BLOCK_GROWTH: usize = 4;
+
 /// How a table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableOptions {
-    /// Uncompressed bytes of a data block, about. At most 16 MiB.
+    /// Uncompressed bytes of a data block, about; of one with less than eight entries up to four times
+    /// as many. At most 4 MiB.
     pub block_bytes: usize,
     /// Entries between restart points.
     pub restart_interval: usize,
@@ -134,7 +141,7 @@ impl TableWriter {
     /// know the compression.
     pub fn new(file: Arc<dyn File>, options: TableOptions) -> Result<Self> {
         let options = TableOptions {
-            block_bytes: options.block_bytes.clamp(64, 16 << 20),
+            block_bytes: options.block_bytes.clamp(64, 4 << 20),
             restart_interval: options.restart_interval.clamp(1, 1 << 20),
             filter_bits_per_key: options.filter_bits_per_key.min(64),
             compression: options.compression,
@@ -187,7 +194,8 @@ impl TableWriter {
         if !in_order {
             return Err(self.out_of_order(key, trailer));
         }
-        if self.block.len() + value.len() > 2 * self.options.block_bytes && !self.block.is_empty() {
+        let most = BLOCK_GROWTH * self.options.block_bytes;
+        if self.block.len() + value.len() > most && !self.block.is_empty() {
             // A large value gets a block of its own, not one with small entries in front.
             self.finish_block()?;
         }
@@ -215,7 +223,10 @@ impl TableWriter {
         self.properties.raw_value_bytes += value.len() as u64;
         self.min_seqno = self.min_seqno.min(trailer.seqno().0);
         self.max_seqno = self.max_seqno.max(trailer.seqno().0);
-        if self.block.len() >= self.options.block_bytes {
+        let len = self.block.len();
+        if len >= self.options.block_bytes
+            && (self.block.count() >= MIN_BLOCK_ENTRIES || len >= most)
+        {
             self.finish_block()?;
         }
         Ok(())

@@ -466,6 +466,7 @@ pub struct Level<T = ()> {
     common: Box<[u8]>,
     ends: Box<[u64]>,
     bytes: u64,
+    has_range_tombstones: bool,
     sorted: bool,
 }
 
@@ -487,6 +488,7 @@ impl<T> Level<T> {
             .iter()
             .map(|f| f.meta.file_bytes)
             .fold(0, u64::saturating_add);
+        let has_range_tombstones = files.iter().any(|f| f.meta.range_tombstone_count > 0);
         if number == 0 {
             files.sort_by_key(|file| std::cmp::Reverse((file.meta.max_seqno, file.meta.id)));
             return Self {
@@ -494,6 +496,7 @@ impl<T> Level<T> {
                 common: [].into(),
                 ends: [].into(),
                 bytes,
+                has_range_tombstones,
                 sorted: false,
             };
         }
@@ -515,6 +518,7 @@ impl<T> Level<T> {
             common,
             ends,
             bytes,
+            has_range_tombstones,
             sorted: true,
         }
     }
@@ -538,6 +542,12 @@ impl<T> Level<T> {
     /// The length of all files on disk.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether any of the files holds range tombstones.
+    #[inline]
+    pub fn has_range_tombstones(&self) -> bool {
+        self.has_range_tombstones
     }
 
     /// The position of the first file that does not end before `key`. REQUIRES: not L0.
