@@ -358,13 +358,23 @@ fn files_of_other_systems_come_in() {
     let sum = crc32c::crc32c(blob).to_le_bytes();
     let length = [u8::try_from(blob.len()).unwrap(), 0, 0, 0];
     write("000/sstable.db", b"{\"key\":\"kv\",\"value\":\"x\"}\n");
-    write("001/1700000000.dat", b"1700000000;2;1;pr;x\n1700000001;4;0;kept;\n");
+    write(
+        "001/1700000000.dat",
+        b"1700000000;2;1;pr;x\n1700000001;4;0;kept;\n",
+    );
     write("002/wal/kv.log", entry);
     write("003/seg_1.dat", &[&length[..], blob, &sum].concat());
-    write("004/wal/wal-1.wal", b"{\"op\":\"put\",\"k\":\"ve\",\"v\":\"x\",\"ts\":1}\n");
-    place.run(&["put", "--data-dir", "d", "kept", "until 001 deletes it"]).ok();
+    write(
+        "004/wal/wal-1.wal",
+        b"{\"op\":\"put\",\"k\":\"ve\",\"v\":\"x\",\"ts\":1}\n",
+    );
+    place
+        .run(&["put", "--data-dir", "d", "kept", "until 001 deletes it"])
+        .ok();
     for kind in ["000", "001", "002", "003", "004"] {
-        place.run(&["import", "--data-dir", "d", "--from", kind, kind]).ok();
+        place
+            .run(&["import", "--data-dir", "d", "--from", kind, kind])
+            .ok();
     }
     let all = place.run(&["scan", "--data-dir", "d"]).ok();
     assert_eq!(all, b"kv\tx\npr\tx\nqu\tx\nv1\tx\nve\tx\n");

@@ -29,7 +29,12 @@ fn it_says_ready_serves_and_drains() {
 #[test]
 fn listeners_speak_dialects() {
     let place = Place::new();
-    let listen = ["--dialect", "kv-verbs/shop=127.0.0.1:0", "--dialect", "002=127.0.0.1:0"];
+    let listen = [
+        "--dialect",
+        "kv-verbs/shop=127.0.0.1:0",
+        "--dialect",
+        "002=127.0.0.1:0",
+    ];
     let mut server = Server::start(&place.path("d"), &listen);
     let address = |name: &str| {
         let mut words = server.ready_line.split_whitespace();
@@ -46,7 +51,13 @@ fn listeners_speak_dialects() {
     assert_eq!((reply.status, &reply.body[..]), (200, &b"1"[..]));
     server.signal("TERM");
     assert_eq!(server.wait(), 0);
-    let run = place.run(&["serve", "--data-dir", "e", "--dialect", "nonsense=127.0.0.1:0"]);
+    let run = place.run(&[
+        "serve",
+        "--data-dir",
+        "e",
+        "--dialect",
+        "nonsense=127.0.0.1:0",
+    ]);
     assert_eq!(run.code, 2);
     assert!(run.stderr.contains("no dialect"), "{}", run.stderr);
 }

@@ -24,7 +24,9 @@ cargo xtask <word>
   ci              everything that must hold before a change goes in
   fix             format, apply lints, write generated pages
   docs            write generated pages (docs/cli.md)
+  proto           write the code of messages anew from proto/
   test [ARGS]     the tests
+  grpc-client     the gRPC door with grpcio from PyPI (needs python3 and a network)
   crash [--points N] [--seed S]
                   cut the power at N file operations of random histories
   model [--seeds N] [--seed S]
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
         Some("ci") => ci(),
         Some("fix") => fix(),
         Some("docs") => docs(),
+        Some("proto") => proto(),
+        Some("grpc-client") => grpc_client(),
         Some("test") => cargo("test", &["test"], rest),
         Some("crash") => CRASH.run(rest),
         Some("model") => MODEL.run(rest),
@@ -246,6 +250,33 @@ fn loom(rest: &[String]) -> Result {
             .env("CARGO_TARGET_DIR", target("loom"))
             .env("LOOM_MAX_PREEMPTIONS", preemptions),
     )
+}
+
+/// The test that compares writes instead.
+fn proto() -> Result {
+    let test = ["test", "--package", "firn-server", "--test", "it", "proto"];
+    run(
+        "proto",
+        Command::new(program()).args(test).env("UPDATE", "1"),
+    )
+}
+
+/// Python's packages stay below the target directory.
+fn grpc_client() -> Result {
+    const PACKAGES: [&str; 3] = ["grpcio", "grpcio-reflection", "grpcio-health-checking"];
+    let home = target("grpc-client");
+    let (python, made) = (home.join("bin/python3"), home.join("made"));
+    if !made.exists() {
+        let mut venv = Command::new("python3");
+        run("python", venv.args(["-m", "venv"]).arg(&home))?;
+        let pip = ["-m", "pip", "install", "--quiet"];
+        run("pip", Command::new(&python).args(pip).args(PACKAGES))?;
+        fs::write(&made, "").map_err(|error| format!("{}: {error}", made.display()))?;
+    }
+    cargo("build", &["build", "--package", "firn"], &[])?;
+    let mut script = Command::new(python);
+    script.arg("tests/clients/grpc_check.py");
+    run("grpc-client", script.arg(target("debug/firn")))
 }
 
 fn sanitize(rest: &[String]) -> Result {

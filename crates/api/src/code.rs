@@ -130,6 +130,9 @@ codes! {
     LimitExceeded "limit_exceeded" 413 "ERR" InvalidArgument 4
         "A limit is exceeded",
         "The detail names the limit, the members limit and actual have its value and yours.";
+    RateLimited "rate_limited" 429 "TRYAGAIN" ResourceExhausted 4
+        "The client sends more requests than it may",
+        "Repeat after the delay of Retry-After; limits.rate and limits.rate_burst say how many there may be.";
     Internal "internal" 500 "ERR" Internal 3
         "The server made a mistake",
         "Report it, with the server's log of that moment.";
@@ -154,6 +157,9 @@ codes! {
     LogPoisoned "log_poisoned" 503 "ERR" Unavailable 4
         "Writes are refused: an earlier write to the log failed",
         "Mend the disk and restart the server. Reads go on; no acknowledged write is lost.";
+    DeadlineExceeded "deadline_exceeded" 504 "ERR" DeadlineExceeded 3
+        "The deadline of the request passed",
+        "Allow more time. A write may have happened all the same: read the key, or repeat it under a condition.";
     DiskFull "disk_full" 507 "OOM" ResourceExhausted 4
         "The disk is full",
         "Delete data or add space. Deletes are still accepted, and writes resume by themselves.";
@@ -174,7 +180,7 @@ impl Code {
     pub const fn is_transient(self) -> bool {
         matches!(
             self,
-            Self::Overloaded | Self::TooManyConnections | Self::ShuttingDown
+            Self::Overloaded | Self::RateLimited | Self::TooManyConnections | Self::ShuttingDown
         )
     }
 }
@@ -194,8 +200,8 @@ pub fn errors_page() -> String {
          An HTTP error is `application/problem+json` (RFC 9457) with the members `type`, `title`, \
          `status`, `detail`, `instance`, and `code` from the table below; where they apply also \
          `limit` and `actual` (the limit's value and yours), `version` (the version the key has \
-         now), `index` (the position in a batch) and `retry_after_ms`. Replies with status 503 \
-         always carry `Retry-After` in whole seconds.\n\n\
+         now), `index` (the position in a batch) and `retry_after_ms`. Replies with status 429 and \
+         503 always carry `Retry-After` in whole seconds.\n\n\
          | Code | HTTP | RESP | gRPC | Exit | Meaning | What to do |\n\
          |---|---|---|---|---|---|---|\n",
     );

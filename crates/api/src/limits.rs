@@ -21,6 +21,12 @@ pub struct Limits {
     /// Bytes of request bodies held in memory at the same time, over all connections. Beyond it
     /// requests are refused as overloaded. Default 256 MiB.
     pub inflight_bytes: u64,
+    /// Requests a second that one client may send; 0, the default: as many as it likes.
+    pub rate: u64,
+    /// Requests that a client may send at once after a rest. Default 0: as many as in a second.
+    pub rate_burst: u64,
+    /// Clients whose rate is remembered at the same time. Default 65,536.
+    pub rate_clients: u64,
 }
 
 /// Entries in a page whose request names no limit.
@@ -35,6 +41,10 @@ pub const MAX_VALUE_BYTES: u64 = 256 << 20;
 pub const MAX_BATCH_BYTES: u64 = 512 << 20;
 /// The engine's bound on the names of namespaces.
 pub const MAX_NAMESPACE_BYTES: u64 = 255;
+/// Most requests a second, and at once, that a limit of the rate may name.
+pub const MAX_RATE: u64 = 100_000_000;
+/// Most clients whose rate may be remembered.
+pub const MAX_RATE_CLIENTS: u64 = 16 << 20;
 /// The longest request target (path and query) that an HTTP server takes. Longer keys go through
 /// `/v1/batch` and `/v1/mget`.
 pub const MAX_TARGET_BYTES: usize = 65_534;
@@ -50,6 +60,9 @@ impl Default for Limits {
             page_entries: 10_000,
             page_bytes: 16 << 20,
             inflight_bytes: 256 << 20,
+            rate: 0,
+            rate_burst: 0,
+            rate_clients: 65_536,
         }
     }
 }

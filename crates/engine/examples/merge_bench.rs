@@ -206,17 +206,12 @@ fn scan_with_tombstones(sources: &[Source]) -> Result<u64> {
         end: b"zzz".to_vec(),
         seqno: SeqNo(ENTRIES + 1),
     }]);
-    let sources = again(sources).into_iter().enumerate().map(|(i, source)| {
-        (
-            source,
-            Arc::new(if i == 0 {
-                set.clone()
-            } else {
-                RangeTombstones::default()
-            }),
-        )
-    });
-    scan(MergingIter::with_tombstones(sources, SeqNo::MAX), false)
+    let sources = again(sources).into_iter().collect();
+    let tombstones = [(0, Arc::new(set))];
+    scan(
+        MergingIter::with_tombstones(sources, tombstones, SeqNo::MAX),
+        false,
+    )
 }
 
 fn main() -> Result<()> {

@@ -54,7 +54,9 @@ pub struct Options {
     pub cache_bytes: Option<usize>,
     /// Background threads. Default: 2, one of which flushes and prepares logs.
     pub background_threads: usize,
-    /// Uncompressed bytes of a data block. Default: 4 KiB, one page of the disk.
+    /// Uncompressed bytes of a data block, about; a block of less than four entries may have four
+    /// times as many. Default: 2 KiB. Smaller blocks make random reads of small values faster, larger
+    /// ones long scans; indexes take 17 bytes of memory a block.
     pub block_bytes: usize,
     /// Entries between restart points in a block. Default: 16.
     pub restart_interval: usize,
@@ -103,7 +105,7 @@ impl Default for Options {
             memtable_bytes: None,
             cache_bytes: None,
             background_threads: 2,
-            block_bytes: 4 << 10,
+            block_bytes: 2 << 10,
             restart_interval: 16,
             filter_bits_per_key: 10,
             compression: Compression::Lz4,

@@ -366,7 +366,7 @@ fn probe(
         *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
     }
     let entry = table.get(key, hash, snapshot)?;
-    Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value)))
+    Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value.into())))
 }
 
 /// The kind in a stored trailer.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::blob::BlobValue;
 use crate::cache::BlockSlice;
 use crate::key::SeqNo;
+use crate::sstable::TableValue;
 
 /// A value. Dereferences to its bytes. A value that was read from a cached block is a slice of it,
 /// not a copy, and keeps the block in memory until it is dropped.
@@ -24,11 +25,6 @@ impl Value {
     /// A copy of `bytes`.
     pub(crate) fn copied(bytes: &[u8]) -> Self {
         Self(Repr::Owned(bytes.into()))
-    }
-
-    /// A slice of a block.
-    pub(crate) fn block(slice: BlockSlice) -> Self {
-        Self(Repr::Block(slice))
     }
 
     /// The same bytes without the first `n` (all of them if it is shorter).
@@ -57,6 +53,16 @@ impl Value {
 impl From<Vec<u8>> for Value {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Repr::Owned(bytes.into()))
+    }
+}
+
+impl From<TableValue> for Value {
+    #[inline]
+    fn from(value: TableValue) -> Self {
+        Self(match value {
+            TableValue::Slice(slice) => Repr::Block(slice),
+            TableValue::Copy(bytes) => Repr::Owned(bytes),
+        })
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Config {
     pub write_delay: Duration,
     /// `limits.connections`
     pub connections: u64,
+    /// `limits.streams`
+    pub streams: u64,
     /// `limits.header_bytes`
     pub header_bytes: u64,
     /// `limits.header_timeout`
@@ -196,6 +198,19 @@ settings! {
     "limits.connections" "FIRN_LIMITS_CONNECTIONS" "--limits-connections" "COUNT" "20000"
         "Open connections; further ones are answered 503 and closed."
         connections count;
+    "limits.streams" "FIRN_LIMITS_STREAMS" "--limits-streams" "COUNT" "128"
+        "Requests at the same time on one HTTP/2 connection; further ones wait at the client."
+        streams count;
+    "limits.rate" "FIRN_LIMITS_RATE" "--limits-rate" "COUNT" "0"
+        "Requests a second that one client (an address; of IPv6 a /64) may send; 0: no limit. Beyond \
+         it the answer is 429. Health and metrics do not count."
+        limits.rate count;
+    "limits.rate_burst" "FIRN_LIMITS_RATE_BURST" "--limits-rate-burst" "COUNT" "0"
+        "Requests that a client may send at once after a rest; 0: as many as in a second."
+        limits.rate_burst count;
+    "limits.rate_clients" "FIRN_LIMITS_RATE_CLIENTS" "--limits-rate-clients" "COUNT" "65536"
+        "Clients whose rate is remembered at the same time; those not seen for longest are forgotten first."
+        limits.rate_clients count;
     "limits.header_bytes" "FIRN_LIMITS_HEADER_BYTES" "--limits-header-bytes" "SIZE" "256KiB"
         "Most bytes of a request's head; beyond it the answer is 431."
         header_bytes bytes;
@@ -313,6 +328,7 @@ impl Default for Config {
             limits: Limits::default(),
             write_delay: Duration::from_secs(5),
             connections: 20_000,
+            streams: 128,
             header_bytes: 256 << 10,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
@@ -449,10 +465,27 @@ impl Config {
             ("memory", self.memory_bytes, 8 << 20),
             ("limits.header_bytes", self.header_bytes, 8 << 10),
             ("limits.connections", self.connections, 1),
+            ("limits.streams", self.streams, 1),
             ("limits.page_entries", limits.page_entries, 1),
+            ("limits.rate_clients", limits.rate_clients, 1),
         ] {
             if value < min {
                 return refuse(key, format!("{value} is less than {min}"));
+            }
+        }
+        for (key, value, max) in [
+            ("limits.streams", self.streams, 10_000),
+            ("limits.header_bytes", self.header_bytes, 16 << 20),
+            ("limits.rate", limits.rate, limits::MAX_RATE),
+            ("limits.rate_burst", limits.rate_burst, limits::MAX_RATE),
+            (
+                "limits.rate_clients",
+                limits.rate_clients,
+                limits::MAX_RATE_CLIENTS,
+            ),
+        ] {
+            if value > max {
+                return refuse(key, format!("{value} is more than {max}"));
             }
         }
         Ok(())

@@ -12,49 +12,106 @@
 //! | busy | the head is complete | none here: the body has its own clock |
 //!
 //! In every phase a write that makes no progress for `limits.write_timeout` ends the connection.
+//!
+//! The first bytes tell HTTP/2 from HTTP/1 ([`Guarded::protocol`]). On HTTP/2 requests overlap and
+//! frames come at any time, so that there are no such phases: from there on the connection watches
+//! writes only, and [`crate::multiplex`] the rest.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+use crate::service::rate::Client;
 
 const IDLE: u64 = 0;
 const HEAD: u64 = 1;
 const BUSY: u64 = 2;
 const PHASE: u64 = 3;
 
-/// The phase of a connection, shared with the requests on it. The low two bits are the phase; the
-/// rest counts requests, so that the same phase of another request is not taken for this one's.
-#[derive(Debug, Default)]
-pub struct Activity(AtomicU64);
+/// Writes of HTTP/2 that are no shorter carry more than the answer to a ping.
+const PROGRESS_BYTES: usize = 64;
+
+/// What a connection and the requests on it know of each other.
+#[derive(Debug)]
+pub struct Activity {
+    /// The low two bits are the phase; the rest counts requests, so that the same phase of another
+    /// request is not taken for this one's.
+    phase: AtomicU64,
+    /// Requests that are being served.
+    open: AtomicU64,
+    /// Grows with every request and every write of some size.
+    progress: AtomicU64,
+    peer: IpAddr,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self::of(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+}
 
 impl Activity {
+    /// A connection with this host.
+    pub fn of(peer: IpAddr) -> Self {
+        let (phase, open, progress) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self {
+            phase,
+            open,
+            progress,
+            peer,
+        }
+    }
+
+    /// Whose requests they are.
+    pub(crate) fn client(&self) -> Client {
+        Client::at(self.peer)
+    }
+
     /// A request's head is complete.
     pub(crate) fn busy(&self) {
-        self.0.fetch_or(BUSY | HEAD, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        self.phase.fetch_or(BUSY | HEAD, Ordering::Relaxed);
     }
 
     /// Its reply was sent.
     pub(crate) fn idle(&self) {
-        let counted = (self.0.load(Ordering::Relaxed) | PHASE) + 1;
-        self.0.store(counted, Ordering::Relaxed);
+        let counted = (self.phase.load(Ordering::Relaxed) | PHASE) + 1;
+        self.phase.store(counted, Ordering::Relaxed);
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// `None` while requests are served; otherwise a number that stays the same while nothing
+    /// happens.
+    pub(crate) fn rest(&self) -> Option<u64> {
+        let open = self.open.load(Ordering::Relaxed);
+        (open == 0).then(|| self.progress.load(Ordering::Relaxed))
     }
 
     fn bytes_arrived(&self) {
-        let now = self.0.load(Ordering::Relaxed);
+        let now = self.phase.load(Ordering::Relaxed);
         if now & PHASE == IDLE {
-            self.0.store(now | HEAD, Ordering::Relaxed);
+            self.phase.store(now | HEAD, Ordering::Relaxed);
+        }
+    }
+
+    fn bytes_sent(&self, count: usize) {
+        if count >= PROGRESS_BYTES {
+            self.progress.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.phase.load(Ordering::Relaxed)
     }
 }
 
@@ -78,7 +135,22 @@ pub struct Guarded {
     /// The timer of reading, and the activity that it was set for.
     reading: Option<(u64, Pin<Box<Sleep>>)>,
     writing: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were read to learn the protocol, and are to be read again.
+    first: Vec<u8>,
+    multiplexed: bool,
 }
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 or 1.0, or something that is answered as if it were.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// What every client of HTTP/2 sends first; no method of HTTP/1 begins like it (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
 content-type: application/problem+json\r\ncontent-length: 157\r\n\r\n\
@@ -94,10 +166,42 @@ impl Guarded {
             pace,
             reading: None,
             writing: None,
+            first: Vec::new(),
+            multiplexed: false,
         }
     }
 
+    /// Waits for as many bytes as it takes to know what the client speaks. They are read again by
+    /// who reads next.
+    ///
+    /// # Errors
+    /// The socket's; too slow.
+    pub async fn protocol(&mut self) -> io::Result<Protocol> {
+        let mut seen = Vec::with_capacity(PREFACE.len());
+        let mut protocol = Protocol::Http1;
+        while PREFACE.starts_with(&seen) {
+            if seen.len() == PREFACE.len() {
+                protocol = Protocol::Http2;
+                self.multiplexed = true;
+                self.reading = None;
+                break;
+            }
+            let mut next = [0; PREFACE.len()];
+            let count = self.read(&mut next[seen.len()..]).await?;
+            if count == 0 {
+                break;
+            }
+            let from = seen.len();
+            seen.extend_from_slice(&next[from..from + count]);
+        }
+        self.first = seen;
+        Ok(protocol)
+    }
+
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.multiplexed {
+            return Poll::Pending;
+        }
         let now = self.activity.now();
         let allowed = match now & PHASE {
             IDLE => self.pace.idle,
@@ -130,7 +234,8 @@ impl Guarded {
         cx: &mut Context<'_>,
         done: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if done.is_ready() {
+        if let Poll::Ready(sent) = &done {
+            self.activity.bytes_sent(*sent.as_ref().unwrap_or(&0));
             self.writing = None;
             return done;
         }
@@ -151,6 +256,12 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first[..count]);
+            self.first.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(done) => {

@@ -6,9 +6,11 @@
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
 //! | [`dialect`] | HTTP as the systems before spoke it |
+//! | [`grpc`] | the gRPC door, on the same port: methods, messages, statuses |
 //! | [`metrics`] | what is counted, and `/metrics` |
 //! | [`health`] | alive, ready |
 //! | [`connection`] | a socket that watches its client's pace |
+//! | [`multiplex`] | what a connection of HTTP/2 needs: the pace of each reply, its rest |
 //! | [`serve`] | listens, limits connections and slow clients, drains, stops |
 //!
 //! A request goes `serve` -> `http` -> `service` -> engine and back; nothing is kept between
@@ -18,8 +20,10 @@
 pub mod config;
 pub mod connection;
 pub mod dialect;
+pub mod grpc;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod multiplex;
 pub mod serve;
 pub mod service;

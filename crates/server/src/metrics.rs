@@ -316,6 +316,10 @@ impl Collector for EngineCollector {
         to.encode_descriptor("request_body_bytes", help, None, MetricType::Gauge)?
             .encode_gauge(&inflight)?;
 
+        let help = "Clients whose rate of requests is remembered";
+        to.encode_descriptor("rate_clients", help, None, MetricType::Gauge)?
+            .encode_gauge(&self.service.rate_clients())?;
+
         // The engine keeps sums and counts: histograms of one bucket.
         let c = &stats.counters;
         let (stalls, stall_micros) = self.service.stalls();

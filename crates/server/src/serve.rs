@@ -20,18 +20,20 @@ use firn_engine::Db;
 use firn_engine::Options;
 use firn_engine::{Event, EventListener};
 use firn_io::Env;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::connection::{Activity, Guarded, Pace};
+use crate::connection::{Activity, Guarded, Pace, Protocol};
 use crate::dialect::{Session, Speaker, Speech};
+use crate::grpc::{self, GrpcDoor};
 use crate::http::Door;
 use crate::metrics::Metrics;
+use crate::multiplex::{self, AnyBody, Replies};
 use crate::service::{Parts, Service, durability_name};
 
 /// Connections that wait to be accepted.
@@ -69,7 +71,10 @@ impl fmt::Display for ServeError {
                 )
             }
             Self::Bind { address, cause } => {
-                write!(f, "http: cannot listen on {address} (see --http and --dialect): {cause}")
+                write!(
+                    f,
+                    "http: cannot listen on {address} (see --http and --dialect): {cause}"
+                )
             }
             Self::Engine(error) => write!(f, "{error}"),
             Self::Io(error) => write!(f, "{error}"),
@@ -233,6 +238,11 @@ impl Server {
             .header_read_timeout(None)
             .max_header_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX))
             .max_buf_size(usize::try_from(self.config.header_bytes).unwrap_or(usize::MAX));
+        let builders = Builders {
+            http1: builder,
+            http2: multiplex::builder(&self.config),
+            grpc: Arc::new(GrpcDoor::new(Arc::clone(&self.door))),
+        };
         let most = i64::try_from(self.config.connections).unwrap_or(i64::MAX);
         tokio::pin!(shutdown);
         let mut turn = 0;
@@ -243,7 +253,7 @@ impl Server {
                 () = &mut shutdown => break,
                 accepted = accept(&self.sites, turn) => accepted,
             };
-            let (stream, speaker) = match accepted {
+            let (stream, peer, speaker) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: what helps is that somebody closes one.
@@ -269,8 +279,9 @@ impl Server {
             metrics.connections.inc();
             let door = Arc::clone(&self.door);
             tokio::spawn(serve_connection(
-                builder.clone(),
+                builders.clone(),
                 stream,
+                peer,
                 (door, speaker),
                 pace,
                 stopping.clone(),
@@ -422,12 +433,16 @@ async fn speaker(
 
 /// The next connection, of whichever listener has one. Each is asked first in its turn, so that a
 /// flood on one does not keep the others waiting.
-async fn accept(sites: &[Site], turn: usize) -> io::Result<(TcpStream, Option<Arc<Speaker>>)> {
+async fn accept(
+    sites: &[Site],
+    turn: usize,
+) -> io::Result<(TcpStream, SocketAddr, Option<Arc<Speaker>>)> {
     std::future::poll_fn(|cx| {
         let (later, first) = sites.split_at(turn % sites.len());
         for site in first.iter().chain(later) {
             if let Poll::Ready(accepted) = site.listener.poll_accept(cx) {
-                return Poll::Ready(accepted.map(|(stream, _)| (stream, site.speaker.clone())));
+                let speaker = site.speaker.clone();
+                return Poll::Ready(accepted.map(|(stream, peer)| (stream, peer, speaker)));
             }
         }
         Poll::Pending
@@ -491,45 +506,141 @@ async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
     let _ = now.wait_for(|now| *now >= phase).await;
 }
 
+/// What speaks each protocol.
+#[derive(Clone)]
+struct Builders {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    grpc: Arc<GrpcDoor>,
+}
+
 async fn serve_connection(
-    builder: http1::Builder,
+    builders: Builders,
     stream: TcpStream,
+    peer: SocketAddr,
     (door, speaker): (Arc<Door>, Option<Arc<Speaker>>),
     pace: Pace,
     mut phase: watch::Receiver<Phase>,
     alive: mpsc::Sender<()>,
 ) {
     let _place = Place(Arc::clone(&door));
-    let activity = Arc::new(Activity::default());
-    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&activity), pace));
-    let session = Arc::new(Session::default());
-    let service = service_fn(move |request| {
-        let (door, activity) = (Arc::clone(&door), Arc::clone(&activity));
-        let (speaker, session) = (speaker.clone(), Arc::clone(&session));
-        async move {
-            let reply = match speaker {
-                None => door.handle(request, activity).await,
-                Some(speaker) => speaker.handle(request, activity, &session).await,
-            };
-            Ok::<_, std::convert::Infallible>(reply)
+    let activity = Arc::new(Activity::of(peer.ip()));
+    let mut io = Guarded::new(stream, Arc::clone(&activity), pace);
+    let protocol = match &speaker {
+        // Dialects are older than HTTP/2.
+        Some(_) => Ok(Protocol::Http1),
+        None => tokio::select! {
+            protocol = io.protocol() => protocol,
+            () = reached(&mut phase, Phase::Draining) => return,
+        },
+    };
+    let ended = match protocol {
+        Err(error) => {
+            tracing::debug!(%error, "connection ended");
+            return;
         }
-    });
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = reached(&mut phase, Phase::Draining) => {
-            connection.as_mut().graceful_shutdown();
+        Ok(Protocol::Http1) => {
+            let (handler, activity) = (Arc::clone(&door), Arc::clone(&activity));
+            let session = Arc::new(Session::default());
+            let service = service_fn(move |request| {
+                let (door, activity) = (Arc::clone(&handler), Arc::clone(&activity));
+                let (speaker, session) = (speaker.clone(), Arc::clone(&session));
+                async move {
+                    let reply = match speaker {
+                        None => door.handle(request, activity).await,
+                        Some(speaker) => speaker.handle(request, activity, &session).await,
+                    };
+                    Ok::<_, std::convert::Infallible>(reply)
+                }
+            });
+            let connection = builders.http1.serve_connection(TokioIo::new(io), service);
+            tokio::pin!(connection);
             tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = reached(&mut phase, Phase::Cut) => Ok(()),
+                () = reached(&mut phase, Phase::Draining) => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection.as_mut() => ended,
+                        () = reached(&mut phase, Phase::Cut) => Ok(()),
+                    }
+                }
             }
         }
+        Ok(Protocol::Http2) => serve_http2(builders, io, door, activity, pace, &mut phase).await,
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
     }
     drop(alive);
+}
+
+/// A connection on which requests of both doors overlap.
+async fn serve_http2(
+    builders: Builders,
+    io: Guarded,
+    door: Arc<Door>,
+    activity: Arc<Activity>,
+    pace: Pace,
+    phase: &mut watch::Receiver<Phase>,
+) -> hyper::Result<()> {
+    let replies = Arc::new(Replies::default());
+    let (of_requests, grpc) = (Arc::clone(&replies), builders.grpc);
+    let seen = Arc::clone(&activity);
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let (door, grpc) = (Arc::clone(&door), Arc::clone(&grpc));
+        let (activity, replies) = (Arc::clone(&seen), Arc::clone(&of_requests));
+        async move {
+            let method = request.method().clone();
+            let reply = if grpc::is_grpc(&request) {
+                grpc.handle(request, activity).await.map(AnyBody::Grpc)
+            } else {
+                door.handle(request, activity).await.map(AnyBody::Http)
+            };
+            Ok::<_, std::convert::Infallible>(replies.adopt(&method, reply))
+        }
+    });
+    let connection = builders.http2.serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    let mut look = tokio::time::interval(pace.write.max(Duration::from_millis(1)));
+    look.reset();
+    let rest = tokio::time::sleep(pace.idle);
+    tokio::pin!(rest);
+    let mut rested = activity.rest();
+    let (mut awaited, mut leaving) = (Phase::Draining, false);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = reached(phase, awaited) => {
+                if awaited == Phase::Cut {
+                    return Ok(());
+                }
+                awaited = Phase::Cut;
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            _ = look.tick() => {
+                let stalled = replies.drop_stalled();
+                if stalled > 0 {
+                    tracing::debug!(stalled, "replies that their client did not take are dropped");
+                }
+            }
+            () = rest.as_mut() => {
+                let now = activity.rest();
+                let idle = now.is_some() && now == rested;
+                rested = now;
+                let mut next = pace.idle;
+                if idle && leaving {
+                    // It was told, and had the time of a head to close.
+                    return Ok(());
+                } else if idle {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                    next = pace.header;
+                }
+                rest.as_mut().reset(tokio::time::Instant::now() + next);
+            }
+        }
+    }
 }
 
 /// Tells a client that there are too many, and waits briefly so that it can read it.

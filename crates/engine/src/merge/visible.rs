@@ -222,6 +222,12 @@ impl<I: InternalIterator> VisibleIter<I> {
                 continue;
             }
             self.trailer = trailer;
+            // Most need no look at their value.
+            if trailer.kind() == Some(Kind::Put) {
+                self.skip = 0;
+                self.state = State::Returned;
+                return Ok(true);
+            }
             if self
                 .is_value(trailer, self.iter.value(), self.iter.key())?
                 .keep(self)

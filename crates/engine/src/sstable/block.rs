@@ -456,16 +456,10 @@ pub(crate) fn in_image(entry: &Entry) -> (usize, usize) {
     )
 }
 
-/// The block's own bytes in an image.
+/// The block in an image, and what comes behind it: enough to follow offsets that were checked.
 #[inline]
 pub(crate) fn block_bytes(image: &[u8]) -> &[u8] {
-    match image.split_first_chunk::<IMAGE_HEADER_BYTES>() {
-        Some((&[.., a, b, c, d], rest)) => {
-            let len = u32::from_le_bytes([a, b, c, d]) as usize;
-            rest.get(..len).unwrap_or_default()
-        }
-        None => &[],
-    }
+    image.get(IMAGE_HEADER_BYTES..).unwrap_or_default()
 }
 
 impl<'a> View<'a> {

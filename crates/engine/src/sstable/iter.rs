@@ -224,7 +224,8 @@ impl TableIter {
                 && let Some(block) = self.table.cache().get(self.table.id(), offset)
             {
                 self.current = Current::Shared(block);
-                return Ok(self.loaded(no));
+                self.loaded(no);
+                return Ok(());
             }
             self.read_ahead(no, offset, len)?;
         }
@@ -243,7 +244,8 @@ impl TableIter {
                 cache.insert(id, offset, Block::new(image));
             }
         }
-        Ok(self.loaded(no))
+        self.loaded(no);
+        Ok(())
     }
 
     fn loaded(&mut self, no: usize) {

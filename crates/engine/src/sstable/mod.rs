@@ -50,5 +50,5 @@ pub(crate) mod tests;
 pub use crate::sstable::filter::key_hash;
 pub use crate::sstable::iter::{ReadOptions, TableIter};
 pub use crate::sstable::properties::Properties;
-pub use crate::sstable::reader::{Table, TableCheck, TableEntry};
+pub use crate::sstable::reader::{Table, TableCheck, TableEntry, TableValue};
 pub use crate::sstable::writer::{TableOptions, TableSummary, TableWriter};

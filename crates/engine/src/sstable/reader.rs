@@ -29,7 +29,6 @@ use crate::sstable::properties::Properties;
 use crate::sstable::salvage::{Parts, Walk};
 use crate::sstable::stored::{self, Bad};
 use crate::sstable::writer::bounds;
-use crate::value::Value;
 
 /// What a search for one key in a block came to; see [`Found`].
 enum Search {
@@ -45,7 +44,7 @@ fn search(block: &Block, key: &[u8], newest: u64) -> Search {
             let (start, end) = in_image(&entry);
             Search::Entry(TableEntry {
                 trailer: Trailer(entry.trailer),
-                value: Value::block(BlockSlice::new(block.clone(), start, end)),
+                value: TableValue::Slice(BlockSlice::new(block.clone(), start, end)),
             })
         }
         Found::Nothing => Search::Nothing,
@@ -72,8 +71,29 @@ thread_local! {
 pub struct TableEntry {
     /// Sequence number and kind.
     pub trailer: Trailer,
-    /// The stored value: a slice of a block that is in the cache, or a copy of one that is not.
-    pub value: Value,
+    /// The stored value.
+    pub value: TableValue,
+}
+
+/// A stored value. Dereferences to its bytes.
+#[derive(Clone, Debug)]
+pub enum TableValue {
+    /// A slice of a block that is in the cache.
+    Slice(BlockSlice),
+    /// A copy from a block that is not.
+    Copy(Box<[u8]>),
+}
+
+impl std::ops::Deref for TableValue {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Slice(slice) => slice,
+            Self::Copy(bytes) => bytes,
+        }
+    }
 }
 
 /// What [`Table::verify`] counted.
@@ -393,7 +413,7 @@ impl Table {
             match view.get(key, newest) {
                 Found::Entry(entry) => Search::Entry(TableEntry {
                     trailer: Trailer(entry.trailer),
-                    value: Value::copied(view.value(&entry)),
+                    value: TableValue::Copy(view.value(&entry).into()),
                 }),
                 Found::Nothing => Search::Nothing,
                 Found::PastEnd => Search::PastEnd,

@@ -30,14 +30,14 @@ const WRITE_BYTES: usize = 512 << 10;
 
 /// A block of fewer entries than this may grow beyond the size that blocks have, so that an index
 /// does not have an entry for every value of middling size...
-const MIN_BLOCK_ENTRIES: u32 = 8;
+const MIN_BLOCK_ENTRIES: u32 = 4;
 /// ...up to this multiple.
 const BLOCK_GROWTH: usize = 4;
 
 /// How a table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableOptions {
-    /// Uncompressed bytes of a data block, about; of one with less than eight entries up to four times
+    /// Uncompressed bytes of a data block, about; of one with less than four entries up to four times
     /// as many. At most 4 MiB.
     pub block_bytes: usize,
     /// Entries between restart points.

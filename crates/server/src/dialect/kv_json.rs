@@ -10,7 +10,7 @@
 //! | any `/health` | 200 `{"status": "ok"}` |
 //!
 //! The key is the second segment of the decoded path; what follows it is ignored. An empty value
-//! cannot be stored. A connection has ten requests in five seconds ([`super::rate`]).
+//! cannot be stored. A connection has ten requests in five seconds ([`super::allowance`]).
 
 use firn_api::code::Code;
 use http::{HeaderValue, Method, StatusCode};

@@ -217,22 +217,23 @@ async fn route(call: &mut Call<'_>, body: Body) -> Answer {
         ("read-range", None) if reads && key.is_none() => range(call).await,
         ("read", Some(key)) if reads => match key_of(key) {
             Ok(key) => read(call, key).await,
-            Err(refused) => refused,
+            Err(what) => long(&what),
         },
         ("delete", Some(key)) if call.method() == Method::DELETE => match key_of(key) {
             Ok(key) => match call.delete(key).await {
                 Ok(()) => ok("{\"status\":\"deleted\"}"),
                 Err(error) => refused(&error),
             },
-            Err(refused) => refused,
+            Err(what) => long(&what),
         },
         _ => nowhere(call),
     }
 }
 
-fn key_of(raw: &str) -> Result<Vec<u8>, Answer> {
+/// The key, or what is wrong with it.
+fn key_of(raw: &str) -> Result<Vec<u8>, String> {
     let decoded = decode(raw, false).filter(|bytes| std::str::from_utf8(bytes).is_ok());
-    decoded.ok_or_else(|| long(&format!("Failed to decode param '{raw}'")))
+    decoded.ok_or_else(|| format!("Failed to decode param '{raw}'"))
 }
 
 async fn put(call: &mut Call<'_>, body: Body) -> Answer {

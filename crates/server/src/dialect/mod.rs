@@ -16,6 +16,7 @@
 //! What these dialects promised and how it is kept, case by case, is in `docs/dialects.md`, which a
 //! test prints. Where they lost data, hung or answered wrongly, FirnDB does not.
 
+mod allowance;
 mod auto;
 mod form;
 mod json;
@@ -24,7 +25,6 @@ mod kv_verbs;
 mod plain;
 mod put_read;
 mod query;
-mod rate;
 mod render;
 mod sniff;
 mod v1_raw;
@@ -41,10 +41,10 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use crate::connection::Activity;
-use crate::dialect::rate::{Rate, Used};
+use crate::dialect::allowance::{Rate, Used};
 use crate::http::body::{Received, receive};
 use crate::http::request::Request;
-use crate::http::{Door, Reply, origin, problem, settle};
+use crate::http::{Door, Reply, origin, problem, rate, settle};
 use crate::service::DEFAULT_NAMESPACE;
 use crate::service::batch::{Action, Op};
 use crate::service::error::{Error, Result};
@@ -229,10 +229,12 @@ impl Speaker {
         let (parts, mut incoming) = request.into_parts();
         let door = &self.door;
         let (service, metrics) = (door.service.clone(), Arc::clone(&door.metrics));
+        let client = activity.client();
         let running = Request::begin(
             service,
             metrics,
             activity,
+            "http",
             door.slow_request,
             parts.uri.clone(),
         );
@@ -243,7 +245,12 @@ impl Speaker {
             received: None,
             op: "other",
         };
-        let answer = call.answer(session).await;
+        let (admitted, _) = rate::admit(&door.service, parts.uri.path(), &client);
+        let answer = match admitted {
+            Ok(()) => call.answer(session).await,
+            // The limit of the server, not of a dialect.
+            Err(error) => Answer::new(error.code, problem::reply(&error, parts.uri.path())),
+        };
         let op = call.op;
         drop(call);
         let Answer { mut reply, code } = answer;

@@ -18,6 +18,7 @@ pub(crate) mod origin;
 pub(crate) mod problem;
 mod query;
 mod range;
+pub(crate) mod rate;
 pub(crate) mod request;
 mod route;
 
@@ -27,12 +28,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use firn_api::code::Code;
-use firn_api::http::{KV_DURABILITY, KV_VERSION};
+use firn_api::http::{KV_DURABILITY, KV_VERSION, StatsReply};
 use firn_api::text;
 use firn_engine::Durability;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -71,9 +72,14 @@ impl Door {
     ) -> Reply {
         let (parts, mut body) = request.into_parts();
         let (service, metrics) = (self.service.clone(), Arc::clone(&self.metrics));
-        let slow = self.slow_request;
-        let running = Request::begin(service, metrics, activity, slow, parts.uri.clone());
-        let (mut reply, code) = match self.dispatch(&parts, &mut body, &running).await {
+        let (slow, client) = (self.slow_request, activity.client());
+        let running = Request::begin(service, metrics, activity, "http", slow, parts.uri.clone());
+        let (admitted, allowance) = rate::admit(&self.service, parts.uri.path(), &client);
+        let answer = match admitted {
+            Ok(()) => self.dispatch(&parts, &mut body, &running).await,
+            Err(refused) => Err(refused),
+        };
+        let (mut reply, code) = match answer {
             Ok(reply) => (reply, "ok"),
             Err(error) => {
                 if matches!(
@@ -94,13 +100,27 @@ impl Door {
                 (reply, error.code.name())
             }
         };
-        if !settle(&parts, &mut body, code).await {
+        if let Some(allowance) = allowance {
+            rate::describe(allowance, self.service.limits(), reply.headers_mut());
+        }
+        // A stream of HTTP/2 ends without harm to the others of its connection.
+        if parts.version < Version::HTTP_2 && !settle(&parts, &mut body, code).await {
             let close = HeaderValue::from_static("close");
             reply.headers_mut().insert(CONNECTION, close);
         }
         running.set_code(code);
         reply.body_mut().request = Some(running);
         reply
+    }
+
+    /// The service's statistics with what only the server knows.
+    pub(crate) async fn stats(&self) -> Result<StatsReply> {
+        let mut stats = self.service.stats().await?;
+        let uptime = self.service.clock().monotonic();
+        let uptime = uptime.saturating_sub(self.started);
+        stats.uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+        stats.connections = u64::try_from(self.metrics.connections.get()).unwrap_or(0);
+        Ok(stats)
     }
 
     async fn dispatch(

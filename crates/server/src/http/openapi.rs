@@ -583,7 +583,11 @@ pub fn http_page() -> String {
          those with a key, `ns` to all.\n\
          - A page sees one instant, the next page a later one; a stream sees one instant throughout.\n\
          - A client that waits too long with the head or the next bytes of a body, or does not take \
-         the reply, is disconnected: see `limits.*_timeout` of the configuration.\n\n\
+         the reply, is disconnected: see `limits.*_timeout` of the configuration.\n\
+         - HTTP/2 is spoken on the same port by clients that begin with it (`curl \
+         --http2-prior-knowledge`), and [gRPC](grpc.md) on top of it.\n\
+         - With `limits.rate` a client that sends more is answered 429 with `Retry-After`; `RateLimit` \
+         and `RateLimit-Policy` tell beforehand ([how](grpc.md#the-rate-of-a-client)).\n\n\
          ## Routes\n\n",
     );
     for operation in OPERATIONS {

@@ -15,6 +15,7 @@ pub(crate) struct Request {
     service: Service,
     metrics: Arc<Metrics>,
     activity: Arc<Activity>,
+    proto: &'static str,
     slow: Duration,
     begin: Duration,
     uri: Uri,
@@ -24,6 +25,7 @@ pub(crate) struct Request {
 struct Outcome {
     op: &'static str,
     code: &'static str,
+    lasting: bool,
 }
 
 impl std::fmt::Debug for Request {
@@ -37,6 +39,7 @@ impl Request {
         service: Service,
         metrics: Arc<Metrics>,
         activity: Arc<Activity>,
+        proto: &'static str,
         slow: Duration,
         uri: Uri,
     ) -> Arc<Self> {
@@ -47,11 +50,13 @@ impl Request {
         let outcome = Outcome {
             op: "other",
             code: "cancelled",
+            lasting: false,
         };
         Arc::new(Self {
             service,
             metrics,
             activity,
+            proto,
             slow,
             begin,
             uri,
@@ -67,6 +72,11 @@ impl Request {
         self.lock().code = code;
     }
 
+    /// It takes as long as the client likes: how long says nothing.
+    pub(crate) fn set_lasting(&self) {
+        self.lock().lasting = true;
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Outcome> {
         self.outcome
             .lock()
@@ -77,11 +87,11 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let took = self.service.clock().monotonic().saturating_sub(self.begin);
-        let Outcome { op, code } = *self.lock();
-        self.metrics.request("http", op, code, took);
+        let Outcome { op, code, lasting } = *self.lock();
+        self.metrics.request(self.proto, op, code, took);
         self.metrics.in_flight.dec();
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        if took >= self.slow {
+        if took >= self.slow && !lasting {
             let path = self.uri.path();
             tracing::warn!(op, code, path, took_ms, "slow request");
         } else {

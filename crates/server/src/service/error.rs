@@ -72,6 +72,15 @@ impl Error {
         }
     }
 
+    /// The same, about the argument of this name.
+    #[must_use]
+    pub fn about(self, name: &str) -> Self {
+        Self {
+            detail: format!("{name}: {}", self.detail),
+            ..self
+        }
+    }
+
     /// The same, for the operation at this position of a batch.
     #[must_use]
     pub fn at(self, index: usize) -> Self {

@@ -24,20 +24,22 @@ pub mod error;
 pub mod kv;
 pub(crate) mod limits;
 pub mod ns;
+pub mod rate;
 pub mod scan;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use firn_api::limits::Limits;
 use firn_engine::{Commit, Db, Durability, Namespace, WriteBatch, WriteOptions};
 use firn_io::clock::Clock;
 use firn_io::fs::Fs;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::service::error::{Error, Result};
+use crate::service::rate::Rate;
 
 /// The name of the namespace that paths without one mean.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -116,10 +118,12 @@ struct Inner {
     parts: Parts,
     read_cost: ReadCost,
     inflight: Arc<Semaphore>,
+    /// `None`: clients may send as many requests as they like.
+    rate: Option<Rate>,
     /// Writes that were told to wait, and for how many microseconds together they did.
     stalls: AtomicU64,
     stall_micros: AtomicU64,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Service {
@@ -139,9 +143,10 @@ impl Service {
             db,
             read_cost: ReadCost::default(),
             inflight: Arc::new(Semaphore::new(inflight.min(Semaphore::MAX_PERMITS))),
+            rate: Rate::new(&parts.limits, Arc::clone(&parts.clock)),
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             parts,
         };
         Self {
@@ -171,12 +176,19 @@ impl Service {
 
     /// From now on the service is not ready. Requests that arrive all the same are still served.
     pub fn begin_drain(&self) {
-        self.inner.draining.store(true, Ordering::Release);
+        self.inner.draining.send_replace(true);
     }
 
     /// Whether the server is about to stop.
     pub fn is_draining(&self) -> bool {
-        self.inner.draining.load(Ordering::Acquire)
+        *self.inner.draining.borrow()
+    }
+
+    /// Resolves when the server is about to stop: what waits for events ends then.
+    pub async fn draining(&self) {
+        let mut draining = self.inner.draining.subscribe();
+        // The sender lives as long as the service, which `self` is.
+        let _ = draining.wait_for(|draining| *draining).await;
     }
 
     /// Takes `bytes` of the memory that request bodies may hold.
@@ -196,6 +208,10 @@ impl Service {
                     ..Error::overloaded(detail, 1_000)
                 }
             })
+    }
+
+    pub(crate) fn rate(&self) -> Option<&Rate> {
+        self.inner.rate.as_ref()
     }
 
     /// Bytes of request bodies in memory now.

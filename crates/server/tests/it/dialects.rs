@@ -256,7 +256,7 @@ async fn the_limiter_counts_for_each_connection_and_forgets() {
         clock: clock.clone(),
         ..Env::os(2)
     };
-    let server = Running::start_in_env(env, dir, speaking("000")).await;
+    let server = Running::start_by(env, dir, speaking("000")).await;
     let case = case("kv-json", "rate-limit-10-per-5s-per-connection");
     let request = case.request();
     let mut stream = server.connect().await;

@@ -36,10 +36,11 @@ impl Running {
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
-        Self::start_in_env(Env::os(2), dir, change).await
+        Self::start_by(Env::os(2), dir, change).await
     }
 
-    pub(crate) async fn start_in_env(
+    /// In an environment of the test's: its clock.
+    pub(crate) async fn start_by(
         env: Env,
         dir: tempfile::TempDir,
         change: impl FnOnce(&mut Config),

@@ -1,0 +1,59 @@
+//! Messages to bytes and back. tonic's own codec calls a message that cannot be read an internal
+//! error; here it is the client's, with the details of every refusal.
+
+use std::marker::PhantomData;
+
+use firn_api::code::Code;
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::grpc::status;
+use crate::service::error::Error;
+
+/// Reads messages `M`, writes messages `R`.
+#[derive(Debug)]
+pub(crate) struct Wire<M, R = M>(pub(crate) PhantomData<fn(M) -> R>);
+
+impl<M, R> Codec for Wire<M, R>
+where
+    M: Message + Default + Send + 'static,
+    R: Message + Send + 'static,
+{
+    type Encode = R;
+    type Decode = M;
+    type Encoder = Wire<R>;
+    type Decoder = Wire<M>;
+
+    fn encoder(&mut self) -> Wire<R> {
+        Wire(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Wire<M> {
+        Wire(PhantomData)
+    }
+}
+
+impl<R: Message> Encoder for Wire<R> {
+    type Item = R;
+    type Error = Status;
+
+    fn encode(&mut self, message: R, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        // The buffer grows as it must.
+        message
+            .encode(to)
+            .map_err(|e| Status::internal(e.to_string()))
+    }
+}
+
+impl<M: Message + Default> Decoder for Wire<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        M::decode(from).map(Some).map_err(|e| {
+            let detail = format!("the message cannot be read: {e}");
+            status::of(&Error::new(Code::InvalidEncoding, detail))
+        })
+    }
+}
