@@ -2,7 +2,7 @@
 //! socket shows how fast the client is.
 //!
 //! * **Replies.** A client may keep the socket flowing and one reply waiting for ever, by not
-//!   opening its window. [`Replies`] knows every reply of a connection and whose turn it is: ours
+//!   opening its window. `Replies` knows every reply of a connection and whose turn it is: ours
 //!   while the next piece is made, the client's once it was handed over. One that stays the client's
 //!   for `limits.write_timeout` is dropped with all that it holds, and its stream is reset.
 //! * **Pieces.** A reply is handed over in pieces, each when there is room for it, so that a large
@@ -11,7 +11,7 @@
 //!   told to go away. Pings do not keep it.
 //!
 //! Heads and their number are limited by `limits.header_bytes` and `limits.streams`, streams that
-//! are opened and reset in a rush (CVE-2023-44487) by [`builder`]; the window of requests that
+//! are opened and reset in a rush (CVE-2023-44487) by `builder`; the window of requests that
 //! nobody reads is [`CONNECTION_WINDOW`] a connection; a body that makes no progress has the clock
 //! of bodies; a peer that is gone is found by pings.
 

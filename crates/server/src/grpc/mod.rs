@@ -7,14 +7,14 @@
 //! writes it anew; a test compares). What tonic's own server would do on the way is done here as for
 //! HTTP, so that limits mean the same through both doors:
 //!
-//! 1. The method is looked up in [`METHODS`], which says what it is counted under and how large its
+//! 1. The method is looked up in `METHODS`, which says what it is counted under and how large its
 //!    request may be.
 //! 2. The rate of the client is counted; health is not.
 //! 3. The request is read with the clock and the reservations of HTTP bodies.
 //! 4. The handler runs. `grpc-timeout` bounds this and the sending of the reply.
 //!
-//! A handler returns a message or a [`crate::service::error::Error`]; [`status`] makes the latter a
-//! status with details. [`GrpcBody`] ends the request where its trailers are sent.
+//! A handler returns a message or a [`crate::service::error::Error`]; `status` makes the latter a
+//! status with details. `GrpcBody` ends the request where its trailers are sent.
 
 mod admin;
 mod health;
