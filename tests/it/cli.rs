@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::process::Place;
+use crate::process::{Place, command};
 
 /// Values that break what is not binary-safe.
 fn odd_values() -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -201,6 +201,35 @@ fn a_closed_pipe_is_no_failure() {
     );
 }
 
+/// An export that is told to stop, or cannot go on, leaves neither a file nor a part of one.
+#[test]
+fn broken_exports_leave_nothing() {
+    let place = Place::new();
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        // A server that takes the request and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        let mut export = command()
+            .args(["export", "--server", &address, "--output", "out"])
+            .current_dir(place.dir.path())
+            .spawn()
+            .unwrap();
+        let _asked = silent.accept().unwrap();
+        while !place.path("out.partial").exists() {
+            std::thread::yield_now();
+        }
+        let kill = std::process::Command::new("kill")
+            .args([signal, &export.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        assert_eq!(export.wait().unwrap().code(), Some(code));
+        assert!(!place.path("out.partial").exists() && !place.path("out").exists());
+    }
+    let nobody = ["export", "--server", "127.0.0.1:1", "--output", "out"];
+    place.run(&nobody).fails(3);
+    assert!(!place.path("out.partial").exists() && !place.path("out").exists());
+}
+
 #[test]
 fn exports_come_back() {
     let place = place_with_odd_values();
@@ -239,6 +268,7 @@ fn exports_come_back() {
             "{ended:?}"
         );
     }
+    assert!(!place.path("out.partial").exists());
     let mut damaged = place
         .run(&["export", "--data-dir", "d", "--format", "dump"])
         .ok();
