@@ -13,6 +13,7 @@ use firn_io::exec::{Executor, ThreadPool};
 use firn_io::fs::mem::MemFs;
 use firn_io::rng::SeededEntropy;
 use firn_server::dialect::Dialect;
+use firn_server::grpc::loopback::GrpcLoopback;
 use firn_server::http::loopback::{Loopback, MEMORY_BYTES};
 
 use crate::START_MS;
@@ -87,13 +88,42 @@ pub fn dialects(data: &[u8]) {
     exchange(Some(dialect), bytes);
 }
 
-fn exchange(dialect: Option<Dialect>, data: &[u8]) -> Vec<u8> {
+/// Messages of gRPC: the low bits of the first byte choose the method. If its highest bit is set, what
+/// follows are the frames of the request as they are, else the message of a single frame. Every call
+/// must end with a status, and none may be an internal error.
+pub fn grpc(data: &[u8]) {
+    const INTERNAL: i32 = 13;
+    let (&first, bytes) = data.split_first().unwrap_or((&0, &[]));
+    let mut frames = Vec::new();
+    if first & 0x80 == 0 {
+        let len = u32::try_from(bytes.len()).expect("inputs are small");
+        frames.push(0);
+        frames.extend_from_slice(&len.to_be_bytes());
+    }
+    frames.extend_from_slice(bytes);
+    let (db, env) = database();
+    let door = GrpcLoopback::new(&Loopback::new(db.clone(), &env));
+    let call = door.call(usize::from(first & 0x7f), frames.into());
+    let most = Duration::from_secs(10);
+    let code = runtime()
+        .block_on(async { tokio::time::timeout(most, call).await })
+        .expect("a status within ten seconds");
+    let framed = first & 0x80 == 0;
+    assert!(!framed || code != INTERNAL, "an internal error");
+    drop(door);
+    db.close().expect("closed");
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| {
+    RUNTIME.get_or_init(|| {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_time().max_blocking_threads(2);
         builder.build().expect("a runtime")
-    });
+    })
+}
+
+fn exchange(dialect: Option<Dialect>, data: &[u8]) -> Vec<u8> {
     let (db, env) = database();
     let mut door = Loopback::new(db.clone(), &env);
     if let Some(dialect) = dialect {
@@ -101,7 +131,7 @@ fn exchange(dialect: Option<Dialect>, data: &[u8]) -> Vec<u8> {
     }
     let most = Duration::from_secs(10);
     let exchange = async { tokio::time::timeout(most, door.exchange(data)).await };
-    let reply = runtime
+    let reply = runtime()
         .block_on(exchange)
         .expect("an answer within ten seconds");
     assert!(

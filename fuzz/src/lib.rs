@@ -28,7 +28,7 @@ use firn_io::fs::mem::MemFs;
 use firn_io::fs::{File, Fs, OpenMode};
 use firn_io::rng::SeededEntropy;
 
-pub use crate::http::{dialects, http, text};
+pub use crate::http::{dialects, grpc, http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
 pub use crate::table::{blob, blob_records, block, table, table_parts};
@@ -53,6 +53,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("text", text),
     ("http", http),
     ("dialects", dialects),
+    ("grpc", grpc),
 ];
 
 /// When every input begins, in Unix milliseconds.

@@ -80,6 +80,46 @@ pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
         ("text", texts()),
         ("http", requests()),
         ("dialects", dialects()),
+        ("grpc", messages()),
+    ]
+}
+
+/// A message for some methods, by their place in the list of methods.
+fn messages() -> Vec<Seed> {
+    let field = |number: u8, bytes: &[u8]| {
+        let len = u8::try_from(bytes.len()).expect("short");
+        [&[number << 3 | 2, len], bytes].concat()
+    };
+    let key = field(2, b"a");
+    let put = [
+        &[1][..],
+        &key,
+        &field(3, b"x"),
+        &field(6, &[0x18, 7]),
+        b"\x20\x05",
+    ]
+    .concat();
+    let op = [
+        field(2, &[8, 1]),
+        field(3, &[field(1, b"n"), field(2, b"x")].concat()),
+    ]
+    .concat();
+    let range = field(5, &[field(1, b"a"), field(2, b"b")].concat());
+    let batch = [&[4][..], &field(2, &op), &field(2, &range), &[0x18, 2]].concat();
+    let frames = [&[0x80, 0, 0, 0, 0, key.len() as u8][..], &key, &[1, 0]].concat();
+    vec![
+        ("get", [&[0][..], &field(1, b"default"), &key].concat()),
+        ("put", put),
+        ("delete", [&[2][..], &key].concat()),
+        ("multi_get", [&[3][..], &key, &key].concat()),
+        ("batch", batch),
+        (
+            "range",
+            [&[5][..], &field(2, &field(3, b"k")), &[0x18, 1, 0x28, 2]].concat(),
+        ),
+        ("frames", frames),
+        ("create", [&[9][..], &field(1, b"new")].concat()),
+        ("verify", vec![14]),
     ]
 }
 

@@ -70,6 +70,11 @@ impl Loopback {
         }
     }
 
+    /// The door itself.
+    pub(crate) fn door(&self) -> Arc<Door> {
+        Arc::clone(&self.door)
+    }
+
     /// What a client reads that sends these bytes and then no more.
     pub async fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let (client, server) = tokio::io::duplex(BUFFER_BYTES);
