@@ -270,6 +270,11 @@ impl Db {
         self.core().submit(&mut batch, options)
     }
 
+    /// The same, leaving the batch with the caller, who may submit it again if it was refused.
+    pub fn submit_reusing(&self, batch: &mut WriteBatch, options: &WriteOptions) -> Result<Ticket> {
+        self.core().submit(batch, options)
+    }
+
     /// Makes everything written so far durable, buffered writes too.
     pub fn sync(&self) -> Result<()> {
         self.core().check_open()?;

@@ -189,8 +189,8 @@ settings! {
         "Most bytes of keys and values in a page of a range."
         limits.page_bytes bytes;
     "limits.inflight_bytes" "FIRN_LIMITS_INFLIGHT_BYTES" "--limits-inflight-bytes" "SIZE" "256MiB"
-        "Bytes of request bodies in memory at the same time; beyond it requests are refused as \
-         overloaded."
+        "Bytes of request bodies, and of replies from 64KiB on, in memory at the same time; beyond it \
+         requests are refused as overloaded."
         limits.inflight_bytes bytes;
     "limits.write_delay" "FIRN_LIMITS_WRITE_DELAY" "--limits-write-delay" "DURATION" "5s"
         "How long a write may wait while the disk catches up before it is refused as overloaded."
@@ -565,11 +565,11 @@ fn flatten(
     Ok(())
 }
 
-/// `; did you mean "memory"?`, or nothing if nothing is near.
+/// `; did you mean "memory"?`, or nothing if nothing is near: a slip of the finger in three letters.
 fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> String {
     let best = known.map(|name| (distance(typed, name), name)).min();
     match best {
-        Some((far, name)) if far <= name.len().max(typed.len()) / 2 => {
+        Some((far, name)) if far <= name.len().min(typed.len()).div_ceil(3).min(4) => {
             format!("; did you mean {name:?}?")
         }
         _ => String::new(),
@@ -691,6 +691,18 @@ mod tests {
             error.to_string(),
             "--insecure: \"yes\" is neither true nor false"
         );
+    }
+
+    #[test]
+    fn only_what_is_near_is_suggested() {
+        for far in ["tls", "port", "host", "verbose", "replicas", "log.file"] {
+            let error = toml(&format!("{far} = 1")).unwrap_err().to_string();
+            assert!(!error.contains("did you mean"), "{error}");
+        }
+        for near in ["htpp", "memori", "log.levl", "limits.rates", "drain_timeot"] {
+            let error = toml(&format!("{near} = 1")).unwrap_err().to_string();
+            assert!(error.contains("did you mean"), "{error}");
+        }
     }
 
     #[test]

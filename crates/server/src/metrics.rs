@@ -66,7 +66,7 @@ impl Metrics {
         let (in_flight, connections) = (Gauge::default(), Gauge::default());
         let refused_connections = Counter::default();
         registry.register("requests", "Requests by outcome", requests.clone());
-        let help = "Time from a request's head to the end of its reply";
+        let help = "Time that the server worked on a request, without waiting for its client";
         registry.register_with_unit("request_duration", help, Unit::Seconds, durations.clone());
         registry.register(
             "requests_in_flight",

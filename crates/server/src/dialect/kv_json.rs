@@ -129,7 +129,9 @@ async fn put(call: &mut Call<'_>, key: Vec<u8>) -> Answer {
         Err(error) => return plain::refused(&error, FAILED_WRITE),
     };
     // What follows the value is ignored.
-    match fields(&mut Json::new(&body, Utf8::EachByte), ["value"]) {
+    let read = fields(&mut Json::new(&body, Utf8::EachByte), ["value"]);
+    call.forget(body);
+    match read {
         Err(_) | Ok(Err(WrongType)) => not_json(),
         Ok(Ok([value])) if value.is_empty() => {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -160,6 +162,7 @@ async fn batch(call: &mut Call<'_>) -> Answer {
             Ok(())
         }),
     };
+    call.forget(body);
     if read.is_err() || wrong {
         return not_json();
     }

@@ -37,19 +37,18 @@ use firn_api::code::Code;
 use http::header::{CONNECTION, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method};
-use http_body::Body as _;
 use hyper::body::Incoming;
 
 use crate::connection::Activity;
 use crate::dialect::allowance::{Rate, Used};
-use crate::http::body::{Received, receive};
+use crate::http::body::{Received, Upload, receive};
 use crate::http::request::Request;
-use crate::http::{Door, Reply, origin, problem, rate, settle};
-use crate::service::DEFAULT_NAMESPACE;
+use crate::http::{Door, Reply, coding, origin, problem, rate, settle};
 use crate::service::batch::{Action, Op};
 use crate::service::error::{Error, Result};
 use crate::service::kv::{Condition, Write};
 use crate::service::scan::{Range, RangeQuery};
+use crate::service::{DEFAULT_NAMESPACE, Service};
 
 /// Which dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +83,18 @@ impl Dialect {
         let mut all = Self::ALL.iter();
         all.find(|(_, name, alias)| text == *name || text == *alias)
             .map(|row| row.0)
+    }
+
+    /// Whether somebody who asks for this path wants to know if the server lives. Such requests are
+    /// answered at any rate.
+    fn is_health(self, path: &str) -> bool {
+        let all = self == Self::Auto;
+        match path {
+            "/health" => all || self == Self::KvJson,
+            "/health-check" => all || self == Self::PutRead,
+            "/healthz" | "/metrics" => all || self == Self::V1Raw,
+            _ => false,
+        }
     }
 
     /// Its name.
@@ -226,7 +237,9 @@ impl Speaker {
         activity: Arc<Activity>,
         session: &Session,
     ) -> Reply {
-        let (parts, mut incoming) = request.into_parts();
+        let (parts, incoming) = request.into_parts();
+        let mut incoming = Upload::from(incoming);
+        activity.sized(incoming.is_sized());
         let door = &self.door;
         let (service, metrics) = (door.service.clone(), Arc::clone(&door.metrics));
         let client = activity.client();
@@ -245,16 +258,23 @@ impl Speaker {
             received: None,
             op: "other",
         };
-        let (admitted, _) = rate::admit(&door.service, parts.uri.path(), &client);
-        let answer = match admitted {
+        let admitted = match self.dialect.is_health(parts.uri.path()) {
+            true => Ok(()),
+            false => rate::admit(&door.service, parts.uri.path(), &client).0,
+        };
+        let refused = admitted.and_then(|()| coding::check(&parts));
+        let answer = match refused {
             Ok(()) => call.answer(session).await,
             // The limit of the server, not of a dialect.
             Err(error) => Answer::new(error.code, problem::reply(&error, parts.uri.path())),
         };
         let op = call.op;
         drop(call);
+        let answer = answer.in_room(&door.service, parts.uri.path());
         let Answer { mut reply, code } = answer;
         let code = code.map_or("ok", Code::name);
+        running.waited(incoming.waited());
+        running.answered();
         if !settle(&parts, &mut incoming, code).await {
             let close = HeaderValue::from_static("close");
             reply.headers_mut().insert(CONNECTION, close);
@@ -282,6 +302,14 @@ impl Answer {
         let code = Some(code);
         Self { reply, code }
     }
+
+    /// Itself with its bytes counted among those in flight, or that there are too many.
+    fn in_room(mut self, service: &Service, path: &str) -> Self {
+        match self.reply.body_mut().reserve(service) {
+            Ok(()) => self,
+            Err(error) => Self::new(error.code, problem::reply(&error, path)),
+        }
+    }
 }
 
 /// Says when to try again, where the status asks for it.
@@ -305,7 +333,7 @@ fn retry_after(reply: &mut Reply, error: &Error) {
 struct Call<'a> {
     speaker: &'a Speaker,
     parts: &'a Parts,
-    incoming: &'a mut Incoming,
+    incoming: &'a mut Upload,
     /// The body, once it was read.
     received: Option<Received>,
     op: &'static str,
@@ -379,6 +407,14 @@ impl<'a> Call<'a> {
         Ok(bytes)
     }
 
+    /// The body was read: what was made of it takes its place.
+    fn forget(&mut self, body: Bytes) {
+        drop(body);
+        if let Some(received) = &mut self.received {
+            received.take();
+        }
+    }
+
     /// The body, as large as the server takes one.
     async fn whole_body(&mut self) -> Result<Bytes> {
         self.body("limits.body_bytes", u64::MAX).await
@@ -387,7 +423,7 @@ impl<'a> Call<'a> {
     fn has_body(&self) -> bool {
         match &self.received {
             Some(received) => !received.bytes.is_empty(),
-            None => !self.incoming.is_end_stream(),
+            None => !self.incoming.is_end(),
         }
     }
 

@@ -101,7 +101,9 @@ async fn put(call: &mut Call<'_>) -> Answer {
         Err(error) => return plain::refused(&error, FAILED_PUT),
     };
     // What follows the value is ignored.
-    let Ok(Ok((key, data))) = entry(&mut Json::new(&body, Utf8::EachByte)) else {
+    let read = entry(&mut Json::new(&body, Utf8::EachByte));
+    call.forget(body);
+    let Ok(Ok((key, data))) = read else {
         return plain::bad(Code::InvalidJson, "Invalid request body");
     };
     let written = match data.is_empty() {
@@ -163,7 +165,9 @@ async fn batch(call: &mut Call<'_>) -> Answer {
             Ok(())
         }),
     };
-    if read.and_then(|()| json.end()).is_err() || wrong {
+    let read = read.and_then(|()| json.end());
+    call.forget(body);
+    if read.is_err() || wrong {
         return plain::bad(Code::InvalidJson, "Invalid JSON format");
     }
     match call.batch(entries).await {

@@ -151,7 +151,9 @@ async fn batch(call: &mut Call<'_>) -> Answer {
     let broken = || said(Code::InvalidJson, StatusCode::INTERNAL_SERVER_ERROR);
     let uneven = || said(Code::InvalidArgument, StatusCode::BAD_REQUEST);
     let most = |count| call.room_for(count);
-    match lists(&mut Json::new(&body, Utf8::Refuse), &most) {
+    let read = lists(&mut Json::new(&body, Utf8::Refuse), &most);
+    call.forget(body);
+    match read {
         Err(_) | Ok(Lists::Wrong) => broken(),
         Ok(Lists::Null) => uneven(),
         Ok(Lists::Both(keys, values)) if keys.len() != values.len() => uneven(),

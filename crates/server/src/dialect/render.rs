@@ -7,13 +7,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use firn_api::text;
 use tokio::task::JoinHandle;
 
-use crate::http::body::{Chunks, ReplyBody};
+use crate::http::body::{Chunks, ReplyBody, spawn_counted};
+use crate::http::request::Request;
 use crate::service::Service;
 use crate::service::error::Result;
 use crate::service::scan::{EntryRef, RangeQuery, Sink, Walk};
@@ -245,7 +247,11 @@ enum State {
 }
 
 impl Chunks for Stream {
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: Option<&Arc<Request>>,
+    ) -> Poll<io::Result<Bytes>> {
         loop {
             if !self.ready.is_empty() {
                 return Poll::Ready(Ok(std::mem::take(&mut self.ready)));
@@ -253,7 +259,7 @@ impl Chunks for Stream {
             match std::mem::replace(&mut self.state, State::Done) {
                 State::Done => return Poll::Ready(Ok(Bytes::new())),
                 State::Resting(walk) => {
-                    let job = tokio::task::spawn_blocking(move || fill_now(walk));
+                    let job = spawn_counted(request, move || fill_now(walk));
                     self.state = State::Filling(job);
                 }
                 State::Filling(mut job) => {
@@ -272,6 +278,11 @@ impl Chunks for Stream {
             }
         }
     }
+
+    fn ready_bytes(&self) -> usize {
+        // One chunk, or one entry if that is larger.
+        self.ready.len()
+    }
 }
 
 /// A body that is sent in chunks although its length is known.
@@ -279,8 +290,16 @@ impl Chunks for Stream {
 pub(crate) struct Chunked(pub(crate) Bytes);
 
 impl Chunks for Chunked {
-    fn poll_chunk(&mut self, _: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    fn poll_chunk(
+        &mut self,
+        _: &mut Context<'_>,
+        _: Option<&Arc<Request>>,
+    ) -> Poll<io::Result<Bytes>> {
         Poll::Ready(Ok(std::mem::take(&mut self.0)))
+    }
+
+    fn ready_bytes(&self) -> usize {
+        self.0.len()
     }
 }
 
