@@ -15,6 +15,7 @@ mod http;
 mod log;
 mod manifest;
 pub mod mutate;
+mod resp;
 pub mod seeds;
 mod table;
 
@@ -31,6 +32,7 @@ use firn_io::rng::SeededEntropy;
 pub use crate::http::{dialects, grpc, http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
+pub use crate::resp::resp;
 pub use crate::table::{blob, blob_records, block, table, table_parts};
 
 /// A decoder under test.
@@ -54,6 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("http", http),
     ("dialects", dialects),
     ("grpc", grpc),
+    ("resp", resp),
 ];
 
 /// When every input begins, in Unix milliseconds.

@@ -34,6 +34,7 @@ use crate::grpc::{self, GrpcDoor};
 use crate::http::Door;
 use crate::metrics::Metrics;
 use crate::multiplex::{self, AnyBody, Replies};
+use crate::resp;
 use crate::service::{Parts, Service, durability_name};
 
 /// Connections that wait to be accepted.
@@ -49,6 +50,8 @@ pub enum ServeError {
     Config(ConfigError),
     /// The address cannot be listened on.
     Bind {
+        /// The setting that names the address.
+        setting: &'static str,
         /// Which.
         address: String,
         /// Why.
@@ -64,16 +67,25 @@ impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => write!(f, "{error}"),
-            Self::Bind { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
+            Self::Bind {
+                setting,
+                address,
+                cause,
+            } if cause.kind() == io::ErrorKind::AddrInUse => {
                 write!(
                     f,
-                    "http: {address} is in use; choose another with --http or --dialect (port 0 picks a free one)"
+                    "{setting}: {address} is in use; choose another with --{setting} (port 0 picks a \
+                     free one)"
                 )
             }
-            Self::Bind { address, cause } => {
+            Self::Bind {
+                setting,
+                address,
+                cause,
+            } => {
                 write!(
                     f,
-                    "http: cannot listen on {address} (see --http and --dialect): {cause}"
+                    "{setting}: cannot listen on {address} (see --{setting}): {cause}"
                 )
             }
             Self::Engine(error) => write!(f, "{error}"),
@@ -117,6 +129,7 @@ pub struct Server {
     door: Arc<Door>,
     /// The first one is `http`, the others are those of `dialect`.
     sites: Vec<Site>,
+    resp: Option<resp::Door>,
 }
 
 /// A listener, and what it speaks; `None`: the native API.
@@ -144,18 +157,26 @@ impl Server {
     pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
         config.validate().map_err(ServeError::Config)?;
         let mut sockets = vec![(
-            prepare(&config.http, config.insecure).await?,
+            "http",
+            prepare("http", &config.http, config.insecure).await?,
             config.http_dialect.clone(),
             config.http.clone(),
         )];
         for listen in &config.dialect {
-            let socket = prepare(&listen.address, config.insecure).await?;
-            sockets.push((socket, listen.speech.clone(), listen.address.clone()));
+            let socket = prepare("dialect", &listen.address, config.insecure).await?;
+            let (speech, address) = (listen.speech.clone(), listen.address.clone());
+            sockets.push(("dialect", socket, speech, address));
         }
+        let resp_socket = match &config.resp {
+            Some(address) => Some(prepare("resp", address, config.insecure).await?),
+            None => None,
+        };
         let (env_of_db, dir) = (env.clone(), config.data_dir.clone());
         let options = Options {
             memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
             background_threads: BACKGROUND_THREADS,
+            changefeed_bytes: config.changefeed_bytes,
+            changefeed_age: config.changefeed_age,
             ..Options::default()
         };
         let opening = tokio::task::spawn_blocking(move || Db::open_with(env_of_db, dir, options));
@@ -180,9 +201,10 @@ impl Server {
             started: env.clock.monotonic(),
         });
         let mut sites = Vec::with_capacity(sockets.len());
-        for (socket, speech, address) in sockets {
+        for (setting, socket, speech, address) in sockets {
             let speaker = speaker(&config, &door, speech).await?;
             let bind_failed = |cause| ServeError::Bind {
+                setting,
                 address: address.clone(),
                 cause,
             };
@@ -194,11 +216,27 @@ impl Server {
                 speaker,
             });
         }
+        let resp = match resp_socket {
+            Some(socket) => {
+                let listener = socket.listen(BACKLOG).map_err(|cause| ServeError::Bind {
+                    setting: "resp",
+                    address: config.resp.clone().unwrap_or_default(),
+                    cause,
+                })?;
+                let (metrics, entropy) = (Arc::clone(&door.metrics), Arc::clone(&env.entropy));
+                let service = service.clone();
+                Some(resp::Door::new(
+                    listener, service, metrics, entropy, &config,
+                ))
+            }
+            None => None,
+        };
         Ok(Self {
             config,
             service,
             door,
             sites,
+            resp,
         })
     }
 
@@ -210,6 +248,11 @@ impl Server {
     /// Where the listeners of `dialect` are, in their order.
     pub fn dialect_addrs(&self) -> Vec<SocketAddr> {
         self.sites[1..].iter().map(|site| site.address).collect()
+    }
+
+    /// Where RESP listens, if it does.
+    pub fn resp_addr(&self) -> Option<SocketAddr> {
+        self.resp.as_ref()?.address().ok()
     }
 
     /// The service behind the doors.
@@ -225,6 +268,9 @@ impl Server {
         let (stop, stopping) = watch::channel(Phase::Serving);
         // Every connection holds a sender; when the last is gone, `recv` ends.
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
+        if let Some(resp) = self.resp {
+            tokio::spawn(resp.serve(stopping.clone(), alive.clone()));
+        }
         // Clients that are told that there are too many are few at a time themselves.
         let refusals = Arc::new(Semaphore::new(64));
         let pace = Pace {
@@ -346,6 +392,9 @@ pub async fn run(
         tracing::info!("listening on http://{address}, speaking {name}");
         line.push_str(&format!(" {name}={address}"));
     }
+    if let Some(address) = server.resp_addr() {
+        line.push_str(&format!(" resp={address}"));
+    }
     line.push_str(&format!(" data_dir={}\n", config.data_dir.display()));
     let mut stdout = io::stdout().lock();
     stdout
@@ -451,36 +500,41 @@ async fn accept(
 }
 
 /// A bound socket on an address, which must be this machine's own unless `insecure`.
-async fn prepare(address: &str, insecure: bool) -> Result<TcpSocket, ServeError> {
+async fn prepare(
+    setting: &'static str,
+    wanted: &str,
+    insecure: bool,
+) -> Result<TcpSocket, ServeError> {
     let failed = |cause| ServeError::Bind {
-        address: address.into(),
+        setting,
+        address: wanted.to_owned(),
         cause,
     };
-    let mut addresses = tokio::net::lookup_host(address).await.map_err(failed)?;
-    let Some(found) = addresses.next() else {
+    let mut addresses = tokio::net::lookup_host(wanted).await.map_err(failed)?;
+    let Some(address) = addresses.next() else {
         return Err(failed(io::Error::new(
             io::ErrorKind::NotFound,
             "the host has no address",
         )));
     };
-    if !found.ip().is_loopback() && !insecure {
+    if !address.ip().is_loopback() && !insecure {
         let detail = format!(
-            "{address} can be reached from other machines, and nobody is asked for a password; \
-             listen on 127.0.0.1, or allow it with --insecure (insecure = true)"
+            "{wanted} can be reached from other machines, and nobody is asked for a password; listen on \
+             127.0.0.1, or allow it with --insecure (insecure = true)"
         );
         return Err(ServeError::Config(ConfigError {
-            origin: "http".into(),
+            origin: setting.into(),
             detail,
         }));
     }
-    let socket = if found.is_ipv4() {
+    let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
     };
     let socket = socket.map_err(failed)?;
     socket.set_reuseaddr(true).map_err(failed)?;
-    socket.bind(found).map_err(failed)?;
+    socket.bind(address).map_err(failed)?;
     Ok(socket)
 }
 
@@ -495,13 +549,13 @@ impl Drop for Place {
 
 /// How far the server is with stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(crate) enum Phase {
     Serving,
     Draining,
     Cut,
 }
 
-async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
+pub(crate) async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
     // A sender that is gone means that the server is.
     let _ = now.wait_for(|now| *now >= phase).await;
 }

@@ -10,7 +10,7 @@ use firn_api::code::Code;
 use firn_api::text::{self, Enc};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::http::problem;
@@ -188,6 +188,8 @@ enum Kind {
     Full(Bytes),
     Stream(Box<EntryStream>),
     Chunks(Box<dyn Chunks>),
+    /// Chunks that a task makes, which ends when this is dropped.
+    Task(mpsc::Receiver<Bytes>),
 }
 
 /// A body that somebody else makes chunk by chunk.
@@ -228,7 +230,7 @@ impl ReplyBody {
         let bytes = match &self.kind {
             Kind::Full(bytes) => bytes.len(),
             Kind::Chunks(chunks) => chunks.ready_bytes(),
-            Kind::Stream(_) => 0,
+            Kind::Stream(_) | Kind::Task(_) => 0,
         };
         self.room = service.reserve_reply(bytes)?;
         Ok(())
@@ -255,6 +257,17 @@ impl ReplyBody {
     }
 }
 
+impl ReplyBody {
+    /// What a task sends until it drops its end.
+    pub(crate) fn task(chunks: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            kind: Kind::Task(chunks),
+            request: None,
+            room: None,
+        }
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
     type Error = std::io::Error;
@@ -271,6 +284,7 @@ impl Body for ReplyBody {
                 Ok(bytes) => bytes,
                 Err(error) => return Poll::Ready(Some(Err(error))),
             },
+            Kind::Task(chunks) => ready!(chunks.poll_recv(cx)).unwrap_or_default(),
         };
         Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
     }
@@ -279,14 +293,14 @@ impl Body for ReplyBody {
         match &self.kind {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Stream(stream) => matches!(stream.state, State::Done),
-            Kind::Chunks(_) => false,
+            Kind::Chunks(_) | Kind::Task(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(_) | Kind::Chunks(_) => SizeHint::default(),
+            Kind::Stream(_) | Kind::Chunks(_) | Kind::Task(_) => SizeHint::default(),
         }
     }
 }

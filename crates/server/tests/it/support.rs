@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 /// A running server. Its data goes when it goes.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    pub(crate) resp: Option<SocketAddr>,
     pub(crate) client: Client,
     /// Where the listeners of `dialect` are.
     pub(crate) dialects: Vec<SocketAddr>,
@@ -48,12 +49,13 @@ impl Running {
         let mut config = Config {
             data_dir: dir.path().join("data"),
             http: "127.0.0.1:0".into(),
+            resp: Some("127.0.0.1:0".into()),
             memory_bytes: 64 << 20,
             ..Config::default()
         };
         change(&mut config);
         let server = Server::start_in(env, config).await.unwrap();
-        let address = server.http_addr();
+        let (address, resp) = (server.http_addr(), server.resp_addr());
         let (dialects, service) = (server.dialect_addrs(), server.service().clone());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
@@ -62,6 +64,7 @@ impl Running {
         let client = Client::connect(&address.to_string()).unwrap();
         Self {
             address,
+            resp,
             client,
             dialects,
             service,
