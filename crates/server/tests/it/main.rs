@@ -11,6 +11,7 @@ mod client;
 mod fuzz;
 mod grpc;
 mod grpc_limits;
+mod grpc_watch;
 mod http2;
 mod kv;
 mod lifecycle;
