@@ -582,7 +582,11 @@ fn parameter_schema(parameter: &Parameter) -> Value {
         "durability" => &["sync", "buffered"],
         "key_enc" => &["percent", "base64url"],
         "enc" => &["auto", "utf8", "base64"],
-        "exclude" => &crate::health::CHECKS,
+        // It may be given several times.
+        "exclude" => {
+            let one = json!({ "type": kind, "enum": crate::health::CHECKS });
+            return json!({ "type": "array", "items": one });
+        }
         "limit" => return json!({ "type": kind, "minimum": 1 }),
         "from" => return json!({ "type": kind, "minimum": 0 }),
         "If-Match" | "If-None-Match" => {
