@@ -16,14 +16,16 @@ use crate::service::{Consistency, Service};
 /// The parameters of a request.
 #[derive(Debug)]
 pub(crate) struct Params<'a> {
-    /// Borrowed where nothing had to be decoded.
-    pairs: Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>,
+    pairs: Vec<Pair<'a>>,
 }
+
+/// Name and value, borrowed where nothing had to be decoded.
+type Pair<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
 impl<'a> Params<'a> {
     /// Reads a raw query; refuses parameters that are not in `known`.
     pub(crate) fn parse(raw: Option<&'a str>, known: &[&str]) -> Result<Self> {
-        let mut pairs: Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)> = Vec::new();
+        let mut pairs: Vec<Pair<'a>> = Vec::new();
         let raw = raw.unwrap_or_default();
         for pair in raw.split('&').filter(|p| !p.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
