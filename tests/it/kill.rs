@@ -607,8 +607,11 @@ impl Trial {
             .and_then(|mut http| http.request("GET", "/v1/admin/stats", b""))
             .map_err(|e| e.to_string())?;
         let stats: Value = serde_json::from_slice(&reply.body).map_err(|e| e.to_string())?;
-        let last = stats["last_version"].as_u64();
-        self.follower.follow(&server.address, last)?;
+        let newest = stats["last_version"].as_u64();
+        if newest.is_none() {
+            return Err(format!("no last_version in {stats}"));
+        }
+        self.follower.follow(&server.address, newest)?;
         for (writer, (told, seen)) in self.follower.states.iter().zip(&seen).enumerate() {
             if told != seen {
                 let differs = |(key, value): &(&Key, &String)| told.get(key) != Some(value);
