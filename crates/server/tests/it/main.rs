@@ -12,6 +12,7 @@ mod dialects;
 mod fuzz;
 mod grpc;
 mod grpc_limits;
+mod grpc_watch;
 mod http2;
 mod kv;
 mod lifecycle;
