@@ -174,6 +174,10 @@ impl File for OsFile {
         Ok(done)
     }
 
+    fn read_at_once(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        Ok(sys::read_at_once(&self.file, buf, offset))
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         // Repeats short writes and interrupted ones.
         self.file
@@ -333,6 +337,22 @@ mod sys {
         }
     }
 
+    /// Whether all of `buf` could be filled without waiting for the disk.
+    pub(super) fn read_at_once(file: &fs::File, buf: &mut [u8], start: u64) -> bool {
+        let Ok(start) = offset(start) else {
+            return false;
+        };
+        let part = libc::iovec {
+            iov_base: buf.as_mut_ptr().cast(),
+            iov_len: buf.len(),
+        };
+        // SAFETY: the descriptor is open for the duration of the call; `part` is one vector that
+        // describes `buf`, which is borrowed for writing as long. Not run under Miri, which has no
+        // such call.
+        let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, start, libc::RWF_NOWAIT) };
+        usize::try_from(read).is_ok_and(|read| read == buf.len())
+    }
+
     pub(super) fn advise(file: &fs::File, start: u64, len: u64, advice: Advice) {
         let advice = match advice {
             Advice::WillNeed => libc::POSIX_FADV_WILLNEED,
@@ -485,6 +505,10 @@ mod sys {
 
     pub(super) fn allocate(_: &fs::File, _: u64) -> io::Result<()> {
         Err(io::Error::from(ErrorKind::Unsupported))
+    }
+
+    pub(super) fn read_at_once(_: &fs::File, _: &mut [u8], _: u64) -> bool {
+        false
     }
 
     pub(super) fn advise(_: &fs::File, _: u64, _: u64, _: Advice) {}
