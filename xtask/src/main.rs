@@ -27,6 +27,11 @@ cargo xtask <word>
   proto           write the code of messages anew from proto/
   test [ARGS]     the tests
   grpc-client     the gRPC door with grpcio from PyPI (needs python3 and a network)
+  redis [--commands N] [--seed S]
+                  random commands here and on a redis-server, reply by reply (needs redis-server)
+  redis-clients [BINARY]
+                  the clients that people use, installed, each in a conversation (needs python3,
+                  node, redis-tools and a network; what is missing is skipped and named)
   crash [--points N] [--seed S]
                   cut the power at N file operations of random histories
   model [--seeds N] [--seed S]
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
         Some("proto") => proto(),
         Some("grpc-client") => grpc_client(),
         Some("test") => cargo("test", &["test"], rest),
+        Some("redis") => REDIS.run(rest),
+        Some("redis-clients") => redis_clients(rest),
         Some("crash") => CRASH.run(rest),
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
@@ -212,6 +219,16 @@ const KILL: Long = Long {
     ],
 };
 
+const REDIS: Long = Long {
+    name: "redis",
+    package: "firn-server",
+    filter: "resp_redis::",
+    settings: &[
+        ("--commands", "RESP_COMMANDS", Some("200000")),
+        ("--seed", "RESP_SEED", None),
+    ],
+};
+
 impl Long {
     fn run(&self, rest: &[String]) -> Result {
         let mut command = Command::new(program());
@@ -277,6 +294,18 @@ fn grpc_client() -> Result {
     let mut script = Command::new(python);
     script.arg("tests/clients/grpc_check.py");
     run("grpc-client", script.arg(target("debug/firn")))
+}
+
+/// The script installs below the target directory, and builds the server if no binary is given.
+fn redis_clients(rest: &[String]) -> Result {
+    let mut script = Command::new("sh");
+    run(
+        "redis-clients",
+        script
+            .arg("tests/clients/run.sh")
+            .args(rest)
+            .env("CLIENTS_DIR", target("clients")),
+    )
 }
 
 fn sanitize(rest: &[String]) -> Result {

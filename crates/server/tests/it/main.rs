@@ -20,5 +20,6 @@ mod range;
 mod rate;
 mod resp;
 mod resp_client;
+mod resp_handshakes;
 mod resp_redis;
 mod support;
