@@ -20,6 +20,7 @@ use crate::tree::Tree;
 use crate::value::{Entry, Value};
 use crate::verify::{self, VerifyReport};
 use crate::version::KeyRange;
+use crate::watch::{Watch, WatchOptions};
 use crate::work;
 
 /// The name of the namespace that always exists.
@@ -215,20 +216,22 @@ impl Db {
         }
         // Its flush and compaction must not add files to what is being dropped.
         let _no_compaction = work::CompactionPause::new(core);
-        {
-            let _no_write = core.lock_commit();
+        let log = core.log()?;
+        let (last, end) = {
+            let mut commit = core.lock_commit();
             if !tree.is_dropped() {
+                core.log_drop(&mut commit, &tree)?;
                 core.leaving.lock().push(Arc::clone(&tree));
             }
             tree.set_dropped();
             let mut trees = (**core.trees.load()).clone();
             trees.remove(tree.id);
             core.trees.store(Arc::new(trees));
-        }
-        let log = core.log()?;
-        core.sync_log(log, log.appended())?;
+            (commit.last_seqno, log.appended())
+        };
+        core.sync_log(log, end)?;
         core.wait_for(|_| (!tree.flushing.load(Ordering::Acquire)).then_some(()));
-        core.versions.drop_namespace(tree.id)?;
+        core.versions.drop_namespace(tree.id, last)?;
         core.leaving.lock().retain(|other| other.id != tree.id);
         core.recount_memtables();
         Ok(())
@@ -326,7 +329,7 @@ impl Db {
         let state = namespace.0.state();
         let snapshot = core.snapshots.published();
         keys.iter()
-            .map(|key| core.get_at(&state, key, snapshot))
+            .map(|key| core.get_at(&namespace.0, &state, key, snapshot))
             .collect()
     }
 
@@ -375,6 +378,21 @@ impl Db {
     /// The number of keys, estimated: entries less twice the tombstones.
     pub fn approximate_count(&self, namespace: &Namespace) -> u64 {
         approximate_keys(&namespace.0)
+    }
+
+    // ---- changes --------------------------------------------------------------------------------
+
+    /// Opens a changefeed: every durable batch from a version on, in order. See [`crate::watch`].
+    ///
+    /// Errors: [`Error::WatchTooOld`]; the version is beyond the newest; the filter is wrong; there
+    /// is no namespace of the filter's name.
+    pub fn watch(&self, options: WatchOptions) -> Result<Watch> {
+        Watch::open(self.core(), options)
+    }
+
+    /// The oldest version that a watch can begin at now.
+    pub fn oldest_watchable(&self) -> Result<SeqNo> {
+        self.core().oldest_watchable()
     }
 
     // ---- upkeep ---------------------------------------------------------------------------------
@@ -485,7 +503,8 @@ impl Snapshot {
     /// The value of a key with its version and expiry.
     pub fn get_entry(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
         self.core.check_tree(&namespace.0)?;
-        self.core.get_at(&namespace.0.state(), key, self.seqno)
+        self.core
+            .get_at(&namespace.0, &namespace.0.state(), key, self.seqno)
     }
 
     /// Several keys, in the order asked for.
@@ -568,6 +587,7 @@ fn stats(core: &Arc<Core>) -> Stats {
         block_cache: cache.bytes,
         tables: core.tables.bytes.load(Ordering::Relaxed) as u64,
     };
+    stats.watch = crate::watch::stats(core);
     if let Ok(log) = core.log() {
         let log = log.stats();
         stats.log = LogStats {
@@ -623,6 +643,7 @@ fn close(core: &Arc<Core>) -> Result<()> {
         }
     }
     core.work_done.notify_all();
+    core.feed.wake();
     // Whatever changes the manifest ends first: as soon as the directory is released it may be
     // somebody else's.
     let _no_change = core.namespace_change.lock();

@@ -12,8 +12,8 @@
 //! Module order, bottom first (a module names only modules above it in this list): `sync`, `error`,
 //! `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
 //! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `publish`, `snapshot`, `tree`, `core`, `read`, `compaction::output`, `flush`,
-//! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
+//! `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `core`, `read`, `compaction::output`, `flush`,
+//! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
 //! `db`.
 
 #![deny(missing_docs)]
@@ -28,6 +28,7 @@ pub mod core;
 pub mod db;
 pub mod error;
 pub mod event;
+pub mod feed;
 pub mod flush;
 pub mod inspect;
 pub mod iterator;
@@ -48,6 +49,7 @@ pub mod tree;
 pub mod value;
 pub mod verify;
 pub mod version;
+pub mod watch;
 pub mod work;
 
 pub use crate::batch::{Condition, WriteBatch};
@@ -61,6 +63,7 @@ pub use crate::read::{Scan, ScanOptions};
 pub use crate::repair::{RepairReport, repair_dir};
 pub use crate::value::{Entry, Value};
 pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};
+pub use crate::watch::{Change, Watch, WatchBatch, WatchEvent, WatchOptions};
 
 /// The program in the README is compiled.
 #[cfg(doctest)]

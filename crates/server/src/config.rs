@@ -42,6 +42,10 @@ pub struct Config {
     pub memory_bytes: u64,
     /// `durability`
     pub durability: Durability,
+    /// `changefeed.bytes`
+    pub changefeed_bytes: u64,
+    /// `changefeed.age`
+    pub changefeed_age: Duration,
     /// `drain_timeout`
     pub drain_timeout: Duration,
     /// `log.format`
@@ -137,6 +141,12 @@ settings! {
     "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
         "How long requests in flight may go on after SIGTERM."
         drain_timeout time;
+    "changefeed.bytes" "FIRN_CHANGEFEED_BYTES" "--changefeed-bytes" "SIZE" "64MiB"
+        "Log kept for watches beyond what recovery needs, so that they can resume; 0 keeps none."
+        changefeed_bytes bytes;
+    "changefeed.age" "FIRN_CHANGEFEED_AGE" "--changefeed-age" "DURATION" "10m"
+        "How long that log is kept, if the bytes allow it."
+        changefeed_age time;
     "log.format" "FIRN_LOG_FORMAT" "--log-format" "FORMAT" "text"
         "How log lines look: text or json."
         log_format format;
@@ -171,6 +181,9 @@ settings! {
         "Bytes of request bodies in memory at the same time; beyond it requests are refused as \
          overloaded."
         limits.inflight_bytes bytes;
+    "limits.watches" "FIRN_LIMITS_WATCHES" "--limits-watches" "COUNT" "1000"
+        "Open watches; further ones are refused as overloaded."
+        limits.watches count;
     "limits.write_delay" "FIRN_LIMITS_WRITE_DELAY" "--limits-write-delay" "DURATION" "5s"
         "How long a write may wait while the disk catches up before it is refused as overloaded."
         write_delay time;
@@ -293,6 +306,8 @@ impl Default for Config {
             insecure: false,
             memory_bytes: 512 << 20,
             durability: Durability::Sync,
+            changefeed_bytes: 64 << 20,
+            changefeed_age: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(20),
             log_format: LogFormat::Text,
             log_level: tracing::Level::INFO,

@@ -260,6 +260,20 @@ const COUNTERS: &[(&str, &str, Reading)] = &[
     ("expired_dropped", "Expired entries dropped", |s| {
         s.counters.expired_dropped
     }),
+    ("watch_batches", "Batches that watches were given", |s| {
+        s.counters.watch_batches
+    }),
+    ("watch_events", "Changes that watches were given", |s| {
+        s.counters.watch_events
+    }),
+    ("watch_records", "Log records read for watches", |s| {
+        s.counters.watch_records
+    }),
+    (
+        "watch_too_old",
+        "Watches that wanted log that is gone",
+        |s| s.counters.watch_too_old,
+    ),
     ("corruptions", "Damage found in stored bytes", |s| {
         s.counters.corruptions
     }),
@@ -290,6 +304,17 @@ const GAUGES: &[(&str, &str, Reading)] = &[
         "memory_budget_bytes",
         "Memory that the engine may use",
         |s| s.memory.budget,
+    ),
+    ("watches", "Open watches", |s| s.watch.watches),
+    (
+        "watch_lag_versions",
+        "How many versions the slowest watch is behind",
+        |s| s.watch.lag,
+    ),
+    (
+        "changefeed_kept_bytes",
+        "Bytes of log kept for watches only",
+        |s| s.watch.kept_bytes,
     ),
     ("snapshots", "Snapshots held", |s| s.snapshots),
     ("last_version", "The last sequence number", |s| {
@@ -390,6 +415,7 @@ impl Collector for EngineCollector {
             ("memtables", memory.memtables),
             ("block_cache", memory.block_cache),
             ("tables", memory.tables),
+            ("changefeed", stats.watch.memory_bytes),
         ] {
             metric
                 .encode_family(&[("part", part)])?

@@ -155,6 +155,8 @@ impl Server {
         let options = Options {
             memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
             background_threads: BACKGROUND_THREADS,
+            changefeed_bytes: config.changefeed_bytes,
+            changefeed_age: config.changefeed_age,
             ..Options::default()
         };
         let opening = tokio::task::spawn_blocking(move || Db::open_with(env_of_db, dir, options));

@@ -5,6 +5,7 @@
 //! * [`segment`]: the files, their headers, how they come and go.
 //! * [`reader`]: replay; what is a torn tail and what is damage.
 //! * [`writer`]: [`Log`], append and group commit.
+//! * [`tail`]: reading the log while it is written.
 //!
 //! # How a record becomes durable
 //!
@@ -46,10 +47,12 @@
 pub mod reader;
 pub mod record;
 pub mod segment;
+pub mod tail;
 pub mod writer;
 
 pub use crate::wal::reader::{Record, ScanReport};
 pub use crate::wal::record::{Lsn, MAX_KIND, MAX_PAYLOAD_BYTES};
+pub use crate::wal::tail::{Tail, TailError};
 pub use crate::wal::writer::{Entry, Log, LogOptions, LogStats, SyncListener};
 
 #[cfg(test)]

@@ -251,10 +251,8 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
             Err(error) if error.code == Code::ConditionFailed => {
                 s.out.bytes.truncate(before);
                 s.forget_events(events);
-                if error
-                    .index
-                    .is_some_and(|index| index < watched.len() as u64)
-                {
+                let is_watched = |index: u32| (index as usize) < watched.len();
+                if error.index.is_some_and(is_watched) {
                     (s.db, s.ns) = (db, ns);
                     s.out.null_array();
                     return Ok(());

@@ -23,3 +23,4 @@ mod resp_client;
 mod resp_handshakes;
 mod resp_redis;
 mod support;
+mod watch;
