@@ -2,7 +2,7 @@
 """The RESP port beside Redis and Valkey: rate, latency and processor time of the server per operation.
 
     run.py --firn target/release/firn [--redis redis-server] [--valkey valkey-server]
-           --dir SCRATCH --out FILE [--cells set1,get1,set16,get16,mixed] [--servers a,b] [--reps 3]
+           --dir SCRATCH --out FILE [--cells set1,get1,set16,get16] [--servers a,b] [--reps 3]
     run.py --report FILE...
 
 Every server runs all the time, with a directory of its own below SCRATCH, filled with --keys keys; the
@@ -10,9 +10,10 @@ cells are measured in turn, one server after the other, again and again (A B C, 
 redis-benchmark, one thread, 50 connections, values of 100 bytes, random keys. Processor time is utime
 and stime of the server's /proc/PID/stat, its threads together, divided by the operations.
 
-Servers: firn-sync, firn-buffered; redis-none, redis-everysec, redis-always; valkey-none,
+Servers: firn-sync, firn-buffered, base-sync, base-buffered (the firn of --base); redis-none, redis-everysec, redis-always; valkey-none,
 valkey-everysec, valkey-always (none: no log).
-Cells: set1, get1, set16, get16 (the number is the pipeline), incr1, incr16, mset16.
+Cells: set1, get1, set16, get16 (the number is the pipeline), incr1, incr16, mset16; get16@10000 takes
+only that many of the keys.
 """
 
 import argparse
@@ -88,17 +89,17 @@ def measure(args):
         for server in servers:
             benchmark(server, "set", 64, 2 * args.keys, args.keys)
             benchmark(server, "get", 64, args.keys, args.keys)
+        # What the fill left to flush and compact is not what is measured.
+        time.sleep(args.settle)
         print("filled", flush=True)
-        if args.ready:
-            input()
         with open(args.out, "a") as out:
             for rep in range(args.reps):
                 for cell in args.cells.split(","):
-                    test, pipeline = re.fullmatch(r"([a-z]+)(\d+)", cell).groups()
+                    test, pipeline, hot = re.fullmatch(r"([a-z]+)(\d+)(?:@(\d+))?", cell).groups()
                     ops = int(args.seconds * (80_000 if pipeline == "1" else 500_000))
                     for server in servers:
                         before = server.ticks()
-                        rate, at, longest = benchmark(server, test, int(pipeline), ops, args.keys)
+                        rate, at, longest = benchmark(server, test, int(pipeline), ops, int(hot or args.keys))
                         after = server.ticks()
                         user, system = ((b - a) / TICK * 1e6 / ops for a, b in zip(before, after))
                         row = {"cell": cell, "server": server.name, "rep": rep, "rate": rate,
@@ -142,7 +143,7 @@ def main():
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.5, help="about so long for each measurement")
-    parser.add_argument("--ready", action="store_true", help="wait for a line on stdin after filling")
+    parser.add_argument("--settle", type=float, default=5, help="seconds between filling and measuring")
     parser.add_argument("--report", nargs="+")
     args = parser.parse_args()
     if args.report:
