@@ -317,7 +317,7 @@ impl Choice {
             50 => match self.below(12) {
                 0 => put(&["COMMAND", "GETKEYS", "MSET", &key, "1", "b", "2"]),
                 1 => put(&["COMMAND", "GETKEYS", "GET", "a", "b"]),
-                2 => put(&["COMMAND", "GETKEYS", "PING"]),
+                2 => put(&["COMMAND", "GETKEYS", "PING", "x"]),
                 3 => put(&["COMMAND", "GETKEYS", "NOSUCH", &key]),
                 4 => put(&["COMMAND", "INFO", "nosuch"]),
                 5 => put(&["COMMAND", "DOCS", "nosuch"]),
@@ -542,6 +542,7 @@ async fn compare(seed: u64, commands: usize, version: u8, redis: &Redis, server:
     let mut choice = Choice(Rng::new(seed));
     // The commands that wait for EXEC: their replies come with it.
     let mut queued: Option<Vec<Vec<String>>> = None;
+    let mut differences = Vec::new();
     for number in 0..commands {
         let words = choice.command();
         let texts: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -556,7 +557,11 @@ async fn compare(seed: u64, commands: usize, version: u8, redis: &Redis, server:
                 }
             }
             _ => {
-                assert!(same(&words, &a, &b), "{}", told());
+                if !same(&words, &a, &b) {
+                    // The state may agree all the same: a few more say more.
+                    differences.push(told());
+                    assert!(differences.len() < 8, "{differences:#?}");
+                }
                 if a == Reply::Simple("QUEUED".into()) {
                     queued.as_mut().unwrap().push(words);
                 } else if words[0] == "MULTI" && a == ok() {
@@ -567,6 +572,7 @@ async fn compare(seed: u64, commands: usize, version: u8, redis: &Redis, server:
             }
         }
     }
+    assert!(differences.is_empty(), "{differences:#?}");
 }
 
 fn setting(name: &str, default: u64) -> u64 {
