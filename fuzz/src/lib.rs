@@ -29,7 +29,7 @@ use firn_io::fs::mem::MemFs;
 use firn_io::fs::{File, Fs, OpenMode};
 use firn_io::rng::SeededEntropy;
 
-pub use crate::http::{http, text};
+pub use crate::http::{dialects, grpc, http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
 pub use crate::resp::resp;
@@ -54,6 +54,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("current", current),
     ("text", text),
     ("http", http),
+    ("dialects", dialects),
+    ("grpc", grpc),
     ("resp", resp),
 ];
 

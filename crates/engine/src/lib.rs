@@ -9,12 +9,12 @@
 //! comes from the [`firn_io::Env`] it is opened with. It writes no log; [`Db::set_listener`] and
 //! [`Db::stats`] tell what happens.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `sync`, `error`,
-//! `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
+//! Module order, bottom first (a module names only modules above it in this list): `sync`,
+//! `prefetch`, `error`, `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
 //! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `core`, `read`, `compaction::output`, `flush`,
-//! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
-//! `db`.
+//! `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `core`, `read`, `multi_get`,
+//! `compaction::output`, `flush`, `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `verify`,
+//! `repair`, `inspect`, `recovery`, `db`.
 
 #![deny(missing_docs)]
 
@@ -35,8 +35,10 @@ pub mod iterator;
 pub mod key;
 pub mod memtable;
 pub mod merge;
+pub mod multi_get;
 pub mod names;
 pub mod options;
+mod prefetch;
 pub mod publish;
 pub mod range_del;
 pub mod read;
