@@ -29,6 +29,11 @@ cargo xtask <word>
   grpc-client     the gRPC door with grpcio from PyPI (needs python3 and a network)
   http-fuzz [--examples N]
                   the HTTP door with schemathesis from PyPI (the same)
+  redis [--commands N] [--seed S]
+                  random commands here and on a redis-server, reply by reply (needs redis-server)
+  redis-clients [BINARY]
+                  the clients that people use, installed, each in a conversation (needs python3,
+                  node, redis-tools and a network; what is missing is skipped and named)
   crash [--points N] [--seed S]
                   cut the power at N file operations of random histories
   model [--seeds N] [--seed S]
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
         Some("grpc-client") => grpc_client(),
         Some("http-fuzz") => http_fuzz(rest),
         Some("test") => cargo("test", &["test"], rest),
+        Some("redis") => REDIS.run(rest),
+        Some("redis-clients") => redis_clients(rest),
         Some("crash") => CRASH.run(rest),
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
@@ -215,6 +222,16 @@ const KILL: Long = Long {
     ],
 };
 
+const REDIS: Long = Long {
+    name: "redis",
+    package: "firn-server",
+    filter: "resp_redis::",
+    settings: &[
+        ("--commands", "RESP_COMMANDS", Some("200000")),
+        ("--seed", "RESP_SEED", None),
+    ],
+};
+
 impl Long {
     fn run(&self, rest: &[String]) -> Result {
         let mut command = Command::new(program());
@@ -296,6 +313,18 @@ fn python(name: &str, packages: &[&str]) -> std::result::Result<PathBuf, String>
         fs::write(&made, "").map_err(|error| format!("{}: {error}", made.display()))?;
     }
     Ok(python)
+}
+
+/// The script installs below the target directory, and builds the server if no binary is given.
+fn redis_clients(rest: &[String]) -> Result {
+    let mut script = Command::new("sh");
+    run(
+        "redis-clients",
+        script
+            .arg("tests/clients/run.sh")
+            .args(rest)
+            .env("CLIENTS_DIR", target("clients")),
+    )
 }
 
 fn sanitize(rest: &[String]) -> Result {

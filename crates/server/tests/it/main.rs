@@ -22,6 +22,7 @@ mod range;
 mod rate;
 mod resp;
 mod resp_client;
+mod resp_handshakes;
 mod resp_redis;
 mod support;
 mod watch;

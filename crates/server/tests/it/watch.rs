@@ -427,7 +427,7 @@ async fn the_state_read_during_a_watch_and_the_changes_applied_are_the_state() {
                     server.client.delete_range(key(at), end).await.unwrap();
                 }
                 2 => {
-                    let batch = Batch::new().delete_prefix(key(at)[..2].to_owned());
+                    let batch = Batch::new().delete_prefix(&key(at)[..2]);
                     let batch = batch.put(key(at), "again").delete(key(at + 1));
                     server.client.batch(batch).await.unwrap();
                 }
