@@ -15,7 +15,7 @@ BLOBS = ["firn-blob", "rocksdb", "rocksdb-blob", "fjall", "fjall-blob", "redb", 
 SUITES = {  # name: (engines, options, phases of each process in turn)
     "core": (ALL, "--n 2000000 --value 100 --cache-mb 64 --read-secs 1 --write-secs 7", [
         "fresh,fillseq,fresh,fillbatch,fresh,fillrandom,warm,readrandom,readhot,readmissing,multiget32,"
-        "readseq,readreverse,seek10,seek100,seekrev10,readcold,seqcold,readwhilewriting,overwrite,"
+        "readseq,readreverse,seek10,seek100,seekrev10,readcold,multicold32,seqcold,readwhilewriting,overwrite,"
         "ycsb-a,ycsb-b,ycsb-c,ycsb-d,ycsb-e,ycsb-f,deleterandom,scanafterdelete,wipe"]),
     "kib": (ALL, "--n 400000 --value 1024 --cache-mb 64 --read-secs 1 --write-secs 6", [
         "fresh,fillrandom,warm,readrandom,readseq,seek10,readcold,overwrite,ycsb-a,ycsb-b,wipe"]),
