@@ -78,7 +78,7 @@ fn reads_that_ask_several_tables_have_them_merged() {
         };
         read(64);
         assert_eq!(sources(), 2, "too early");
-        read(if scans { 1 << 10 } else { 1 << 14 });
+        read(if scans { 1 << 10 } else { 1 << 16 });
         assert_eq!(sources(), 1, "scans: {scans}");
         let compactions = db.stats().counters.compactions;
         read(1 << 14);
