@@ -12,9 +12,9 @@
 //! Module order, bottom first (a module names only modules above it in this list): `sync`, `error`,
 //! `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
 //! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `publish`, `snapshot`, `tree`, `core`, `read`, `compaction::output`, `flush`,
-//! `compaction::run`, `work`, `commit`, `checkpoint`, `verify`, `repair`, `inspect`, `recovery`,
-//! `db`.
+//! `compaction::drop`, `publish`, `snapshot`, `tree`, `external::state`, `core`, `read`,
+//! `compaction::output`, `flush`, `external::flush`, `compaction::run`, `work`, `commit`,
+//! `checkpoint`, `external::apply`, `verify`, `repair`, `inspect`, `recovery`, `db`.
 
 #![deny(missing_docs)]
 
@@ -28,6 +28,7 @@ pub mod core;
 pub mod db;
 pub mod error;
 pub mod event;
+pub mod external;
 pub mod flush;
 pub mod inspect;
 pub mod iterator;
@@ -55,6 +56,8 @@ pub use crate::commit::{Commit, Ticket, WriteOptions};
 pub use crate::db::{DEFAULT_NAMESPACE, Db, Namespace, Snapshot};
 pub use crate::error::{Error, Result};
 pub use crate::event::{Counters, Event, EventListener, Stats};
+pub use crate::external::apply::{Applier, Change, Outcome};
+pub use crate::external::state::ExternalLog;
 pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
