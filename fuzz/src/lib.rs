@@ -15,6 +15,7 @@ mod http;
 mod log;
 mod manifest;
 pub mod mutate;
+mod replica;
 pub mod seeds;
 mod table;
 
@@ -31,6 +32,7 @@ use firn_io::rng::SeededEntropy;
 pub use crate::http::{http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
+pub use crate::replica::{replica_command, replica_entry, replica_message};
 pub use crate::table::{blob, blob_records, block, table, table_parts};
 
 /// A decoder under test.
@@ -52,6 +54,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("current", current),
     ("text", text),
     ("http", http),
+    ("replica_entry", replica_entry),
+    ("replica_command", replica_command),
+    ("replica_message", replica_message),
 ];
 
 /// When every input begins, in Unix milliseconds.
