@@ -48,6 +48,7 @@ pub(crate) enum Verb {
     Import(ImportArgs),
     Export(ExportArgs),
     Ns(NsArgs),
+    Watch(WatchArgs),
     Bench(Box<BenchArgs>),
     Verify(VerifyArgs),
     Repair(RepairArgs),
@@ -345,6 +346,55 @@ pub(crate) struct ScanArgs {
     pub(crate) keys: KeyArgs,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+/// How changes are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WatchFormat {
+    /// Columns: version, what, namespace, key, value
+    Text,
+    /// A JSON object a line, as the server sends them
+    Ndjson,
+}
+
+/// Prints every change as it is committed, until it is interrupted
+///
+/// What is printed is durable. A connection that breaks is made again, and no change is missed or
+/// printed twice. At the end a line on stderr says where to go on. Changes that were committed before
+/// are there for as long as the server keeps them (changefeed.bytes, changefeed.age).
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  firn watch --prefix user/\n  firn watch --all-namespaces --format ndjson --from 4711"
+)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) range: RangeArgs,
+    /// The first version to print [default: what is committed from now on]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) from: Option<u64>,
+    /// End after so many changes
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<u64>,
+    /// Without values
+    #[arg(long = "keys", visible_alias = "keys-only")]
+    pub(crate) keys_only: bool,
+    /// How to print them
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: WatchFormat,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    /// The server to talk to
+    #[arg(long, value_name = "ADDR", default_value = crate::store::DEFAULT_SERVER, help_heading = "Store")]
+    pub(crate) server: String,
+    /// The namespace
+    #[arg(long, value_name = "NAME", default_value = crate::store::DEFAULT_NAMESPACE, help_heading = "Store")]
+    pub(crate) ns: String,
+    /// Every namespace
+    #[arg(long, conflicts_with = "ns", help_heading = "Store")]
+    pub(crate) all_namespaces: bool,
+    /// How long the server may be unreachable before this gives up
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "60s", help_heading = "Store")]
+    pub(crate) patience: Duration,
 }
 
 /// Writes many operations together: all or nothing

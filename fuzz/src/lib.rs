@@ -16,6 +16,7 @@ mod log;
 mod manifest;
 pub mod mutate;
 mod replica;
+mod resp;
 pub mod seeds;
 mod table;
 
@@ -33,6 +34,7 @@ pub use crate::http::{http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
 pub use crate::replica::{replica_command, replica_entry, replica_message};
+pub use crate::resp::resp;
 pub use crate::table::{blob, blob_records, block, table, table_parts};
 
 /// A decoder under test.
@@ -57,6 +59,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("replica_entry", replica_entry),
     ("replica_command", replica_command),
     ("replica_message", replica_message),
+    ("resp", resp),
 ];
 
 /// When every input begins, in Unix milliseconds.

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use firn_engine::batch::BatchReader;
+use firn_engine::feed::DropRecord;
 use firn_io::checksum::{crc32c, crc32c_append, mask};
 use firn_io::error::Error;
 use firn_io::fs::Fs;
 use firn_io::fs::mem::MemFs;
-use firn_io::wal::{Log, LogOptions, reader};
+use firn_io::wal::{Log, LogOptions, Lsn, Tail, reader};
 
 use crate::{Input, checksum, disk_with, world};
 
@@ -173,6 +174,19 @@ fn read_and_recover(disk: MemFs) {
         replayed, records,
         "recovery finds other records than reading"
     );
+    let first = log.segments().first().map_or(0, |segment| segment.0);
+    let mut tail = Tail::new(Lsn::new(first, 0));
+    let mut followed = Vec::new();
+    while let Some(record) = tail
+        .next(&log, log.synced())
+        .expect("what is recovered can be followed")
+    {
+        followed.push((record.start, record.kind, record.payload.to_vec()));
+    }
+    assert_eq!(
+        followed, records,
+        "following finds other records than reading"
+    );
     drop(log);
     let (again, report) = read(&disk).expect("what recovery left is sound");
     assert_eq!(again, records, "recovery changed the records");
@@ -181,6 +195,11 @@ fn read_and_recover(disk: MemFs) {
 
 /// The payload of a log record. Operations that are read must end by themselves.
 pub fn batch(data: &[u8]) {
+    // The same bytes may be the record of a drop.
+    if let Ok(drop) = DropRecord::decode(data) {
+        let again = drop.encode();
+        assert_eq!(DropRecord::decode(&again), Ok(drop), "a drop is read as written");
+    }
     let Ok(batch) = BatchReader::new(data) else {
         return;
     };

@@ -84,6 +84,21 @@ pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
         ("replica_entry", replica_entries()),
         ("replica_command", vec![("two", replica_command())]),
         ("replica_message", replica_messages()),
+        ("resp", commands()),
+    ]
+}
+
+fn commands() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        (
+            "bulk",
+            b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$4\r\n1e-3\r\n*2\r\n$4\r\nKEYS\r\n$6\r\nu[^a]*\r\n".to_vec(),
+        ),
+        ("inline", b"set a \"b\\x41\" 'c'\r\n\r\nGET a\n*0\r\n".to_vec()),
+        (
+            "restore",
+            b"*2\r\n$7\r\nRESTORE\r\n$17\r\n\0\xc3\x05\x0b\x01aa\xe0\0\0\x0a\0\0\0\0\0\0\r\n".to_vec(),
+        ),
     ]
 }
 

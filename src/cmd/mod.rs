@@ -25,6 +25,7 @@ mod repair;
 mod scan;
 mod serve;
 mod verify;
+mod watch;
 
 pub(crate) use crate::cmd::doctor::machine;
 
@@ -40,6 +41,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Import(args) => import::run(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Ns(args) => ns::run(args),
+        Verb::Watch(args) => watch::run(&args),
         Verb::Bench(args) => crate::bench::run(&args),
         Verb::Verify(args) => verify::run(&args),
         Verb::Repair(args) => repair::run(&args),

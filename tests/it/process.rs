@@ -194,7 +194,7 @@ pub(crate) fn spawn(dir: &Path, extra: &[&str]) -> Child {
         .arg("serve")
         .arg("--data-dir")
         .arg(dir)
-        .args(["--http", "127.0.0.1:0"])
+        .args(["--http", "127.0.0.1:0", "--resp", "127.0.0.1:0"])
         .args(extra)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

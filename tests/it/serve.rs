@@ -265,3 +265,41 @@ fn idle_connections_and_slow_heads_disturb_nobody() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn changes_are_watched_from_a_version_on() {
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &[]);
+    let address = server.address.as_str();
+    for (key, value) in [("a", "1"), ("user/b", "2"), ("user/c", "3")] {
+        place.run(&["put", "--server", address, key, value]).ok();
+    }
+    let watch = |more: &[&str]| {
+        let all = [&["watch", "--server", address, "--from", "1"], more].concat();
+        place.run(&all)
+    };
+    let ended = watch(&["--limit", "2", "--prefix", "user/"]);
+    assert!(
+        ended.stderr.contains("go on with --from 4"),
+        "{}",
+        ended.stderr
+    );
+    let lines = String::from_utf8(ended.ok()).unwrap();
+    assert_eq!(
+        lines,
+        "2\tput\tdefault\tuser/b\t2\n3\tput\tdefault\tuser/c\t3\n"
+    );
+    let lines = watch(&["--limit", "1", "--format", "ndjson", "--all-namespaces"]).ok();
+    assert_eq!(
+        String::from_utf8(lines).unwrap(),
+        "{\"op\":\"put\",\"version\":1,\"commit\":1,\"ns\":\"default\",\"key\":\"a\",\"value\":\"1\"}\n"
+    );
+    place
+        .run(&["watch", "--server", address, "--from", "99"])
+        .fails(2);
+    place
+        .run(&["watch", "--server", address, "--ns", "none"])
+        .fails(1);
+    let unreachable = ["watch", "--server", "127.0.0.1:1", "--patience", "100ms"];
+    place.run(&unreachable).fails(3);
+}

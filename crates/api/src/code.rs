@@ -19,6 +19,7 @@ pub enum Grpc {
     PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
+    OutOfRange = 11,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
@@ -115,6 +116,9 @@ codes! {
     CheckpointExists "checkpoint_exists" 409 "ERR" AlreadyExists 1
         "A checkpoint of this name exists already",
         "Choose another name.";
+    VersionTooOld "version_too_old" 410 "ERR" OutOfRange 1
+        "The changefeed no longer has this version",
+        "Read the state (a range, an export), then watch from the version after it; the member oldest_version is the oldest that a watch can begin at.";
     ConditionFailed "condition_failed" 412 "ERR" FailedPrecondition 1
         "A condition did not hold; nothing was written",
         "Read the key again and decide again; the member version is the version it has now.";
@@ -200,8 +204,9 @@ pub fn errors_page() -> String {
          An HTTP error is `application/problem+json` (RFC 9457) with the members `type`, `title`, \
          `status`, `detail`, `instance`, and `code` from the table below; where they apply also \
          `limit` and `actual` (the limit's value and yours), `version` (the version the key has \
-         now), `index` (the position in a batch) and `retry_after_ms`. Replies with status 429 and \
-         503 always carry `Retry-After` in whole seconds.\n\n\
+         now), `index` (the position in a batch), `oldest_version` (of the changefeed) and \
+         `retry_after_ms`. Replies with status 429 and 503 always carry `Retry-After` in whole \
+         seconds.\n\n\
          | Code | HTTP | RESP | gRPC | Exit | Meaning | What to do |\n\
          |---|---|---|---|---|---|---|\n",
     );

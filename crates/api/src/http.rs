@@ -16,6 +16,8 @@ use crate::text::{self, Enc, NotUtf8};
 pub const PROBLEM_JSON: &str = "application/problem+json";
 /// The media type of streamed ranges: one JSON object a line.
 pub const NDJSON: &str = "application/x-ndjson";
+/// The media type of server-sent events.
+pub const SSE: &str = "text/event-stream";
 /// Reply header: the durability with which a write was acknowledged.
 pub const KV_DURABILITY: &str = "kv-durability";
 /// Reply header: the consistency with which a read was answered.
@@ -56,6 +58,9 @@ pub struct Problem {
     /// The position of the operation in the batch that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
+    /// The oldest version that a watch can begin at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_version: Option<u64>,
     /// When it is worth trying again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
@@ -147,6 +152,63 @@ pub struct StreamEnd {
     pub count: u64,
     /// Continues after the last entry; `null` if this was all.
     pub next_cursor: Option<String>,
+}
+
+/// A line of a changefeed, and the `data` of a server-sent event. One of four things, told by its
+/// members: a change (`op`), progress alone (`progress`), the orderly end (`end`), or an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchLine {
+    /// `put`, `delete`, `delete_range` or `drop_namespace`. More may come: skip what is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<String>,
+    /// The sequence number of the change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The last sequence number of its batch: the changes of one batch have it in common.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<u64>,
+    /// Another change of the same batch follows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+    /// The namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ns: Option<String>,
+    /// `put`, `delete`: the key, if text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The same, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_b64: Option<String>,
+    /// `put`: the value, if text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// The same, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_b64: Option<String>,
+    /// `put`: when it expires, in Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
+    /// `delete_range`: the inclusive start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
+    /// The same, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_b64: Option<String>,
+    /// `delete_range`: the exclusive end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// The same, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_b64: Option<String>,
+    /// Everything up to this version was told or passed over: a watch from the next one on follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<u64>,
+    /// The server ends the stream; connect again and go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub end: bool,
+    /// The stream cannot go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Problem>,
 }
 
 /// A write of a batch. `op` says which of the members it takes.

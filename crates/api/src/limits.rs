@@ -21,6 +21,8 @@ pub struct Limits {
     /// Bytes of request bodies held in memory at the same time, over all connections. Beyond it
     /// requests are refused as overloaded. Default 256 MiB.
     pub inflight_bytes: u64,
+    /// Open watches. Default 1,000.
+    pub watches: u64,
     /// Requests a second that one client may send; 0, the default: as many as it likes.
     pub rate: u64,
     /// Requests that a client may send at once after a rest. Default 0: as many as in a second.
@@ -60,6 +62,7 @@ impl Default for Limits {
             page_entries: 10_000,
             page_bytes: 16 << 20,
             inflight_bytes: 256 << 20,
+            watches: 1_000,
             rate: 0,
             rate_burst: 0,
             rate_clients: 65_536,

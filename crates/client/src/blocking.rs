@@ -10,6 +10,7 @@ use crate::batch::Batch;
 use crate::client::{self, Builder, DeleteOptions, Durability, Entry, PutOptions, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::scan::{self, ScanEntry, ScanOptions};
+use crate::watch::{self, WatchEvent, WatchOptions};
 
 /// A client whose calls wait. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
@@ -117,6 +118,36 @@ impl Client {
             inner: self.inner.scan(options),
             runtime: Arc::clone(&self.runtime),
         }
+    }
+
+    /// Watches.
+    pub fn watch(&self, options: WatchOptions) -> Watch {
+        Watch {
+            inner: self.inner.watch(options),
+            runtime: Arc::clone(&self.runtime),
+        }
+    }
+}
+
+/// A watch: an iterator that waits for each change, and never ends but by an error.
+#[derive(Debug)]
+pub struct Watch {
+    inner: watch::Watch,
+    runtime: Arc<Runtime>,
+}
+
+impl Watch {
+    /// As [`watch::Watch::next_version`].
+    pub fn next_version(&self) -> Option<u64> {
+        self.inner.next_version()
+    }
+}
+
+impl Iterator for Watch {
+    type Item = Result<WatchEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.runtime.block_on(self.inner.next()))
     }
 }
 

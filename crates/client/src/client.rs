@@ -17,6 +17,7 @@ use crate::batch::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::scan::{Scan, ScanOptions};
 use crate::transport::{Answer, Call, Transport};
+use crate::watch::{Watch, WatchOptions};
 
 /// A value with its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -341,6 +342,16 @@ impl Client {
     /// Walks a range. Nothing is sent until the first [`Scan::next`].
     pub fn scan(&self, options: ScanOptions) -> Scan {
         Scan::new(self.clone(), options)
+    }
+
+    /// Watches: every durable change from a version on, in order. Nothing is sent until the first
+    /// [`Watch::next`].
+    pub fn watch(&self, options: WatchOptions) -> Watch {
+        Watch::new(self.clone(), options)
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     /// Every namespace, by name.

@@ -24,6 +24,7 @@
 //! | [`client`] | the client and its calls |
 //! | [`batch`] | batches |
 //! | [`scan`] | ranges, page by page |
+//! | [`watch`] | the changefeed, across reconnections |
 //! | [`error`] | what can go wrong |
 //! | [`blocking`] | the same calls for threads |
 //! | `transport` | one call: connections, deadline, repetition |
@@ -35,6 +36,7 @@ pub mod client;
 pub mod error;
 pub mod scan;
 mod transport;
+pub mod watch;
 
 pub use crate::batch::Batch;
 pub use crate::client::{
@@ -42,3 +44,4 @@ pub use crate::client::{
 };
 pub use crate::error::{Error, ErrorKind};
 pub use crate::scan::{Scan, ScanEntry, ScanOptions};
+pub use crate::watch::{Change, Watch, WatchEvent, WatchOptions};

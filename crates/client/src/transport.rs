@@ -8,6 +8,7 @@ use firn_api::http::Problem;
 use http::header::{HeaderMap, RETRY_AFTER};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -128,7 +129,27 @@ impl Transport {
         Err(Error::new(ErrorKind::Usage, "no attempt was allowed"))
     }
 
-    async fn call_once(&self, call: &Call) -> std::result::Result<Answer, Failed> {
+    /// Opens a stream: returns once the head of the reply is there, within the deadline. Nothing is
+    /// repeated.
+    pub(crate) async fn open(&self, call: &Call) -> std::result::Result<Incoming, Failed> {
+        let opening = async {
+            let reply = self.send(call).await?;
+            if reply.status().is_success() {
+                return Ok(reply.into_body());
+            }
+            let (parts, body) = reply.into_parts();
+            Err(failure(&parts, &read(body).await?))
+        };
+        match tokio::time::timeout(self.deadline, opening).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let detail = format!("{} s", self.deadline.as_secs_f64());
+                Err(Error::new(ErrorKind::Deadline, detail).into())
+            }
+        }
+    }
+
+    async fn send(&self, call: &Call) -> std::result::Result<http::Response<Incoming>, Failed> {
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(format!("{}{}", self.base, call.target));
@@ -138,19 +159,19 @@ impl Transport {
         let request = request
             .body(Full::new(call.body.clone()))
             .map_err(|e| Failed::from(Error::new(ErrorKind::Usage, e)))?;
-        let reply = self.pool.request(request).await.map_err(|e| {
+        self.pool.request(request).await.map_err(|e| {
             let kind = if e.is_connect() {
                 ErrorKind::Unreachable
             } else {
                 ErrorKind::Unknown
             };
             Failed::from(Error::new(kind, chain(&e)))
-        })?;
-        let (parts, body) = reply.into_parts();
-        let read = body.collect().await;
-        let body = read
-            .map_err(|e| Failed::from(Error::new(ErrorKind::Unknown, chain(&e))))?
-            .to_bytes();
+        })
+    }
+
+    async fn call_once(&self, call: &Call) -> std::result::Result<Answer, Failed> {
+        let (parts, body) = self.send(call).await?.into_parts();
+        let body = read(body).await?;
         let status = parts.status;
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(Answer {
@@ -159,29 +180,43 @@ impl Transport {
                 body,
             });
         }
-        let retry_after = parts
-            .headers
-            .get(RETRY_AFTER)
-            .and_then(|v| v.to_str().ok()?.parse().ok());
-        let mut retry_after = retry_after.map(Duration::from_secs);
-        let error = match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => {
-                // More exact than the header's whole seconds.
-                retry_after = problem
-                    .retry_after_ms
-                    .map(Duration::from_millis)
-                    .or(retry_after);
-                Error::api(problem)
-            }
-            Err(_) => Error::api(foreign_problem(status, &body)),
-        };
-        Err(Failed { error, retry_after })
+        Err(failure(&parts, &body))
     }
 }
 
-struct Failed {
-    error: Error,
-    retry_after: Option<Duration>,
+async fn read(body: Incoming) -> std::result::Result<Bytes, Failed> {
+    let read = body.collect().await;
+    Ok(read
+        .map_err(|e| Failed::from(Error::new(ErrorKind::Unknown, chain(&e))))?
+        .to_bytes())
+}
+
+/// The error that a reply is.
+fn failure(parts: &http::response::Parts, body: &[u8]) -> Failed {
+    let retry_after = parts
+        .headers
+        .get(RETRY_AFTER)
+        .and_then(|v| v.to_str().ok()?.parse().ok());
+    let mut retry_after = retry_after.map(Duration::from_secs);
+    let error = match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => {
+            // More exact than the header's whole seconds.
+            retry_after = problem
+                .retry_after_ms
+                .map(Duration::from_millis)
+                .or(retry_after);
+            Error::api(problem)
+        }
+        Err(_) => Error::api(foreign_problem(parts.status, body)),
+    };
+    Failed { error, retry_after }
+}
+
+/// A failed attempt.
+pub(crate) struct Failed {
+    pub(crate) error: Error,
+    /// When the server says that it is worth trying again.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl From<Error> for Failed {
@@ -204,7 +239,7 @@ fn foreign_problem(status: StatusCode, body: &[u8]) -> Problem {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -322,6 +322,18 @@ pub struct Operations<'a> {
 }
 
 impl<'a> Operations<'a> {
+    /// How many bytes and operations are left.
+    pub(crate) fn left(&self) -> (usize, u32) {
+        (self.rest.remaining(), self.left)
+    }
+
+    /// Goes on where an iterator over the same record had so much left.
+    pub(crate) fn resume(record: &'a [u8], (bytes, left): (usize, u32)) -> Self {
+        let skip = record.len().saturating_sub(bytes);
+        let rest = codec::Reader::new(record.get(skip..).unwrap_or_default());
+        Self { rest, left }
+    }
+
     fn decode(&mut self) -> std::result::Result<Operation<'a>, &'static str> {
         let rest = &mut self.rest;
         let kind = rest.u8().ok_or("an operation is missing")?;

@@ -26,9 +26,10 @@ use std::time::Duration;
 use firn_io::wal::{Entry, Lsn};
 
 use crate::batch::{Requirement, WriteBatch};
-use crate::core::{CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH};
+use crate::core::{CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH, RECORD_DROP};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::feed::DropRecord;
 use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::options::Durability;
 use crate::publish::AckFn;
@@ -94,6 +95,11 @@ impl Ticket {
         self.placed.commit
     }
 
+    /// Whether it is acknowledged already.
+    pub fn is_acked(&self) -> bool {
+        self.placed.acked || self.core.snapshots.published() >= self.placed.commit.last
+    }
+
     /// Waits for the acknowledgement. Errors: the log failed; whether the write survives is unknown.
     pub fn wait(self) -> Result<Commit> {
         self.core.wait_for_ack(&self.placed)
@@ -103,7 +109,7 @@ impl Ticket {
     /// known already, else on the thread that syncs the log. It must not block.
     pub fn on_ack(self, done: Box<dyn FnOnce(Result<Commit>) + Send>) {
         let commit = self.placed.commit;
-        if self.placed.acked || self.core.snapshots.published() >= commit.last {
+        if self.is_acked() {
             return done(Ok(commit));
         }
         let run: AckFn = Box::new(move |result| done(result.map(|()| commit)));
@@ -298,6 +304,39 @@ impl Core {
             },
             rotated,
         ))
+    }
+
+    /// Logs that a namespace is dropped, as an operation like any other; it is in force once it is
+    /// durable. Under the commit lock. Errors: nothing is dropped, unless the log failed.
+    pub fn log_drop(&self, commit: &mut CommitState, tree: &Tree) -> Result<()> {
+        let log = self.log()?;
+        let seqno = SeqNo(commit.last_seqno.0 + 1);
+        let record = DropRecord {
+            seqno,
+            namespace: tree.id,
+            name: &tree.name,
+        };
+        let start = log.appended();
+        let entry = Entry {
+            kind: RECORD_DROP,
+            parts: &[&record.encode()],
+        };
+        let lsn = match log.append_many(&[entry], true) {
+            Ok(lsn) => lsn,
+            Err(error) if error.is_out_of_space() => {
+                return Err(Error::DiskFull(error.to_string()));
+            }
+            Err(error) => return Err(self.poison(&error)),
+        };
+        commit.last_seqno = seqno;
+        // Recovery must find it for as long as the manifest has the namespace.
+        tree.note_record(start);
+        self.feed
+            .note_dropped(tree.id, Arc::clone(&tree.name), lsn.segment());
+        commit
+            .unpublished
+            .place(self.snapshots.number(), seqno, lsn, true);
+        Ok(())
     }
 
     /// Retires the largest memtable when all together are over their budget, and the one that needs
@@ -517,6 +556,8 @@ impl Core {
         let published = self.snapshots.number();
         self.commit.lock().unpublished.advance(published, synced);
         self.acks.run(published);
+        // After the publication: what a watch tells, a read finds.
+        self.feed.advance(synced);
     }
 
     /// Tells everyone who waits that the log failed.

@@ -21,6 +21,7 @@ use crate::compaction::pacing::Pacer;
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
 use crate::external::state::External;
+use crate::feed::Feed;
 use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::names;
 use crate::options::{Compression, Options};
@@ -32,6 +33,8 @@ use crate::version::set::VersionSet;
 
 /// The kind of log record that holds a batch. **Stored on disk.**
 pub const RECORD_BATCH: u8 = 1;
+/// The kind of log record that says that a namespace was dropped (see `feed`). **Stored on disk.**
+pub const RECORD_DROP: u8 = 2;
 
 /// Memtables of one tree that may wait for their flush before writers wait too.
 pub const MAX_IMMUTABLES: usize = 2;
@@ -257,8 +260,13 @@ pub struct Core {
     pub work_done: Condvar,
     /// Slows writers down when background work is behind.
     pub pacer: Pacer,
+    /// Starts the background work that is due (`work::schedule`, which lies above); `None` if open for
+    /// reading only.
+    pub schedule: Option<fn(&Arc<Self>)>,
     /// Acknowledgements that wait for the log (see `commit`).
     pub acks: Acks,
+    /// What the changefeed knows.
+    pub feed: Feed,
     /// The log segment that was current at the last look at the log's size.
     pub log_segment: AtomicU32,
     /// A background sync of buffered writes is on its way.
@@ -439,6 +447,25 @@ impl Core {
         Ok(needed.min().unwrap_or(appended))
     }
 
+    /// Gives up the log that nobody needs any more: recovery, nor, while the disk has room, watches.
+    pub fn trim_log(&self) -> Result<()> {
+        // Up to where the manifest says and not further, even if less is needed by now: the next
+        // open begins there.
+        let (log, Some(start)) = (self.log()?, self.versions.log_start()) else {
+            return Ok(());
+        };
+        let bytes = if self.disk_full.load(Ordering::Acquire) {
+            0
+        } else {
+            self.settings.given.changefeed_bytes
+        };
+        let limits = (bytes, self.settings.given.changefeed_age);
+        let now = self.env.clock.monotonic();
+        let keep = self.feed.keep_from(&log.segments(), start, limits, now);
+        log.remove_before(keep.min(start))?;
+        Ok(())
+    }
+
     /// Waits until `done` answers something. Runs queued background work itself where the executor
     /// is stepped.
     pub fn wait_for<T>(&self, mut done: impl FnMut(&mut WorkState) -> Option<T>) -> T {
@@ -489,6 +516,7 @@ impl Core {
                 self.observer.emit(Event::LogPoisoned {
                     error: error.to_string(),
                 });
+                self.feed.wake();
                 text
             }
         };

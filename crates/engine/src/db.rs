@@ -22,6 +22,7 @@ use crate::tree::Tree;
 use crate::value::{Entry, Value};
 use crate::verify::{self, VerifyReport};
 use crate::version::KeyRange;
+use crate::watch::{Watch, WatchOptions};
 use crate::work;
 
 /// The name of the namespace that always exists.
@@ -236,20 +237,22 @@ impl Db {
         }
         // Its flush and compaction must not add files to what is being dropped.
         let _no_compaction = work::CompactionPause::new(core);
-        {
-            let _no_write = core.lock_commit();
+        let log = core.log()?;
+        let (last, end) = {
+            let mut commit = core.lock_commit();
             if !tree.is_dropped() {
+                core.log_drop(&mut commit, &tree)?;
                 core.leaving.lock().push(Arc::clone(&tree));
             }
             tree.set_dropped();
             let mut trees = (**core.trees.load()).clone();
             trees.remove(tree.id);
             core.trees.store(Arc::new(trees));
-        }
-        let log = core.log()?;
-        core.sync_log(log, log.appended())?;
+            (commit.last_seqno, log.appended())
+        };
+        core.sync_log(log, end)?;
         core.wait_for(|_| (!tree.flushing.load(Ordering::Acquire)).then_some(()));
-        core.versions.drop_namespace(tree.id)?;
+        core.versions.drop_namespace(tree.id, last)?;
         core.leaving.lock().retain(|other| other.id != tree.id);
         core.recount_memtables();
         Ok(())
@@ -291,6 +294,11 @@ impl Db {
         self.core().submit(&mut batch, options)
     }
 
+    /// The same, leaving the batch's memory with the caller. The batch may be submitted again.
+    pub fn submit_reusing(&self, batch: &mut WriteBatch, options: &WriteOptions) -> Result<Ticket> {
+        self.core().submit(batch, options)
+    }
+
     /// Makes everything written so far durable, buffered writes too.
     pub fn sync(&self) -> Result<()> {
         self.core().check_open()?;
@@ -321,6 +329,20 @@ impl Db {
         self.core().get_now(&namespace.0, key)
     }
 
+    /// The same, but with what is on its way up to `at_least`, though nobody was told of it yet:
+    /// neither is it certain to survive, nor may it be passed on before it is. For a caller that
+    /// writes on the condition that the version is still this one ([`SeqNo::MAX`] asks for the
+    /// newest), or that waits for the [`Ticket`] of that operation before it answers. At
+    /// [`SeqNo::MAX`] one half of a batch may be seen without the other.
+    pub fn get_entry_at_least(
+        &self,
+        namespace: &Namespace,
+        key: &[u8],
+        at_least: SeqNo,
+    ) -> Result<Option<Entry>> {
+        self.core().get_at_least(&namespace.0, key, at_least)
+    }
+
     /// Several keys at one instant, in the order asked for.
     pub fn multi_get(&self, namespace: &Namespace, keys: &[&[u8]]) -> Result<Vec<Option<Entry>>> {
         let core = self.core();
@@ -328,7 +350,7 @@ impl Db {
         let state = namespace.0.state();
         let snapshot = core.snapshots.published();
         keys.iter()
-            .map(|key| core.get_at(&state, key, snapshot))
+            .map(|key| core.get_at(&namespace.0, &state, key, snapshot))
             .collect()
     }
 
@@ -377,6 +399,21 @@ impl Db {
     /// The number of keys, estimated: entries less twice the tombstones.
     pub fn approximate_count(&self, namespace: &Namespace) -> u64 {
         approximate_keys(&namespace.0)
+    }
+
+    // ---- changes --------------------------------------------------------------------------------
+
+    /// Opens a changefeed: every durable batch from a version on, in order. See [`crate::watch`].
+    ///
+    /// Errors: [`Error::WatchTooOld`]; the version is beyond the newest; the filter is wrong; there
+    /// is no namespace of the filter's name.
+    pub fn watch(&self, options: WatchOptions) -> Result<Watch> {
+        Watch::open(self.core(), options)
+    }
+
+    /// The oldest version that a watch can begin at now.
+    pub fn oldest_watchable(&self) -> Result<SeqNo> {
+        self.core().oldest_watchable()
     }
 
     // ---- upkeep ---------------------------------------------------------------------------------
@@ -487,7 +524,8 @@ impl Snapshot {
     /// The value of a key with its version and expiry.
     pub fn get_entry(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
         self.core.check_tree(&namespace.0)?;
-        self.core.get_at(&namespace.0.state(), key, self.seqno)
+        self.core
+            .get_at(&namespace.0, &namespace.0.state(), key, self.seqno)
     }
 
     /// Several keys, in the order asked for.
@@ -570,6 +608,7 @@ fn stats(core: &Arc<Core>) -> Stats {
         block_cache: cache.bytes,
         tables: core.tables.bytes.load(Ordering::Relaxed) as u64,
     };
+    stats.watch = crate::watch::stats(core);
     if let Ok(log) = core.log() {
         let log = log.stats();
         stats.log = LogStats {
@@ -625,6 +664,7 @@ fn close(core: &Arc<Core>) -> Result<()> {
         }
     }
     core.work_done.notify_all();
+    core.feed.wake();
     // Whatever changes the manifest ends first: as soon as the directory is released it may be
     // somebody else's.
     let _no_change = core.namespace_change.lock();

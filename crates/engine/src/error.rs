@@ -57,6 +57,14 @@ pub enum Error {
         /// When it is worth trying again, in milliseconds.
         retry_after_ms: u64,
     },
+    /// A watch wants versions that the log no longer has. Read the state (a scan, a checkpoint) and
+    /// watch from there.
+    WatchTooOld {
+        /// The version it wants.
+        wanted: u64,
+        /// The oldest version that a watch can begin at.
+        oldest: u64,
+    },
     /// Another process holds the directory open.
     Locked(PathBuf),
     /// The database was closed, or was opened for reading only.
@@ -119,6 +127,10 @@ impl Error {
             Self::Overloaded { retry_after_ms } => Self::Overloaded {
                 retry_after_ms: *retry_after_ms,
             },
+            Self::WatchTooOld { wanted, oldest } => Self::WatchTooOld {
+                wanted: *wanted,
+                oldest: *oldest,
+            },
             Self::Locked(p) => Self::Locked(p.clone()),
             Self::Closed(s) => Self::Closed(s),
         }
@@ -164,6 +176,10 @@ impl fmt::Display for Error {
             Self::Overloaded { retry_after_ms } => {
                 write!(f, "overloaded: try again in {retry_after_ms} ms")
             }
+            Self::WatchTooOld { wanted, oldest } => write!(
+                f,
+                "the changefeed no longer has version {wanted}; the oldest that it has is {oldest}"
+            ),
             Self::Locked(path) => write!(f, "{} is held open by another process", path.display()),
             Self::Closed(detail) => write!(f, "{detail}"),
         }

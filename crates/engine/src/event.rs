@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::key::{NamespaceId, SeqNo};
 
@@ -218,25 +218,48 @@ macro_rules! counters {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)*
+            /// Point reads.
+            pub reads: u64,
+            /// Those that found a value.
+            pub read_hits: u64,
+            /// Scans begun.
+            pub scans: u64,
+            /// Entries they returned.
+            pub scan_entries: u64,
         }
 
         /// The live counters behind [`Counters`].
         #[derive(Debug, Default)]
         pub struct LiveCounters {
             $($(#[$doc])* pub $name: Counter,)*
+            /// Those of reads.
+            pub reading: ReadCounters,
         }
 
         impl LiveCounters {
             /// The counts now. Each is exact; together they are not one instant.
             pub fn read(&self) -> Counters {
-                Counters { $($name: self.$name.get(),)* }
+                let reading = self.reading.get();
+                Counters {
+                    $($name: self.$name.get(),)*
+                    reads: reading[0],
+                    read_hits: reading[1],
+                    scans: reading[2],
+                    scan_entries: reading[3],
+                }
             }
         }
 
         impl Counters {
             /// Every counter by name, for whoever prints them all.
             pub fn named(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name),)*]
+                vec![
+                    $((stringify!($name), self.$name),)*
+                    ("reads", self.reads),
+                    ("read_hits", self.read_hits),
+                    ("scans", self.scans),
+                    ("scan_entries", self.scan_entries),
+                ]
             }
         }
     };
@@ -257,14 +280,6 @@ counters! {
     log_sync_micros,
     /// Longest sync, in microseconds.
     log_sync_max_micros,
-    /// Point reads.
-    reads,
-    /// Those that found a value.
-    read_hits,
-    /// Scans begun.
-    scans,
-    /// Entries they returned.
-    scan_entries,
     /// Blocks read from disk.
     block_reads,
     /// Bytes of them.
@@ -307,6 +322,14 @@ counters! {
     expired_dropped,
     /// Damaged blocks, records or files met.
     corruptions,
+    /// Batches that watches were given, counted for each watch.
+    watch_batches,
+    /// Changes in them.
+    watch_events,
+    /// Log records that were read for watches.
+    watch_records,
+    /// Watches that ended because the log they wanted is gone.
+    watch_too_old,
 }
 
 /// A count that many threads add to.
@@ -328,6 +351,70 @@ impl Counter {
     /// The count now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of reads, which many threads raise millions of times a second: each thread has a cache line
+/// that few others share.
+#[derive(Debug, Default)]
+pub struct ReadCounters([ReadStripe; READ_STRIPES]);
+
+/// So many lines are shared by all threads.
+const READ_STRIPES: usize = 16;
+
+/// One line: reads, those that found a value, scans, entries they returned.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct ReadStripe([AtomicU64; 4]);
+
+thread_local! {
+    /// The stripe of this thread.
+    static STRIPE: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % READ_STRIPES
+    };
+}
+
+impl ReadCounters {
+    /// Adds to a counter of this thread's line, and returns how much it was before.
+    #[inline]
+    fn add(&self, which: usize, n: u64) -> u64 {
+        // While a thread ends it has none of its own.
+        let stripe = STRIPE.try_with(|stripe| *stripe).unwrap_or(0);
+        self.0[stripe].0[which].fetch_add(n, Ordering::Relaxed)
+    }
+
+    /// Counts a point read; returns how many this thread's line had before.
+    #[inline]
+    pub fn read(&self) -> u64 {
+        self.add(0, 1)
+    }
+
+    /// Counts a read that found a value.
+    #[inline]
+    pub fn hit(&self) {
+        self.add(1, 1);
+    }
+
+    /// Counts a scan; returns how many this thread's line had before.
+    #[inline]
+    pub fn scan(&self) -> u64 {
+        self.add(2, 1)
+    }
+
+    /// Counts entries that scans returned.
+    #[inline]
+    pub fn entries(&self, n: u64) {
+        self.add(3, n);
+    }
+
+    /// The sums, in the order of a line.
+    fn get(&self) -> [u64; 4] {
+        let sum = |which: usize| {
+            let lines = self.0.iter().map(|line| &line.0[which]);
+            lines.map(|count| count.load(Ordering::Relaxed)).sum()
+        };
+        [sum(0), sum(1), sum(2), sum(3)]
     }
 }
 
@@ -353,6 +440,19 @@ pub struct LogStats {
     pub disk_bytes: u64,
     /// Bytes appended but not yet synced.
     pub unsynced_bytes: u64,
+}
+
+/// The changefeed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchStats {
+    /// Open watches.
+    pub watches: u64,
+    /// How many versions the slowest of them is behind the newest operation.
+    pub lag: u64,
+    /// Bytes of log that is kept for watches only.
+    pub kept_bytes: u64,
+    /// Bytes of records that are kept in memory.
+    pub memory_bytes: u64,
 }
 
 /// One level, over all namespaces.
@@ -390,6 +490,8 @@ pub struct Stats {
     pub memory: MemoryStats,
     /// The log.
     pub log: LogStats,
+    /// The changefeed.
+    pub watch: WatchStats,
     /// The levels.
     pub levels: Vec<LevelStats>,
     /// The namespaces.

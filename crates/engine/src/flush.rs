@@ -85,11 +85,8 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
         bytes,
         micros,
     });
-    // Up to where the manifest says and not further, even if less is needed by now: the next open
-    // begins there. Segments that cannot be let go of now are let go of after the next flush.
-    if let Some(start) = core.versions.log_start() {
-        log.remove_before(start)?;
-    }
+    // Segments that cannot be let go of now are let go of after the next flush.
+    core.trim_log()?;
     Ok(())
 }
 

@@ -12,9 +12,10 @@
 //! Module order, bottom first (a module names only modules above it in this list): `sync`, `error`,
 //! `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
 //! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `publish`, `snapshot`, `tree`, `external::state`, `core`, `read`,
-//! `compaction::output`, `flush`, `external::flush`, `compaction::run`, `work`, `commit`,
-//! `checkpoint`, `external::apply`, `verify`, `repair`, `inspect`, `recovery`, `db`.
+//! `compaction::drop`, `publish`, `snapshot`, `tree`, `external::state`, `feed`, `core`, `read`,
+//! `compaction::output`, `flush`, `external::flush`, `external::own_log`, `compaction::run`, `work`,
+//! `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`, `inspect`, `recovery`,
+//! `db`.
 
 #![deny(missing_docs)]
 
@@ -29,6 +30,7 @@ pub mod db;
 pub mod error;
 pub mod event;
 pub mod external;
+pub mod feed;
 pub mod flush;
 pub mod inspect;
 pub mod iterator;
@@ -49,6 +51,7 @@ pub mod tree;
 pub mod value;
 pub mod verify;
 pub mod version;
+pub mod watch;
 pub mod work;
 
 pub use crate::batch::{Condition, WriteBatch};
@@ -56,7 +59,7 @@ pub use crate::commit::{Commit, Ticket, WriteOptions};
 pub use crate::db::{DEFAULT_NAMESPACE, Db, Namespace, Snapshot};
 pub use crate::error::{Error, Result};
 pub use crate::event::{Counters, Event, EventListener, Stats};
-pub use crate::external::apply::{Applier, Change, Outcome};
+pub use crate::external::apply::{Applier, Outcome};
 pub use crate::external::state::ExternalLog;
 pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
@@ -64,6 +67,7 @@ pub use crate::read::{Scan, ScanOptions};
 pub use crate::repair::{RepairReport, repair_dir};
 pub use crate::value::{Entry, Value};
 pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};
+pub use crate::watch::{Change, Watch, WatchBatch, WatchEvent, WatchOptions};
 
 /// The program in the README is compiled.
 #[cfg(doctest)]

@@ -81,6 +81,13 @@ pub struct Options {
     /// Bytes of log kept before the trees that hold it back are flushed. Default (`None`): four
     /// memtables.
     pub log_bytes: Option<u64>,
+    /// Bytes of log kept for the changefeed beyond what recovery needs, so that a watch can go on
+    /// where it was after a disconnect or a restart. Default: 64 MiB, one segment at the default
+    /// memory. 0: what recovery needs and no more.
+    pub changefeed_bytes: u64,
+    /// How long log is kept for the changefeed after it was filled, if the bytes allow it; looked
+    /// at when memtables are flushed. Default: 10 minutes.
+    pub changefeed_age: Duration,
     /// Write the log through a shared mapping: a buffered write costs no system call. Turn off on
     /// copy-on-write file systems, where a store to a mapping can run out of space. Default: true.
     pub log_mapped: bool,
@@ -117,6 +124,8 @@ impl Default for Options {
             level_ratio: 10,
             log_segment_bytes: None,
             log_bytes: None,
+            changefeed_bytes: 64 << 20,
+            changefeed_age: Duration::from_secs(600),
             log_mapped: true,
             background_sync: Some(Duration::from_secs(1)),
             ballast_bytes: 64 << 20,

@@ -6,7 +6,8 @@
 //!    after a doubtful write.
 //! 3. Check that every file that it names is there, by name and length.
 //! 4. Replay the log into memtables, leaving out what SSTables have. A torn tail that nobody was
-//!    promised is cut; damage anywhere else is an error, and then no data was touched.
+//!    promised is cut; damage anywhere else is an error, and then no data was touched. Namespaces
+//!    whose drop is in the log and not in the manifest yet are dropped.
 //! 5. Remove files that no manifest names: what a crash left of a flush, a compaction, a manifest.
 //!    After 4, because a log that begins too late shows that the manifest is not the latest.
 //! 6. Begin to accept calls. SSTables are opened when they are first read, so opening takes as long
@@ -30,11 +31,14 @@ use crate::blob::BlobFile;
 use crate::cache::BlockCache;
 use crate::compaction::pacing::Pacer;
 use crate::core::{
-    CommitState, Core, OpenTables, RECORD_BATCH, Settings, Trees, WorkState, remove_quietly,
+    CommitState, Core, OpenTables, RECORD_BATCH, RECORD_DROP, Settings, Trees, WorkState,
+    remove_quietly,
 };
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
-use crate::external::state::{self, External, ExternalLog};
+use crate::external::own_log;
+use crate::external::state::{External, ExternalLog};
+use crate::feed::{DropRecord, Feed};
 use crate::key::{Kind, NamespaceId, SeqNo, Trailer};
 use crate::memtable::Memtable;
 use crate::names::{self, FileKind};
@@ -106,7 +110,8 @@ fn open_as(
     for (id, name) in versions.namespaces() {
         trees.insert(Arc::new(Tree::new(id, name.into(), versions.current(id))));
     }
-    let mut replay = Replay::new(&trees, &versions, settings.memtable_bytes, &env.exec);
+    let feed = Feed::default();
+    let mut replay = Replay::new(&trees, &feed, &versions, settings.memtable_bytes, &env.exec);
     let wal_dir = dir.join(names::WAL_DIR);
     let log_options = LogOptions {
         segment_bytes: settings.log_segment_bytes,
@@ -121,7 +126,7 @@ fn open_as(
         None => None,
     };
     let (log, report) = if external.is_some() {
-        let own = state::scan_own_log(&env, &wal_dir, &versions)?;
+        let own = own_log::check(&env, &wal_dir, &versions)?;
         remove_orphans(&env, dir, &versions)?;
         (None, own)
     } else if read_only && log_options.from.is_none() && !env.fs.exists(&wal_dir)? {
@@ -139,7 +144,17 @@ fn open_as(
     };
     replay.finish();
     let last_seqno = replay.last_seqno;
+    let dropped = std::mem::take(&mut replay.dropped);
     drop(replay);
+    for id in dropped {
+        if trees.get(id).is_none() {
+            continue;
+        }
+        if !read_only {
+            versions.drop_namespace(id, last_seqno)?;
+        }
+        trees.remove(id);
+    }
     let core = Arc::new(Core {
         pacer: Pacer::new(Arc::clone(&env.clock), settings.memtable_bytes as u64)
             .with_l0_trigger(settings.given.l0_compaction_trigger),
@@ -162,7 +177,9 @@ fn open_as(
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
+        schedule: (!read_only).then_some(work::schedule),
         acks: Acks::default(),
+        feed,
         log_segment: AtomicU32::new(0),
         sync_armed: AtomicBool::new(false),
         disk_full: AtomicBool::new(false),
@@ -173,6 +190,9 @@ fn open_as(
         settings,
     });
     core.snapshots.number().set(last_seqno);
+    if let Ok(log) = core.log() {
+        core.feed.advance(log.synced());
+    }
     core.recount_memtables();
     if !read_only {
         if core.log.is_some() {
@@ -276,6 +296,9 @@ fn listen_to_syncs(core: &Arc<Core>) -> Result<()> {
 /// Puts log records back into memtables.
 struct Replay<'a> {
     trees: &'a Trees,
+    feed: &'a Feed,
+    /// Namespaces whose drop is in the log.
+    dropped: Vec<NamespaceId>,
     /// By namespace, the operations that SSTables have.
     flushed: BTreeMap<NamespaceId, SeqNo>,
     last_seqno: SeqNo,
@@ -344,6 +367,7 @@ const LARGE_VALUE_BYTES: usize = 4 << 10;
 impl<'a> Replay<'a> {
     fn new(
         trees: &'a Trees,
+        feed: &'a Feed,
         versions: &VersionSet<TableSlot, BlobFile>,
         memtable_bytes: usize,
         exec: &Arc<dyn Executor>,
@@ -354,6 +378,8 @@ impl<'a> Replay<'a> {
             .collect();
         Self {
             trees,
+            feed,
+            dropped: Vec::new(),
             flushed,
             last_seqno: versions.last_seqno(),
             gathered: GatheredByTree::new(),
@@ -368,6 +394,14 @@ impl<'a> Replay<'a> {
     fn apply(&mut self, dir: &Path, record: &wal::Record<'_>) -> Result<()> {
         let damaged =
             |detail: &str| Error::corruption(dir, record.start.0, format!("log record: {detail}"));
+        if record.kind == RECORD_DROP {
+            let drop = DropRecord::decode(record.payload).map_err(damaged)?;
+            self.feed
+                .note_dropped(drop.namespace, drop.name.into(), record.start.segment());
+            self.dropped.push(drop.namespace);
+            self.last_seqno = self.last_seqno.max(drop.seqno);
+            return Ok(());
+        }
         if record.kind != RECORD_BATCH {
             return Err(Error::UnsupportedFormat(format!(
                 "log record of kind {} in {}",

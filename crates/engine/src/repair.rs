@@ -38,7 +38,7 @@ use crate::batch::BatchReader;
 use crate::blob::{BlobFile, BlobPointer};
 use crate::compaction::drop::{Decision, DropFilter, Snapshots, surviving_range_tombstones};
 use crate::compaction::output::{OutputOptions, Outputs, Place, Written};
-use crate::core::Settings;
+use crate::core::{RECORD_DROP, Settings};
 use crate::error::{Error, Result};
 use crate::iterator::InternalIterator;
 use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
@@ -876,6 +876,12 @@ impl<'a> Repair<'a> {
                 let offset = u64::from(record.start.offset());
                 Error::corruption(segment_path(&dir, record.start), offset, detail)
             })?;
+            if record.kind == RECORD_DROP {
+                // Whether the namespace is there is for the manifest and the SSTables to say: a drop
+                // that neither shows was not acknowledged.
+                next = next.max(after);
+                return Ok(());
+            }
             let mut bytes = 0;
             let batch = BatchReader::new(record.payload)
                 .map_err(|detail| Error::corruption(&dir, record.start.0, detail))?;

@@ -105,6 +105,51 @@ pub struct TreeState {
 /// No log record is needed by an empty memtable.
 const NO_LSN: u64 = u64::MAX;
 
+/// What reads have lost by asking several sources where one could know it all, counted as the bytes
+/// that compaction could have moved at that cost. When it reaches the price of a compaction that takes
+/// a source away, that is worth it (see `compaction::pick`).
+#[derive(Debug)]
+pub struct ReadDebt {
+    bytes: AtomicU64,
+    /// It is worth looking for a compaction when the debt reaches this.
+    due: AtomicU64,
+}
+
+/// Less than this is not worth looking for a compaction.
+const LEAST_READ_DEBT: u64 = 1 << 20;
+
+impl ReadDebt {
+    const fn new() -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            due: AtomicU64::new(LEAST_READ_DEBT),
+        }
+    }
+
+    /// The debt.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Adds to it; returns whether it is time to look for a compaction, which is the case each time
+    /// that the debt has grown by half.
+    pub fn add(&self, bytes: u64) -> bool {
+        let debt = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = self.due.load(Ordering::Relaxed);
+        debt >= due
+            && self
+                .due
+                .compare_exchange(due, debt + debt / 2, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Forgets it: a source is being taken away.
+    pub fn settle(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+        self.due.store(LEAST_READ_DEBT, Ordering::Relaxed);
+    }
+}
+
 /// The tree of one namespace.
 pub struct Tree {
     /// The namespace's number.
@@ -119,6 +164,8 @@ pub struct Tree {
     dropped: AtomicBool,
     /// A flush of this tree is running: they go one at a time, oldest first.
     pub flushing: AtomicBool,
+    /// What reads have lost to its shape.
+    pub read_debt: ReadDebt,
 }
 
 impl Tree {
@@ -137,6 +184,7 @@ impl Tree {
             active_first_lsn: AtomicU64::new(NO_LSN),
             dropped: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
+            read_debt: ReadDebt::new(),
         }
     }
 

@@ -35,8 +35,9 @@ use firn_io::wal::{self, Lsn};
 
 use crate::batch::BatchReader;
 use crate::blob::{BlobFile, BlobPointer};
-use crate::core::{Core, RECORD_BATCH};
+use crate::core::{Core, RECORD_BATCH, RECORD_DROP};
 use crate::error::{Error, Result};
+use crate::feed::DropRecord;
 use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
 use crate::names::{self, FileKind};
 use crate::range_del::RangeTombstones;
@@ -1261,7 +1262,7 @@ pub(crate) struct LogCheck {
 }
 
 impl LogCheck {
-    /// Reads a log and checks that every record is a batch that follows the one before.
+    /// Reads a log and checks that every record is a batch or a drop that follows the one before.
     pub(crate) fn read(env: &Env, dir: &Path, from: Option<Lsn>) -> Result<Self> {
         let mut operations = 0;
         let mut problems = Vec::new();
@@ -1305,16 +1306,25 @@ pub(crate) fn decode_record(
     record: &wal::Record<'_>,
     next: SeqNo,
 ) -> std::result::Result<(u64, SeqNo), String> {
+    let check = |base: SeqNo| {
+        if base < next {
+            return Err(format!(
+                "a batch from operation {base} on, which comes after {next}"
+            ));
+        }
+        Ok(())
+    };
+    if record.kind == RECORD_DROP {
+        let seqno = DropRecord::decode(record.payload)?.seqno;
+        check(seqno)?;
+        return Ok((0, SeqNo(seqno.0 + 1)));
+    }
     if record.kind != RECORD_BATCH {
         return Err(format!("a record of unknown kind {}", record.kind));
     }
     let batch = BatchReader::new(record.payload)?;
     let base = batch.base;
-    if base < next {
-        return Err(format!(
-            "a batch from operation {base} on, which comes after {next}"
-        ));
-    }
+    check(base)?;
     let mut count = 0;
     for operation in batch.operations() {
         operation?;

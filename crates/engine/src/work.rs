@@ -278,6 +278,9 @@ pub fn disk_full(core: &Arc<Core>, detail: &str) {
     });
     // If there is no ballast there is nothing to give back.
     let _ = core.env.fs.remove_file(&core.dir.join(names::BALLAST));
+    // Nor is log that only watches want worth more than writes. What fails here fails again, and is
+    // reported, after the next flush.
+    let _ = core.trim_log();
     core.work_done.notify_all();
     look_for_room_later(core);
 }

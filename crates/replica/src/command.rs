@@ -17,9 +17,10 @@
 
 use bytes::Bytes;
 use firn_engine::batch::{BatchReader, Condition, Requirement};
+use firn_engine::external::apply::Change;
 use firn_engine::key::{Kind, NamespaceId};
 use firn_engine::options::{MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_NAMESPACE_BYTES, MAX_VALUE_BYTES};
-use firn_engine::{Change, Outcome, SeqNo, WriteBatch};
+use firn_engine::{Outcome, SeqNo, WriteBatch};
 use firn_io::codec::{Reader, put_bytes, put_u8, put_u64, put_varint_u32, put_varint_u64};
 
 use crate::codec::{DecodeError, decode_all, get_option, put_option};
@@ -182,19 +183,10 @@ fn get_requirements(r: &mut Reader<'_>) -> Option<Vec<Requirement>> {
 }
 
 /// Puts writes together to what an entry carries.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct CommandBuilder {
     bytes: Vec<u8>,
     count: u64,
-}
-
-impl Default for CommandBuilder {
-    fn default() -> Self {
-        Self {
-            bytes: Vec::new(),
-            count: 0,
-        }
-    }
 }
 
 impl CommandBuilder {

@@ -760,6 +760,35 @@ mod tests {
         assert_eq!(answer.encode(), [1, 1, 0, 0, 0, 0, 3, 3, 2, 1]);
     }
 
+    /// The seeds of the fuzz targets, which were made after `docs/file-format.md` and not with the
+    /// encoders.
+    #[test]
+    fn what_others_write_after_the_page_is_taken() {
+        macro_rules! seed {
+            ($name:literal) => {
+                include_bytes!(concat!("../../../fuzz/corpus/", $name)).as_slice()
+            };
+        }
+        for bytes in [
+            seed!("replica_message/append"),
+            seed!("replica_message/vote"),
+            seed!("replica_message/read_index"),
+        ] {
+            let request = Request::decode(&Bytes::from_static(bytes)).unwrap();
+            assert_eq!(request.encode(), bytes);
+        }
+        for bytes in [
+            seed!("replica_message/higher"),
+            seed!("replica_message/done"),
+        ] {
+            assert_eq!(Answer::decode(bytes).unwrap().encode(), bytes);
+        }
+        let command = crate::command::Command::decode(seed!("replica_command/two")).unwrap();
+        assert_eq!(command.with_changes(|changes| changes.len()), Ok(2));
+        let entry = Bytes::from_static(seed!("replica_entry/members"));
+        assert_eq!(Entry::decode(&entry).unwrap().to_bytes(), entry);
+    }
+
     #[test]
     fn entries_with_a_gap_are_refused() {
         let blank = |index| Entry {

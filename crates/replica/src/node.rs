@@ -395,10 +395,9 @@ impl Node {
     pub async fn handle(&self, request: Bytes) -> Bytes {
         let inner = Arc::clone(&self.inner);
         let answer = self.on_runtime(async move { Ok(inner.answer(&request).await) });
-        let answer = match answer.await {
-            Ok(answer) => answer,
-            Err(error) => Answer::Refused(Refusal::Failed(error.to_string())),
-        };
+        // The thread ended under it: what it had begun by then may be in force.
+        let ended = |_| Answer::Refused(Refusal::Unknown("the node was closed".into()));
+        let answer = answer.await.unwrap_or_else(ended);
         answer.encode().into()
     }
 

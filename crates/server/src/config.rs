@@ -34,12 +34,18 @@ pub struct Config {
     pub checkpoint_dir: Option<PathBuf>,
     /// `http`: host and port.
     pub http: String,
+    /// `resp`: host and port; `None`: it does not listen.
+    pub resp: Option<String>,
     /// `insecure`
     pub insecure: bool,
     /// `memory`, in bytes.
     pub memory_bytes: u64,
     /// `durability`
     pub durability: Durability,
+    /// `changefeed.bytes`
+    pub changefeed_bytes: u64,
+    /// `changefeed.age`
+    pub changefeed_age: Duration,
     /// `drain_timeout`
     pub drain_timeout: Duration,
     /// `log.format`
@@ -62,6 +68,8 @@ pub struct Config {
     pub header_timeout: Duration,
     /// `limits.idle_timeout`
     pub idle_timeout: Duration,
+    /// `limits.resp_idle_timeout`; zero: for ever.
+    pub resp_idle_timeout: Duration,
     /// `limits.body_timeout`
     pub body_timeout: Duration,
     /// `limits.write_timeout`
@@ -113,6 +121,9 @@ settings! {
     "http" "FIRN_HTTP" "--http" "ADDR" "127.0.0.1:8080"
         "Where HTTP listens. Port 0 picks a free one."
         http address;
+    "resp" "FIRN_RESP" "--resp" "ADDR" "127.0.0.1:6379"
+        "Where RESP (the protocol of Redis) listens; off: nowhere. Port 0 picks a free one."
+        resp address_or_off;
     "insecure" "FIRN_INSECURE" "--insecure" "BOOL" "false"
         "Allow listening beyond this machine without authentication."
         insecure boolean;
@@ -130,6 +141,12 @@ settings! {
     "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
         "How long requests in flight may go on after SIGTERM."
         drain_timeout time;
+    "changefeed.bytes" "FIRN_CHANGEFEED_BYTES" "--changefeed-bytes" "SIZE" "64MiB"
+        "Log kept for watches beyond what recovery needs, so that they can resume; 0 keeps none."
+        changefeed_bytes bytes;
+    "changefeed.age" "FIRN_CHANGEFEED_AGE" "--changefeed-age" "DURATION" "10m"
+        "How long that log is kept, if the bytes allow it."
+        changefeed_age time;
     "log.format" "FIRN_LOG_FORMAT" "--log-format" "FORMAT" "text"
         "How log lines look: text or json."
         log_format format;
@@ -164,6 +181,9 @@ settings! {
         "Bytes of request bodies in memory at the same time; beyond it requests are refused as \
          overloaded."
         limits.inflight_bytes bytes;
+    "limits.watches" "FIRN_LIMITS_WATCHES" "--limits-watches" "COUNT" "1000"
+        "Open watches; further ones are refused as overloaded."
+        limits.watches count;
     "limits.write_delay" "FIRN_LIMITS_WRITE_DELAY" "--limits-write-delay" "DURATION" "5s"
         "How long a write may wait while the disk catches up before it is refused as overloaded."
         write_delay time;
@@ -192,6 +212,9 @@ settings! {
     "limits.idle_timeout" "FIRN_LIMITS_IDLE_TIMEOUT" "--limits-idle-timeout" "DURATION" "5m"
         "How long a connection may be idle between requests."
         idle_timeout time;
+    "limits.resp_idle_timeout" "FIRN_LIMITS_RESP_IDLE_TIMEOUT" "--limits-resp-idle-timeout" "DURATION" "0s"
+        "How long a RESP connection may be idle between commands; 0s: for ever, as in Redis."
+        resp_idle_timeout time;
     "limits.body_timeout" "FIRN_LIMITS_BODY_TIMEOUT" "--limits-body-timeout" "DURATION" "30s"
         "How long a request's body may go without progress."
         body_timeout time;
@@ -231,6 +254,17 @@ kinds! {
             _ => Err(format!("{text:?} is not an address: write host:port, as 127.0.0.1:8080")),
         },
         String::clone;
+    address_or_off Option<String>,
+        |text| match text.rsplit_once(':') {
+            _ if text == "off" => Ok(None),
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Some(text.into()))
+            }
+            _ => Err(format!(
+                "{text:?} is neither off nor an address: write host:port, as 127.0.0.1:6379"
+            )),
+        },
+        |address| address.clone().unwrap_or_else(|| "off".into());
     boolean bool,
         |text| match text {
             "true" => Ok(true),
@@ -268,9 +302,12 @@ impl Default for Config {
             data_dir: "firn-data".into(),
             checkpoint_dir: None,
             http: "127.0.0.1:8080".into(),
+            resp: Some("127.0.0.1:6379".into()),
             insecure: false,
             memory_bytes: 512 << 20,
             durability: Durability::Sync,
+            changefeed_bytes: 64 << 20,
+            changefeed_age: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(20),
             log_format: LogFormat::Text,
             log_level: tracing::Level::INFO,
@@ -282,6 +319,7 @@ impl Default for Config {
             header_bytes: 256 << 10,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            resp_idle_timeout: Duration::ZERO,
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
         }

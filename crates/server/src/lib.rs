@@ -6,6 +6,7 @@
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
 //! | [`grpc`] | the gRPC door, on the same port: methods, messages, statuses |
+//! | [`resp`] | the RESP door: the protocol of Redis; translates and nothing else |
 //! | [`metrics`] | what is counted, and `/metrics` |
 //! | [`health`] | alive, ready |
 //! | [`connection`] | a socket that watches its client's pace |
@@ -23,5 +24,6 @@ pub mod health;
 pub mod http;
 pub mod metrics;
 pub mod multiplex;
+pub mod resp;
 pub mod serve;
 pub mod service;

@@ -103,6 +103,24 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
+    /// The counter of requests with this outcome, for a door that counts many at a time.
+    pub fn requests_of(
+        &self,
+        proto: &'static str,
+        op: &'static str,
+        code: &'static str,
+    ) -> Counter {
+        self.requests
+            .get_or_create_owned(&RequestLabels { proto, op, code })
+    }
+
+    /// Notes how long a request took that is counted by [`Metrics::requests_of`].
+    pub fn observe(&self, proto: &'static str, op: &'static str, took: Duration) {
+        self.durations
+            .get_or_create(&OpLabels { proto, op })
+            .observe(took.as_secs_f64());
+    }
+
     /// The page in the text format of Prometheus (0.0.4). There a counter is described by the whole
     /// name of its samples, where OpenMetrics leaves `_total` out; units and the end have no line.
     ///
@@ -242,6 +260,20 @@ const COUNTERS: &[(&str, &str, Reading)] = &[
     ("expired_dropped", "Expired entries dropped", |s| {
         s.counters.expired_dropped
     }),
+    ("watch_batches", "Batches that watches were given", |s| {
+        s.counters.watch_batches
+    }),
+    ("watch_events", "Changes that watches were given", |s| {
+        s.counters.watch_events
+    }),
+    ("watch_records", "Log records read for watches", |s| {
+        s.counters.watch_records
+    }),
+    (
+        "watch_too_old",
+        "Watches that wanted log that is gone",
+        |s| s.counters.watch_too_old,
+    ),
     ("corruptions", "Damage found in stored bytes", |s| {
         s.counters.corruptions
     }),
@@ -272,6 +304,17 @@ const GAUGES: &[(&str, &str, Reading)] = &[
         "memory_budget_bytes",
         "Memory that the engine may use",
         |s| s.memory.budget,
+    ),
+    ("watches", "Open watches", |s| s.watch.watches),
+    (
+        "watch_lag_versions",
+        "How many versions the slowest watch is behind",
+        |s| s.watch.lag,
+    ),
+    (
+        "changefeed_kept_bytes",
+        "Bytes of log kept for watches only",
+        |s| s.watch.kept_bytes,
     ),
     ("snapshots", "Snapshots held", |s| s.snapshots),
     ("last_version", "The last sequence number", |s| {
@@ -372,6 +415,7 @@ impl Collector for EngineCollector {
             ("memtables", memory.memtables),
             ("block_cache", memory.block_cache),
             ("tables", memory.tables),
+            ("changefeed", stats.watch.memory_bytes),
         ] {
             metric
                 .encode_family(&[("part", part)])?

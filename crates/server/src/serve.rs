@@ -32,6 +32,7 @@ use crate::grpc::{self, GrpcDoor};
 use crate::http::Door;
 use crate::metrics::Metrics;
 use crate::multiplex::{self, AnyBody, Replies};
+use crate::resp;
 use crate::service::{Parts, Service, durability_name};
 
 /// Connections that wait to be accepted.
@@ -47,6 +48,8 @@ pub enum ServeError {
     Config(ConfigError),
     /// The address cannot be listened on.
     Bind {
+        /// The setting that names the address.
+        setting: &'static str,
         /// Which.
         address: String,
         /// Why.
@@ -62,14 +65,26 @@ impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => write!(f, "{error}"),
-            Self::Bind { address, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
+            Self::Bind {
+                setting,
+                address,
+                cause,
+            } if cause.kind() == io::ErrorKind::AddrInUse => {
                 write!(
                     f,
-                    "http: {address} is in use; choose another with --http (port 0 picks a free one)"
+                    "{setting}: {address} is in use; choose another with --{setting} (port 0 picks a \
+                     free one)"
                 )
             }
-            Self::Bind { address, cause } => {
-                write!(f, "http: cannot listen on {address} (see --http): {cause}")
+            Self::Bind {
+                setting,
+                address,
+                cause,
+            } => {
+                write!(
+                    f,
+                    "{setting}: cannot listen on {address} (see --{setting}): {cause}"
+                )
             }
             Self::Engine(error) => write!(f, "{error}"),
             Self::Io(error) => write!(f, "{error}"),
@@ -112,6 +127,7 @@ pub struct Server {
     door: Arc<Door>,
     listener: TcpListener,
     address: SocketAddr,
+    resp: Option<resp::Door>,
 }
 
 impl Server {
@@ -130,11 +146,17 @@ impl Server {
     /// As [`Server::start`].
     pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
         config.validate().map_err(ServeError::Config)?;
-        let socket = prepare(&config).await?;
+        let socket = prepare("http", &config.http, config.insecure).await?;
+        let resp_socket = match &config.resp {
+            Some(address) => Some(prepare("resp", address, config.insecure).await?),
+            None => None,
+        };
         let (env_of_db, dir) = (env.clone(), config.data_dir.clone());
         let options = Options {
             memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
             background_threads: BACKGROUND_THREADS,
+            changefeed_bytes: config.changefeed_bytes,
+            changefeed_age: config.changefeed_age,
             ..Options::default()
         };
         let opening = tokio::task::spawn_blocking(move || Db::open_with(env_of_db, dir, options));
@@ -159,23 +181,45 @@ impl Server {
             started: env.clock.monotonic(),
         });
         let bind_failed = |cause| ServeError::Bind {
+            setting: "http",
             address: config.http.clone(),
             cause,
         };
         let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
         let address = listener.local_addr().map_err(bind_failed)?;
+        let resp = match resp_socket {
+            Some(socket) => {
+                let listener = socket.listen(BACKLOG).map_err(|cause| ServeError::Bind {
+                    setting: "resp",
+                    address: config.resp.clone().unwrap_or_default(),
+                    cause,
+                })?;
+                let (metrics, entropy) = (Arc::clone(&door.metrics), Arc::clone(&env.entropy));
+                let service = service.clone();
+                Some(resp::Door::new(
+                    listener, service, metrics, entropy, &config,
+                ))
+            }
+            None => None,
+        };
         Ok(Self {
             config,
             service,
             door,
             listener,
             address,
+            resp,
         })
     }
 
     /// Where HTTP listens, with the port that was picked.
     pub fn http_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where RESP listens, if it does.
+    pub fn resp_addr(&self) -> Option<SocketAddr> {
+        self.resp.as_ref()?.address().ok()
     }
 
     /// The service behind the doors.
@@ -191,6 +235,9 @@ impl Server {
         let (stop, stopping) = watch::channel(Phase::Serving);
         // Every connection holds a sender; when the last is gone, `recv` ends.
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
+        if let Some(resp) = self.resp {
+            tokio::spawn(resp.serve(stopping.clone(), alive.clone()));
+        }
         // Clients that are told that there are too many are few at a time themselves.
         let refusals = Arc::new(Semaphore::new(64));
         let pace = Pace {
@@ -304,9 +351,11 @@ pub async fn run(
         "listening on http://{}",
         server.address
     );
+    let resp = server.resp_addr().map(|address| format!(" resp={address}"));
     let line = format!(
-        "ready http={} data_dir={}\n",
+        "ready http={}{} data_dir={}\n",
         server.address,
+        resp.unwrap_or_default(),
         config.data_dir.display()
     );
     let mut stdout = io::stdout().lock();
@@ -372,28 +421,30 @@ fn start_logging(config: &Config) {
 }
 
 /// A bound socket on the configured address, which must be this machine's own unless `insecure`.
-async fn prepare(config: &Config) -> Result<TcpSocket, ServeError> {
+async fn prepare(
+    setting: &'static str,
+    wanted: &str,
+    insecure: bool,
+) -> Result<TcpSocket, ServeError> {
     let failed = |cause| ServeError::Bind {
-        address: config.http.clone(),
+        setting,
+        address: wanted.to_owned(),
         cause,
     };
-    let mut addresses = tokio::net::lookup_host(&config.http)
-        .await
-        .map_err(failed)?;
+    let mut addresses = tokio::net::lookup_host(wanted).await.map_err(failed)?;
     let Some(address) = addresses.next() else {
         return Err(failed(io::Error::new(
             io::ErrorKind::NotFound,
             "the host has no address",
         )));
     };
-    if !address.ip().is_loopback() && !config.insecure {
+    if !address.ip().is_loopback() && !insecure {
         let detail = format!(
-            "{} can be reached from other machines, and nobody is asked for a password; listen on \
-             127.0.0.1, or allow it with --insecure (insecure = true)",
-            config.http
+            "{wanted} can be reached from other machines, and nobody is asked for a password; listen on \
+             127.0.0.1, or allow it with --insecure (insecure = true)"
         );
         return Err(ServeError::Config(ConfigError {
-            origin: "http".into(),
+            origin: setting.into(),
             detail,
         }));
     }
@@ -419,13 +470,13 @@ impl Drop for Place {
 
 /// How far the server is with stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(crate) enum Phase {
     Serving,
     Draining,
     Cut,
 }
 
-async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
+pub(crate) async fn reached(now: &mut watch::Receiver<Phase>, phase: Phase) {
     // A sender that is gone means that the server is.
     let _ = now.wait_for(|now| *now >= phase).await;
 }

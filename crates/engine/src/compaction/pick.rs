@@ -16,16 +16,20 @@
 //!    and what overlaps them; from another level goes the file that overlaps the least of the next
 //!    level for its size, files with many tombstones preferred.
 //! 2. *Tombstones.* A file that consists mostly of tombstones goes down, or is rewritten without
-//!    them if no older data lies below it.
-//! 3. *Blob garbage.* A table that refers to a blob file with too much garbage is rewritten in its
+//!    them if no older data lies below it. Files of L0 go to the base level as soon as they would
+//!    meet no more than [`ENTRIES_PER_TOMBSTONE`] entries there for each of their tombstones.
+//! 3. *Reads.* What reads have lost by asking several sources (see `read`) is compared with what
+//!    taking one of them away costs, and it goes when the loss has come to that: rent or buy, as in
+//!    LevelDB's compaction by seeks, which gave each file a number of seeks in vain.
+//! 4. *Blob garbage.* A table that refers to a blob file with too much garbage is rewritten in its
 //!    place, which moves the live values.
 //!
 //! A file that overlaps nothing in the output level is moved without being rewritten.
 //!
 //! # Why it ends
 //!
-//! Without flushes, picking and running comes to an end: a plan of the first kind, or a tombstone
-//! file that goes down, takes entries to a deeper level. A rewrite in place happens only if all
+//! Without flushes, picking and running comes to an end: a plan of the first kind, one for reads, or
+//! a tombstone file that goes down, takes entries to a deeper level. A rewrite in place happens only if all
 //! entries are visible to the oldest snapshot and nothing lies below, so that every tombstone in
 //! the file can be and is dropped; or if the file refers to a blob file to be collected, after which
 //! it does not.
@@ -89,6 +93,10 @@ const MIN_TOMBSTONES: u64 = 64;
 const RANGE_TOMBSTONE_WEIGHT: u64 = 64;
 /// How urgent tombstones are: less than any level that is over its size.
 const TOMBSTONE_SCORE: f64 = 0.5;
+/// L0 goes down because of its tombstones if it has one for so many entries that are rewritten.
+const ENTRIES_PER_TOMBSTONE: u64 = 4;
+/// How urgent it is to spare reads a source.
+const READ_SCORE: f64 = 0.375;
 /// How urgent blob garbage is.
 const BLOB_SCORE: f64 = 0.25;
 
@@ -110,6 +118,8 @@ pub enum Reason {
     LevelSize,
     /// A file is mostly tombstones.
     Tombstones,
+    /// Reads have to ask too many sources.
+    Reads,
     /// A blob file is mostly garbage.
     BlobGarbage,
     /// Somebody asked for it.
@@ -123,6 +133,7 @@ impl Reason {
             Self::L0 => "L0 is full",
             Self::LevelSize => "level size",
             Self::Tombstones => "tombstones",
+            Self::Reads => "reads",
             Self::BlobGarbage => "blob garbage",
             Self::Manual => "manual",
         }
@@ -180,6 +191,8 @@ pub struct PickOptions {
     /// The disk is full: no tombstone waits for company, in L0 nor below, since each may be what
     /// frees space.
     pub reclaim: bool,
+    /// What reads have lost in this tree by asking several sources, as bytes of compaction.
+    pub read_debt: u64,
 }
 
 /// The most urgent compaction of a tree that can start now; `None` if there is none.
@@ -194,9 +207,9 @@ pub fn pick<T, B>(
     let mut held = None;
     for (level, score) in picker.due() {
         let plan = match level {
-            0 => picker.plan_l0(score),
+            0 => picker.plan_l0(Reason::L0, score),
             _ if held == Some(level) => None,
-            _ => picker.plan_level(level, score),
+            _ => picker.plan_level(level, Reason::LevelSize, score),
         };
         if plan.is_some() {
             return plan;
@@ -208,6 +221,7 @@ pub fn pick<T, B>(
     }
     picker
         .plan_tombstones(held)
+        .or_else(|| picker.plan_reads(held))
         .or_else(|| picker.plan_blob_garbage(held))
 }
 
@@ -467,7 +481,7 @@ impl<'a, T, B> Picker<'a, T, B> {
     }
 
     /// The oldest files of L0 and what overlaps them, to the base level.
-    fn plan_l0(&self, score: f64) -> Option<Plan<T>> {
+    fn plan_l0(&self, reason: Reason, score: f64) -> Option<Plan<T>> {
         let files = self.version.files(0);
         let marked = files.iter().filter(|file| file.is_being_compacted());
         let busy = KeyRange::hull(marked.map(|file| &file.meta));
@@ -496,7 +510,7 @@ impl<'a, T, B> Picker<'a, T, B> {
                     }
                 }
             }
-            return Some(self.plan(0, self.base, upper, lower, Reason::L0, score, may_move));
+            return Some(self.plan(0, self.base, upper, lower, reason, score, may_move));
         }
         None
     }
@@ -527,7 +541,7 @@ impl<'a, T, B> Picker<'a, T, B> {
     }
 
     /// The file of a level that costs least to take down for what it brings.
-    fn plan_level(&self, level: usize, score: f64) -> Option<Plan<T>> {
+    fn plan_level(&self, level: usize, reason: Reason, score: f64) -> Option<Plan<T>> {
         let next = self.version.files(level + 1);
         let mut first = 0;
         let mut best: Option<(f64, &Arc<LevelFile<T>>)> = None;
@@ -554,7 +568,7 @@ impl<'a, T, B> Picker<'a, T, B> {
                 best = Some((cost, file));
             }
         }
-        self.down(level, best?.1, Reason::LevelSize, score)
+        self.down(level, best?.1, reason, score)
     }
 
     /// A file of a level and what it overlaps of the next one, if none of it is being compacted;
@@ -593,6 +607,11 @@ impl<'a, T, B> Picker<'a, T, B> {
     /// A file that is mostly tombstones, all of which every snapshot sees: before that they cannot
     /// be dropped.
     fn plan_tombstones(&self, held: Option<usize>) -> Option<Plan<T>> {
+        if held.is_none()
+            && let Some(plan) = self.plan_l0_tombstones()
+        {
+            return Some(plan);
+        }
         for level in (1..LEVELS).filter(|&level| held != Some(level)) {
             for file in self.version.files(level) {
                 if file.is_being_compacted() || !self.is_dense_and_settled(&file.meta) {
@@ -608,6 +627,51 @@ impl<'a, T, B> Picker<'a, T, B> {
             }
         }
         None
+    }
+
+    /// L0, if the entries that are rewritten are few for its tombstones.
+    fn plan_l0_tombstones(&self) -> Option<Plan<T>> {
+        let weigh = |meta: &FileMeta| {
+            let ranges = meta.range_tombstone_count;
+            let ranges = ranges.saturating_mul(RANGE_TOMBSTONE_WEIGHT);
+            meta.tombstone_count.saturating_add(ranges)
+        };
+        let settled = |file: &&Arc<LevelFile<T>>| file.meta.max_seqno <= self.oldest_snapshot;
+        let tombstones = |files: &[Arc<LevelFile<T>>]| {
+            let settled = files.iter().filter(settled);
+            settled.map(|f| weigh(&f.meta)).fold(0, u64::saturating_add)
+        };
+        if tombstones(self.version.files(0)) < MIN_TOMBSTONES {
+            return None;
+        }
+        let plan = self.plan_l0(Reason::Tombstones, TOMBSTONE_SCORE)?;
+        let (_, upper) = plan.inputs.first()?;
+        let entries = plan.files().map(|file| file.meta.entry_count);
+        let entries = entries.fold(0, u64::saturating_add);
+        let tombstones = tombstones(upper);
+        let enough = tombstones >= MIN_TOMBSTONES
+            && tombstones.saturating_mul(ENTRIES_PER_TOMBSTONE) >= entries;
+        enough.then_some(plan)
+    }
+
+    /// What takes a source away from reads for no more than they have lost to it: L0, or else a part
+    /// of the uppermost level.
+    fn plan_reads(&self, held: Option<usize>) -> Option<Plan<T>> {
+        if self.options.read_debt == 0 || held.is_some() {
+            return None;
+        }
+        let mut occupied = (0..LEVELS).filter(|&level| !self.version.levels()[level].is_empty());
+        let level = occupied.next()?;
+        if occupied.next().is_none() && (level > 0 || self.version.files(0).len() == 1) {
+            return None;
+        }
+        let plan = match level {
+            0 => self.plan_l0(Reason::Reads, READ_SCORE),
+            _ => self.plan_level(level, Reason::Reads, READ_SCORE),
+        }?;
+        let price = plan.files().map(|file| file.meta.file_bytes);
+        let price = price.fold(0, u64::saturating_add);
+        (price <= self.options.read_debt).then_some(plan)
     }
 
     /// A table that refers to a blob file to be collected. Those of L0 have their turn soon.

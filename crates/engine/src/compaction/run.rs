@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use crate::blob::BlobPointer;
 use crate::compaction::drop::{Decision, DropFilter, DropReason, surviving_range_tombstones};
 use crate::compaction::output::{OutputOptions, Outputs, Place, bad_value};
-use crate::compaction::pick::{self, Plan, PlanKind};
+use crate::compaction::pick::{self, Plan, PlanKind, Reason};
 use crate::core::Core;
 use crate::error::Result;
 use crate::event::Event;
@@ -73,7 +73,9 @@ pub fn pick(core: &Arc<Core>) -> Option<Job> {
             continue;
         }
         let levels = Arc::clone(&tree.state().levels);
-        let plan = pick::pick(&levels, &pick_options(core), oldest_snapshot);
+        let mut options = pick_options(core);
+        options.read_debt = tree.read_debt.bytes();
+        let plan = pick::pick(&levels, &options, oldest_snapshot);
         if let Some(plan) = plan
             && best
                 .as_ref()
@@ -82,7 +84,11 @@ pub fn pick(core: &Arc<Core>) -> Option<Job> {
             best = Some((Arc::clone(tree), plan, levels));
         }
     }
-    best.map(|(tree, plan, levels)| Job::new(tree, plan, levels))
+    let (tree, plan, levels) = best?;
+    if plan.level == 0 || plan.reason == Reason::Reads {
+        tree.read_debt.settle();
+    }
+    Some(Job::new(tree, plan, levels))
 }
 
 /// Runs a job. Its marks are the caller's to take back.
@@ -411,6 +417,7 @@ fn pick_options(core: &Core) -> pick::PickOptions {
         sstable_bytes: settings.sstable_bytes,
         blob_garbage_ratio: settings.given.blob_garbage_ratio,
         reclaim: core.disk_full.load(Ordering::Relaxed),
+        read_debt: 0,
     }
 }
 

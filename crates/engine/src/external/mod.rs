@@ -34,6 +34,7 @@
 
 pub mod apply;
 pub mod flush;
+pub mod own_log;
 pub mod state;
 
 #[cfg(test)]

@@ -15,10 +15,8 @@ use std::time::Duration;
 
 use firn_io::Env;
 use firn_io::clock::Clock;
-use firn_io::wal::reader::{self, ScanReport};
 use parking_lot::Mutex;
 
-use crate::batch::BatchReader;
 use crate::blob::BlobFile;
 use crate::error::{Error, Result};
 use crate::key::{NamespaceId, SeqNo};
@@ -334,33 +332,4 @@ impl Inner {
         let is_due = self.gate.is_none_or(|gate| front.applied <= gate);
         is_due.then(|| Arc::clone(front))
     }
-}
-
-/// Reads the database's own log, which must have nothing that the SSTables lack: from now on it is
-/// not asked any more.
-pub fn scan_own_log(
-    env: &Env,
-    dir: &Path,
-    versions: &VersionSet<TableSlot, BlobFile>,
-) -> Result<ScanReport> {
-    if !env.fs.exists(dir)? {
-        return Ok(ScanReport::default());
-    }
-    reader::scan(&*env.fs, dir, versions.log_start(), |record| {
-        let damaged =
-            |detail: &str| Error::corruption(dir, record.start.0, format!("log record: {detail}"));
-        let batch = BatchReader::new(record.payload).map_err(damaged)?;
-        let mut seqno = batch.base;
-        for operation in batch.operations() {
-            let id = operation.map_err(damaged)?.namespace;
-            let exists = versions.namespaces().iter().any(|(other, _)| *other == id);
-            if exists && seqno > versions.flushed_seqno(id) {
-                let detail = "its own log has writes that are in no SSTable: open and close it \
-                              as a database of its own first";
-                return Err(Error::InvalidArgument(detail.into()));
-            }
-            seqno.0 += 1;
-        }
-        Ok(())
-    })
 }

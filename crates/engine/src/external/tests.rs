@@ -256,13 +256,13 @@ fn a_checkpoint_is_the_state_after_one_entry() {
     let mut entries = history(&mut rng, 120);
     let node = Node::open(MemFs::new(), 1);
     let reference = Node::open(MemFs::new(), 2);
-    for index in 0..60 {
-        apply(&node, index + 1, &mut entries[index].clone());
-        apply(&reference, index + 1, &mut entries[index]);
+    for (index, entry) in entries.iter_mut().enumerate().take(60) {
+        apply(&node, index + 1, &mut entry.clone());
+        apply(&reference, index + 1, entry);
     }
     node.db.checkpoint(Path::new("/copy")).unwrap();
-    for index in 60..90 {
-        apply(&node, index + 1, &mut entries[index].clone());
+    for (index, entry) in entries.iter_mut().enumerate().take(90).skip(60) {
+        apply(&node, index + 1, &mut entry.clone());
         node.exec.run_all();
     }
     let clock = Arc::new(ManualClock::new(7));
@@ -283,9 +283,9 @@ fn a_checkpoint_is_the_state_after_one_entry() {
         applier,
     };
     assert_eq!(copy.contents(), reference.contents());
-    for index in 60..120 {
-        let wanted = apply(&reference, index + 1, &mut entries[index].clone());
-        assert_eq!(apply(&copy, index + 1, &mut entries[index]), wanted);
+    for (index, entry) in entries.iter_mut().enumerate().skip(60) {
+        let wanted = apply(&reference, index + 1, &mut entry.clone());
+        assert_eq!(apply(&copy, index + 1, entry), wanted);
     }
     assert_eq!(copy.contents(), reference.contents());
 }

@@ -534,9 +534,13 @@ impl<T, B> VersionSet<T, B> {
         Ok((id, version.unwrap_or_else(|| Arc::new(Version::empty()))))
     }
 
-    /// Removes a namespace and all its files; durable on return.
-    pub fn drop_namespace(&self, id: NamespaceId) -> Result<()> {
-        self.apply(VersionEdit::of(vec![Op::DropNamespace { id }]))
+    /// Removes a namespace and all its files; durable on return. `last` is the newest operation that
+    /// is durable in the log: with the namespace its need for the log goes, and no number may be
+    /// given out again.
+    pub fn drop_namespace(&self, id: NamespaceId, last: SeqNo) -> Result<()> {
+        let mut edit = VersionEdit::of(vec![Op::DropNamespace { id }]);
+        edit.last_seqno = Some(last);
+        self.apply(edit)
     }
 
     /// Numbers of all SSTables and blob files of all current versions, and of those of which nobody

@@ -8,6 +8,8 @@
 //! * every write acknowledged as `sync`;
 //! * whole batches, and of the writes after the last acknowledged one a prefix, in order;
 //! * nothing that was not written;
+//! * every version that a watch was told;
+//! * a changefeed which, where the log is kept, leads from the empty database to what is there;
 //! * files that `verify` finds clean.
 //!
 //! `FIRN_CRASH_POINTS=n` takes n images (with new seeds) instead of a few thousand.
@@ -15,8 +17,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use firn_engine::{Db, Error, Options, ScanOptions, WriteBatch, WriteOptions};
+use firn_engine::watch::Step;
+use firn_engine::{
+    Change, Db, Error, Options, ScanOptions, SeqNo, Watch, WatchOptions, WriteBatch, WriteOptions,
+};
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{FaultFs, OpKind, Verdict};
 use firn_io::fs::mem::{CrashMode, MemFs};
@@ -33,6 +39,8 @@ struct Progress {
     states: Vec<State>,
     /// The write that was last acknowledged as durable: its position in `states`.
     durable: usize,
+    /// The last version that a watch was told.
+    told: u64,
     /// The checkpoint directory exists from here on, with this state.
     checkpoint: Option<usize>,
 }
@@ -42,6 +50,7 @@ struct Image {
     disk: MemFs,
     /// `durable` when it was taken.
     durable: usize,
+    told: u64,
     /// How many states existed or were being made when it was taken.
     known: usize,
     checkpoint: Option<usize>,
@@ -49,6 +58,7 @@ struct Image {
 
 struct Script<'a> {
     db: Db,
+    watch: Watch,
     world: &'a World,
     progress: Arc<Mutex<Progress>>,
     state: State,
@@ -65,6 +75,18 @@ impl Script<'_> {
         if sync {
             let mut progress = self.progress.lock().unwrap();
             progress.durable = progress.states.len() - 1;
+        }
+        loop {
+            match self.watch.step() {
+                Ok(Step::Batch(batch)) => self.progress.lock().unwrap().told = batch.version().0,
+                Ok(Step::Passed) => {}
+                Ok(Step::CaughtUp) => break,
+                // A flush let go of the log before this looked: none is kept for watches here.
+                Err(Error::WatchTooOld { .. }) => {
+                    self.watch = self.db.watch(WatchOptions::default()).unwrap();
+                }
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 
@@ -184,6 +206,7 @@ fn images(seed: u64, every: u64, options: &Options) -> (Vec<Image>, Arc<Mutex<Pr
             operation,
             disk: watched.crash(seed ^ operation, mode),
             durable: progress.durable,
+            told: progress.told,
             known: progress.states.len(),
             checkpoint: progress.checkpoint,
         });
@@ -198,6 +221,7 @@ fn images(seed: u64, every: u64, options: &Options) -> (Vec<Image>, Arc<Mutex<Pr
     let script_progress = Arc::clone(&progress);
     let rng = Rng::new(seed);
     Script {
+        watch: db.watch(WatchOptions::default()).unwrap(),
         db,
         world: &world,
         progress: script_progress,
@@ -243,6 +267,21 @@ fn check(seed: u64, image: Image, progress: &Progress, options: &Options) {
         progress.states.len(),
         explain(&found, &progress.states, image.durable),
     );
+    let last = db.stats().last_seqno.0;
+    assert!(
+        last >= image.told,
+        "{context}: a watch was told {} and the last version is {last}",
+        image.told
+    );
+    if options.changefeed_bytes > 0 {
+        let replayed = replay(&db).unwrap_or_else(|e| panic!("{context}: the changefeed: {e}"));
+        let mut filled = found.clone();
+        filled.retain(|_, map| !map.is_empty());
+        assert!(
+            replayed == filled,
+            "{context}: the changefeed leads elsewhere"
+        );
+    }
     let report = db.verify().unwrap();
     assert!(report.is_clean(), "{context}: {:?}", report.problems);
     // It must go on working, and a second recovery must agree.
@@ -270,6 +309,36 @@ fn check(seed: u64, image: Image, progress: &Progress, options: &Options) {
             "{context}: the checkpoint differs"
         );
     }
+}
+
+/// What the changefeed from the beginning leads to, without empty namespaces.
+fn replay(db: &Db) -> Result<State, Error> {
+    let mut state = State::new();
+    let mut watch = db.watch(WatchOptions::from(SeqNo(1)))?;
+    loop {
+        let batch = match watch.step()? {
+            Step::Batch(batch) => batch,
+            Step::Passed => continue,
+            Step::CaughtUp => break,
+        };
+        for event in batch.events() {
+            let map = state.entry(event.namespace.to_owned()).or_default();
+            match event.change {
+                Change::Put { key, value, .. } => {
+                    map.insert(key.to_vec(), value.to_vec());
+                }
+                Change::Delete { key } => {
+                    map.remove(key);
+                }
+                Change::DeleteRange { start, end } => {
+                    map.retain(|key, _| key.as_slice() < start || key.as_slice() >= end);
+                }
+                Change::DropNamespace => map.clear(),
+            }
+        }
+    }
+    state.retain(|_, map| !map.is_empty());
+    Ok(state)
 }
 
 fn explain(found: &State, states: &[State], durable: usize) -> String {
@@ -316,6 +385,13 @@ fn power_loss_at_every_operation_loses_nothing_that_was_acknowledged() {
         let options = if seed % 4 == 3 {
             Options {
                 log_mapped: false,
+                ..tiny()
+            }
+        } else if seed % 4 == 1 {
+            // The whole log stays, for the changefeed.
+            Options {
+                changefeed_bytes: 1 << 40,
+                changefeed_age: Duration::MAX,
                 ..tiny()
             }
         } else {

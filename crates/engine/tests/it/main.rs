@@ -10,4 +10,5 @@ mod order;
 mod repair;
 mod upkeep;
 mod verify;
+mod watch;
 mod world;

@@ -69,7 +69,7 @@ fn roll_the_manifest(story: &Story, db: &Db) -> String {
         db.drop_namespace(&name).unwrap();
         story.world.exec.run_all();
         let lines = story.trace.take();
-        if lines.contains("rename") {
+        if lines.contains("rename CURRENT") {
             return lines;
         }
     }

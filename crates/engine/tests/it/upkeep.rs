@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::time::Duration;
 
-use firn_engine::{Db, Error, Event, EventListener, Options, WriteBatch, WriteOptions};
+use firn_engine::{
+    Db, Error, Event, EventListener, Options, ScanOptions, WriteBatch, WriteOptions,
+};
 
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
@@ -40,6 +42,54 @@ fn pass(world: &World, time: Duration) {
     for _ in 0..time.as_millis() / 100 {
         world.clock.advance(Duration::from_millis(100));
         world.step(u64::MAX);
+    }
+}
+
+/// Scans and point reads over two tables that overlap make one of them, and then no more.
+#[test]
+fn reads_that_ask_several_tables_have_them_merged() {
+    for scans in [true, false] {
+        let world = World::new(7);
+        let options = Options {
+            l0_compaction_trigger: 4,
+            ..tiny()
+        };
+        let db = world.open(options).unwrap();
+        let space = db.default_namespace();
+        for round in 0..2 {
+            for number in 0..40 {
+                db.put(&key(2 * number + round), b"value").unwrap();
+            }
+            db.flush().unwrap();
+        }
+        db.wait_idle().unwrap();
+        let sources = || db.stats().levels.iter().map(|l| l.files).sum::<u64>();
+        assert_eq!(sources(), 2);
+        let read = |times: usize| {
+            for _ in 0..times {
+                if scans {
+                    let mut scan = db.scan(&space, ScanOptions::all()).unwrap();
+                    assert!(scan.next().unwrap());
+                } else {
+                    assert!(db.get(&key(2)).unwrap().is_some());
+                }
+            }
+            world.step(u64::MAX);
+        };
+        read(64);
+        assert_eq!(sources(), 2, "too early");
+        read(if scans { 1 << 10 } else { 1 << 14 });
+        assert_eq!(sources(), 1, "scans: {scans}");
+        let compactions = db.stats().counters.compactions;
+        read(1 << 14);
+        assert_eq!(db.stats().counters.compactions, compactions);
+        assert_eq!(
+            db.scan(&space, ScanOptions::all())
+                .unwrap()
+                .into_iter()
+                .count(),
+            80
+        );
     }
 }
 

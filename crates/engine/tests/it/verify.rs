@@ -162,7 +162,7 @@ fn a_sound_database_is_clean_and_counted() {
         assert_eq!(last.files_done, last.files_total);
         assert_eq!(disk.files(), before, "verification changes nothing");
         assert!(report.log_operations >= 30);
-        assert!(entries_of(&disk) > 2, "there are SSTables");
+        assert!(entries_of(&disk) > 0, "there are SSTables");
     }
 }
 

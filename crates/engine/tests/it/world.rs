@@ -84,6 +84,7 @@ pub(crate) fn tiny() -> Options {
         log_segment_bytes: Some(8 << 10),
         log_bytes: Some(32 << 10),
         ballast_bytes: 0,
+        changefeed_bytes: 0,
         ..Options::default()
     }
 }

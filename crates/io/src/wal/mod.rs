@@ -6,6 +6,7 @@
 //! * [`reader`]: replay; what is a torn tail and what is damage.
 //! * [`writer`]: [`Log`], append and group commit.
 //! * [`lookup`]: single records, by position.
+//! * [`tail`]: reading the log while it is written.
 //!
 //! # How a record becomes durable
 //!
@@ -48,11 +49,13 @@ pub mod lookup;
 pub mod reader;
 pub mod record;
 pub mod segment;
+pub mod tail;
 pub mod writer;
 
 pub use crate::wal::lookup::{Lookup, starts_of};
 pub use crate::wal::reader::{Record, ScanReport};
 pub use crate::wal::record::{Lsn, MAX_KIND, MAX_PAYLOAD_BYTES};
+pub use crate::wal::tail::{Tail, TailError};
 pub use crate::wal::writer::{Entry, Log, LogOptions, LogStats, SyncListener};
 
 #[cfg(test)]

@@ -19,7 +19,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -164,6 +164,8 @@ struct Shared {
     prepared: Condvar,
     appended: AtomicU64,
     synced: AtomicU64,
+    /// Segments below this number are given up, or are about to be.
+    oldest: AtomicU32,
     /// Of `appended_bytes`, how many were there at the last sync.
     synced_bytes: AtomicU64,
     poisoned: AtomicBool,
@@ -277,13 +279,14 @@ impl Log {
             }
         };
         let number = current.header.number;
-        let older = walk
+        let older: VecDeque<_> = walk
             .listing
             .segments
             .iter()
             .filter(|file| file.0 < number)
             .copied()
             .collect();
+        let oldest = older.front().map_or(number, |file| file.0);
         let end = Lsn::new(number, position as u32);
         report.end = end;
         let shared = Arc::new_cyclic(|me| Shared {
@@ -310,6 +313,7 @@ impl Log {
             prepared: Condvar::new(),
             appended: AtomicU64::new(end.0),
             synced: AtomicU64::new(end.0),
+            oldest: AtomicU32::new(oldest),
             synced_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             background: AtomicU8::new(IDLE),
@@ -442,6 +446,9 @@ impl Log {
                     _ => return Ok(removed),
                 }
             };
+            // Before its file may get another name or other bytes: who reads it while it is given
+            // up looks here after each read.
+            shared.oldest.store(number + 1, Ordering::SeqCst);
             let result = pool.retire(number, bytes);
             let is_gone = match &result {
                 Ok(()) => true,
@@ -466,6 +473,31 @@ impl Log {
             }
             result?;
         }
+    }
+
+    /// The segments in use and the bytes of their files, oldest first. The last is the current one.
+    pub fn segments(&self) -> Vec<(u32, u64)> {
+        let inner = self.shared.inner.lock();
+        let current = (inner.current.header.number, inner.current.header.capacity);
+        let older = inner.older.iter().copied();
+        older
+            .chain([current])
+            .filter(|segment| !self.is_given_up(segment.0))
+            .collect()
+    }
+
+    /// Whether a segment was given up. What was read of it before this said no is what was logged.
+    pub(crate) fn is_given_up(&self, segment: u32) -> bool {
+        segment < self.shared.oldest.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn fs(&self) -> &dyn crate::fs::Fs {
+        &*self.shared.env.fs
+    }
+
+    /// The directory that it is in.
+    pub fn path(&self) -> &Path {
+        &self.shared.dir
     }
 
     /// Figures about the log.

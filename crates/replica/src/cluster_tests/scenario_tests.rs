@@ -286,6 +286,10 @@ fn members_come_and_go() {
             node.change_members(join).await.is_err(),
             "a number is used once"
         );
+        // A learner is a read replica.
+        let replica = cluster.node(4);
+        assert!(replica.read_barrier(ReadLevel::Linearizable).await.is_ok());
+        assert_eq!(replica.status().role, Role::Learner);
         let promote = || MemberChange::Promote([4].into());
         let mut tries = 0;
         while node.change_members(promote()).await.is_err() {

@@ -2,7 +2,7 @@
 //!
 //! The status is that of the table of codes. Its details (`grpc-status-details-bin`) are
 //! `google.rpc.ErrorInfo` with the name of the code as the reason, `firn` as the domain, and
-//! `limit`, `actual`, `version` and `index` as metadata where there are any; `BadRequest` if an
+//! `limit`, `actual`, `version`, `index` and `oldest_version` as metadata where there are any; `BadRequest` if an
 //! argument is wrong; `RetryInfo` if it may be tried again. For clients that do not read those, the
 //! trailers also say `firn-code`, and `grpc-retry-pushback-ms`, which gRPC's own retries obey.
 
@@ -30,7 +30,8 @@ pub(crate) fn of(error: &Error) -> Status {
         ("limit", error.limit),
         ("actual", error.actual),
         ("version", error.version),
-        ("index", error.index),
+        ("index", error.index.map(u64::from)),
+        ("oldest_version", error.oldest_version),
     ];
     let metadata: HashMap<_, _> = numbers
         .into_iter()

@@ -10,7 +10,7 @@ use firn_api::code::Code;
 use firn_api::text::{self, Enc};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::http::problem;
@@ -126,6 +126,8 @@ pub struct ReplyBody {
 enum Kind {
     Full(Bytes),
     Stream(Box<EntryStream>),
+    /// Chunks that a task makes, which ends when this is dropped.
+    Task(mpsc::Receiver<Bytes>),
 }
 
 impl ReplyBody {
@@ -152,6 +154,16 @@ impl ReplyBody {
     }
 }
 
+impl ReplyBody {
+    /// What a task sends until it drops its end.
+    pub(crate) fn task(chunks: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            kind: Kind::Task(chunks),
+            request: None,
+        }
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
@@ -163,6 +175,7 @@ impl Body for ReplyBody {
         let bytes = match &mut self.kind {
             Kind::Full(bytes) => std::mem::take(bytes),
             Kind::Stream(stream) => ready!(stream.poll_chunk(cx)),
+            Kind::Task(chunks) => ready!(chunks.poll_recv(cx)).unwrap_or_default(),
         };
         Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
     }
@@ -171,13 +184,14 @@ impl Body for ReplyBody {
         match &self.kind {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Stream(stream) => matches!(stream.state, State::Done),
+            Kind::Task(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(_) => SizeHint::default(),
+            Kind::Stream(_) | Kind::Task(_) => SizeHint::default(),
         }
     }
 }

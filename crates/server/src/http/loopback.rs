@@ -31,6 +31,8 @@ impl Loopback {
         let limits = Limits {
             value_bytes: 64 << 10,
             body_bytes: 64 << 10,
+            // A watch has no end, and an exchange waits for one.
+            watches: 0,
             ..Limits::default()
         };
         let parts = Parts {

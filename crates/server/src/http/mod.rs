@@ -21,6 +21,7 @@ mod range;
 mod rate;
 pub(crate) mod request;
 mod route;
+mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -165,6 +166,11 @@ impl Door {
             Target::Range { ns } => range::get(self, &namespace(ns)?, parts).await,
             Target::Batch { ns } => batch::batch(self, &namespace(ns)?, query, body).await,
             Target::Mget { ns } => batch::mget(self, &namespace(ns)?, query, body).await,
+            Target::Watch { ns } => {
+                running.set_lasting();
+                let ns = ns.map(|ns| namespace(Some(ns))).transpose()?;
+                watch::get(self, ns, parts).await
+            }
             Target::Namespaces => admin::namespaces(self, query).await,
             Target::Namespace { ns } => {
                 admin::namespace(self, &namespace(Some(ns))?, &parts.method, query).await

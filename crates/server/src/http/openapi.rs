@@ -126,6 +126,30 @@ pub const PARAMETERS: &[Parameter] = &[
         "Delete every key of the namespace; needed where no bound is given.",
     ),
     parameter("ns", "query", "string", "The namespace; default `default`."),
+    parameter(
+        "all_ns",
+        "query",
+        "boolean",
+        "Every namespace; excludes `ns`.",
+    ),
+    parameter(
+        "from",
+        "query",
+        "integer",
+        "The first version to be told. Default: what is committed from now on.",
+    ),
+    parameter(
+        "heartbeat",
+        "query",
+        "string",
+        "How often a line with the progress is sent while nothing changes: `100ms` to `5m`, default `15s`.",
+    ),
+    parameter(
+        "Last-Event-ID",
+        "header",
+        "string",
+        "The last version that was seen; what follows is told, whatever `from` says.",
+    ),
     parameter("verbose", "query", "boolean", "List every check."),
     parameter(
         "exclude",
@@ -291,6 +315,44 @@ pub const OPERATIONS: &[Operation] = &[
     },
     Operation {
         method: "get",
+        path: "/v1/watch",
+        summary: "The changefeed: every durable change from a version on, in order, without gaps.",
+        parameters: &[
+            "ns",
+            "all_ns",
+            "prefix",
+            "start",
+            "end",
+            "from",
+            "keys_only",
+            "heartbeat",
+            "enc",
+            "key_enc",
+            "Last-Event-ID",
+        ],
+        body: None,
+        replies: &[
+            (
+                200,
+                "Lines (`application/x-ndjson`) or events (with `Accept: text/event-stream`), until the client or the server ends it. See watch.md.",
+                "WatchLine",
+            ),
+            (
+                400,
+                "A bad parameter, or a version that does not exist yet.",
+                "Problem",
+            ),
+            (404, "No such namespace.", "Problem"),
+            (
+                410,
+                "The log no longer has this version; `oldest_version` is the oldest that it has.",
+                "Problem",
+            ),
+            (503, "`limits.watches` are open.", "Problem"),
+        ],
+    },
+    Operation {
+        method: "get",
         path: "/v1/ns",
         summary: "List namespaces.",
         parameters: &[],
@@ -409,7 +471,14 @@ pub const OPERATIONS: &[Operation] = &[
 
 /// Whether the route also exists below `/v1/ns/{ns}`.
 fn has_twin(path: &str) -> bool {
-    ["/v1/keys/{key}", "/v1/range", "/v1/batch", "/v1/mget"].contains(&path)
+    [
+        "/v1/keys/{key}",
+        "/v1/range",
+        "/v1/batch",
+        "/v1/mget",
+        "/v1/watch",
+    ]
+    .contains(&path)
 }
 
 /// The OpenAPI document.
@@ -497,6 +566,9 @@ fn content(body: &str) -> Value {
         "text" => json!({ "text/plain": { "schema": { "type": "string" } } }),
         "any" => json!({ "application/json": {} }),
         "Problem" => json!({ "application/problem+json": { "schema": schema } }),
+        "WatchLine" => {
+            json!({ "application/x-ndjson": { "schema": schema }, "text/event-stream": {} })
+        }
         "Page" => json!({ "application/json": { "schema": schema }, "application/x-ndjson": {} }),
         _ => json!({ "application/json": { "schema": schema } }),
     }
@@ -516,9 +588,16 @@ fn schemas() -> Value {
         "Problem": object(&["type", "title", "status", "detail", "code"], json!({
             "type": text(), "title": text(), "status": number(), "detail": text(), "instance": text(),
             "code": { "type": "string", "enum": firn_api::code::Code::ALL.iter().map(|c| c.name()).collect::<Vec<_>>() },
-            "limit": number(), "actual": number(), "version": number(), "index": number(), "retry_after_ms": number(),
+            "limit": number(), "actual": number(), "version": number(), "index": number(), "oldest_version": number(), "retry_after_ms": number(),
         })),
         "Entry": object(&["version"], entry),
+        "WatchLine": object(&[], json!({
+            "op": { "type": "string", "enum": ["put", "delete", "delete_range", "drop_namespace"] },
+            "version": number(), "commit": number(), "more": flag(), "ns": text(),
+            "key": text(), "key_b64": base64(), "value": text(), "value_b64": base64(), "expires_at_ms": number(),
+            "start": text(), "start_b64": base64(), "to": text(), "to_b64": base64(),
+            "progress": number(), "end": flag(), "error": { "$ref": "#/components/schemas/Problem" },
+        })),
         "Page": object(&["entries", "count", "next_cursor"], json!({ "entries": list("Entry"), "count": number(), "next_cursor": maybe("string") })),
         "Batch": object(&["ops"], json!({ "ops": list("BatchOp") })),
         "BatchOp": object(&["op"], json!({
@@ -574,7 +653,7 @@ pub fn http_page() -> String {
          - Parameters that a route does not know are an error. `OPTIONS` lists the methods of a path.\n\
          - Web pages of other origins are refused, and without `insecure` so is every `Host` but \
          `localhost` and addresses: 403 `foreign_origin`. A proxy must send such a Host.\n\
-         - `/v1/keys`, `/v1/range`, `/v1/batch` and `/v1/mget` mean the namespace `default`; below \
+         - `/v1/keys`, `/v1/range`, `/v1/batch`, `/v1/mget` and `/v1/watch` mean the namespace `default`; below \
          `/v1/ns/{ns}` they mean another one, which must exist.\n\
          - Conditions of a batch look at the state before it. An operation of a batch is one of\n  \
          `{\"op\":\"put\",\"key\":..,\"value\":..,\"ttl\":\"30s\"}`, `{\"op\":\"delete\",\"key\":..}`, \

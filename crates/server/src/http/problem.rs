@@ -22,7 +22,8 @@ pub(crate) fn body_of(error: &Error, path: &str) -> Problem {
         limit: error.limit,
         actual: error.actual,
         version: error.version,
-        index: error.index,
+        index: error.index.map(u64::from),
+        oldest_version: error.oldest_version,
         retry_after_ms: error.retry_after_ms,
         ..Problem::new(error.code, error.detail.clone())
     }

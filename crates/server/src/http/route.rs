@@ -10,6 +10,7 @@ pub(crate) enum Target<'a> {
     Range { ns: Option<&'a str> },
     Batch { ns: Option<&'a str> },
     Mget { ns: Option<&'a str> },
+    Watch { ns: Option<&'a str> },
     Namespaces,
     Namespace { ns: &'a str },
     Flush,
@@ -57,6 +58,7 @@ impl<'a> Target<'a> {
             "range" => Self::Range { ns },
             "batch" => Self::Batch { ns },
             "mget" => Self::Mget { ns },
+            "watch" => Self::Watch { ns },
             _ => Self::Key {
                 ns,
                 key: rest.strip_prefix("keys/")?,
@@ -70,6 +72,7 @@ impl<'a> Target<'a> {
             Self::Key { .. } => &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE],
             Self::Namespace { .. } => &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE],
             Self::Range { .. } => &[Method::GET, Method::HEAD, Method::DELETE],
+            Self::Watch { .. } => &[Method::GET],
             Self::Batch { .. }
             | Self::Mget { .. }
             | Self::Flush
@@ -95,6 +98,7 @@ impl<'a> Target<'a> {
             Self::Range { .. } => "range",
             Self::Batch { .. } => "batch",
             Self::Mget { .. } => "mget",
+            Self::Watch { .. } => "watch",
             Self::Namespaces | Self::Namespace { .. } => "namespace",
             Self::Flush => "flush",
             Self::Compact => "compact",
@@ -136,6 +140,7 @@ mod tests {
                 Some(Target::Range { ns: Some("x%2Fy") }),
             ),
             ("/v1/ns/x", Some(Target::Namespace { ns: "x" })),
+            ("/v1/watch", Some(Target::Watch { ns: None })),
             ("/v1/ns", Some(Target::Namespaces)),
             ("/v1/ns/x/nonsense", None),
             ("/v1", None),

@@ -20,7 +20,9 @@ pub struct Error {
     /// The version that the key has now, if a condition failed and the key exists.
     pub version: Option<u64>,
     /// The operation of the batch that failed.
-    pub index: Option<u64>,
+    pub index: Option<u32>,
+    /// The oldest version that a watch can begin at.
+    pub oldest_version: Option<u64>,
     /// When to try again.
     pub retry_after_ms: Option<u64>,
 }
@@ -36,6 +38,7 @@ impl Error {
             actual,
             version,
             index,
+            oldest_version: None,
             retry_after_ms,
         }
     }
@@ -85,11 +88,16 @@ impl Error {
     #[must_use]
     pub fn at(self, index: usize) -> Self {
         Self {
-            index: Some(index as u64),
+            index: Some(position(index)),
             detail: format!("operation {index}: {}", self.detail),
             ..self
         }
     }
+}
+
+/// A position in a batch. A batch that is in memory has fewer operations than this can count.
+fn position(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
 }
 
 impl From<EngineError> for Error {
@@ -107,7 +115,7 @@ impl From<EngineError> for Error {
             }
             EngineError::ConditionFailed { index, actual } => Self {
                 version: actual,
-                index: Some(index as u64),
+                index: Some(position(index)),
                 ..Self::new(Code::ConditionFailed, detail)
             },
             EngineError::NamespaceNotFound(_) => Self::new(Code::NamespaceNotFound, detail),
@@ -124,6 +132,10 @@ impl From<EngineError> for Error {
                 ..Self::new(Code::LogPoisoned, detail)
             },
             EngineError::Overloaded { retry_after_ms } => Self::overloaded(detail, retry_after_ms),
+            EngineError::WatchTooOld { oldest, .. } => Self {
+                oldest_version: Some(oldest),
+                ..Self::new(Code::VersionTooOld, detail)
+            },
             EngineError::Closed(_) => Self::shutting_down(),
             _ => Self::new(Code::Internal, detail),
         }

@@ -23,9 +23,11 @@ pub mod batch;
 pub mod error;
 pub mod kv;
 pub(crate) mod limits;
+pub mod now;
 pub mod ns;
 pub mod rate;
 pub mod scan;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,10 +38,12 @@ use firn_api::limits::Limits;
 use firn_engine::{Commit, Db, Durability, Namespace, WriteBatch, WriteOptions};
 use firn_io::clock::Clock;
 use firn_io::fs::Fs;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::watch::Sender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::service::error::{Error, Result};
 use crate::service::rate::Rate;
+use crate::service::watch::Watches;
 
 /// The name of the namespace that paths without one mean.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -123,7 +127,9 @@ struct Inner {
     /// Writes that were told to wait, and for how many microseconds together they did.
     stalls: AtomicU64,
     stall_micros: AtomicU64,
-    draining: watch::Sender<bool>,
+    draining: Sender<bool>,
+    stripes: now::Stripes,
+    watches: Watches,
 }
 
 impl std::fmt::Debug for Service {
@@ -146,7 +152,9 @@ impl Service {
             rate: Rate::new(&parts.limits, Arc::clone(&parts.clock)),
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
-            draining: watch::Sender::new(false),
+            draining: Sender::new(false),
+            stripes: now::Stripes::default(),
+            watches: Watches::new(parts.limits.watches),
             parts,
         };
         Self {

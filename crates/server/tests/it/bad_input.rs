@@ -12,7 +12,7 @@ async fn paths_methods_and_parameters() {
     for (method, target, status, code, part) in [
         ("GET", "/", 404, "route_not_found", "openapi"),
         ("GET", "/v1/keys", 404, "route_not_found", "openapi"),
-        ("GET", "/v1/watch", 404, "route_not_found", "openapi"),
+        ("GET", "/v1/nonsense", 404, "route_not_found", "openapi"),
         (
             "POST",
             "/v1/keys/a",

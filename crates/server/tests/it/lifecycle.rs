@@ -15,6 +15,7 @@ async fn other_machines_are_refused_unless_asked_for() {
     let config = Config {
         data_dir: dir.path().into(),
         http: "0.0.0.0:0".into(),
+        resp: None,
         ..Config::default()
     };
     let error = Server::start(config.clone()).await.unwrap_err();
@@ -52,6 +53,14 @@ async fn an_address_in_use_names_the_flag() {
             .contains("is in use; choose another with --http"),
         "{error}"
     );
+    let config = Config {
+        data_dir: dir.path().into(),
+        http: "127.0.0.1:0".into(),
+        resp: server.resp.map(|address| address.to_string()),
+        ..Config::default()
+    };
+    let error = Server::start(config).await.unwrap_err();
+    assert!(error.to_string().contains("with --resp"), "{error}");
     server.stop().await;
 }
 

@@ -18,4 +18,8 @@ mod operate;
 mod proto;
 mod range;
 mod rate;
+mod resp;
+mod resp_client;
+mod resp_redis;
 mod support;
+mod watch;

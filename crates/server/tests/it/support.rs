@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 /// A running server. Its data goes when it goes.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    pub(crate) resp: Option<SocketAddr>,
     pub(crate) client: Client,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<Result<(), ServeError>>,
@@ -44,12 +45,13 @@ impl Running {
         let mut config = Config {
             data_dir: dir.path().join("data"),
             http: "127.0.0.1:0".into(),
+            resp: Some("127.0.0.1:0".into()),
             memory_bytes: 64 << 20,
             ..Config::default()
         };
         change(&mut config);
         let server = Server::start_in(env, config).await.unwrap();
-        let address = server.http_addr();
+        let (address, resp) = (server.http_addr(), server.resp_addr());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
             let _ = stopped.await;
@@ -57,6 +59,7 @@ impl Running {
         let client = Client::connect(&address.to_string()).unwrap();
         Self {
             address,
+            resp,
             client,
             stop,
             ended,

@@ -17,6 +17,7 @@ fn options() -> PickOptions {
         sstable_bytes: 1000,
         blob_garbage_ratio: 0.5,
         reclaim: false,
+        read_debt: 0,
     }
 }
 
@@ -246,6 +247,57 @@ fn tombstones_go_when_every_snapshot_sees_them() {
 }
 
 #[test]
+fn tombstones_of_l0_go_where_they_meet_few_entries() {
+    let dense_l0 = dense(meta(9, "a", "m", (9, 9)));
+    let tombstones = dense_l0.tombstone_count;
+    let below = |entries| FileMeta {
+        entry_count: entries,
+        ..meta(1, "a", "z", (1, 1))
+    };
+    let few = 4 * tombstones - dense_l0.entry_count;
+    let plan = pick_of(&[(0, dense_l0.clone()), (6, below(few))]).unwrap();
+    assert_eq!(plan.reason, Reason::Tombstones);
+    assert_eq!(ids(&plan), [(0, vec![9]), (6, vec![1])]);
+    assert!(pick_of(&[(0, dense_l0.clone()), (6, below(few + 1))]).is_none());
+    // A snapshot that does not see them would keep them.
+    let version = build(&[(0, dense_l0), (6, below(few))]).unwrap();
+    assert!(pick(&version, &options(), SeqNo(8)).is_none());
+}
+
+#[test]
+fn reads_buy_a_source_less_when_they_have_lost_its_price() {
+    let pick_for = |files: &[(usize, FileMeta)], read_debt| {
+        let options = PickOptions {
+            read_debt,
+            ..options()
+        };
+        pick(&build(files).unwrap(), &options, SeqNo::MAX)
+    };
+    let sized = |file_bytes, file| FileMeta { file_bytes, ..file };
+    let mut files = vec![
+        (0, sized(100, meta(9, "a", "m", (9, 9)))),
+        (0, sized(100, meta(8, "c", "z", (8, 8)))),
+        (6, sized(700, meta(1, "b", "y", (1, 1)))),
+    ];
+    assert!(pick_for(&files, 0).is_none());
+    assert!(pick_for(&files, 899).is_none());
+    let plan = pick_for(&files, 900).unwrap();
+    assert_eq!(plan.reason, Reason::Reads);
+    assert_eq!(ids(&plan), [(0, vec![9, 8]), (6, vec![1])]);
+    // One source is the least there can be.
+    assert!(pick_for(&files[..1], u64::MAX).is_none());
+    assert!(pick_for(&files[2..], u64::MAX).is_none());
+    assert!(pick_for(&[], u64::MAX).is_none());
+    // Without L0 the uppermost level goes, in parts.
+    files[0].0 = 5;
+    files[0].1.largest = b"b"[..].into();
+    files[1].0 = 5;
+    assert!(pick_for(&files, 899).is_none());
+    let plan = pick_for(&files, 900).unwrap();
+    assert_eq!((plan.level, plan.output_level), (5, 6));
+}
+
+#[test]
 fn tables_leave_blob_files_that_are_garbage() {
     let mut builder = VersionBuilder::<(), ()>::new(Arc::new(Version::empty()), None);
     let refers = |id, key: &str, file, bytes| {
@@ -390,6 +442,7 @@ impl World {
             sstable_bytes: 400,
             blob_garbage_ratio: 0.5,
             reclaim: false,
+            read_debt: 0,
         }
     }
 
@@ -556,7 +609,10 @@ impl World {
     }
 
     fn pick(&self) -> Option<Plan> {
-        pick(&self.version, &Self::options(), self.oldest())
+        // Whatever reads have lost, it must be sound and come to an end.
+        let mut options = Self::options();
+        options.read_debt = [0, 500, u64::MAX][self.last_seqno as usize % 3];
+        pick(&self.version, &options, self.oldest())
     }
 
     /// With nothing running: to the fixed point.
