@@ -102,7 +102,7 @@ impl Settings {
         let memtables_bytes = memtable_bytes.saturating_mul(MAX_IMMUTABLES);
         let log_segment_bytes = given
             .log_segment_bytes
-            .unwrap_or(memtable_bytes as u64)
+            .unwrap_or(memtable_bytes as u64 / 8)
             .clamp(MIN_LOG_SEGMENT_BYTES, MAX_LOG_SEGMENT_BYTES);
         // What is left for the cache after three memtables (one filling, two waiting), the mapped
         // log segment, and buffers of flush and compaction.
@@ -134,6 +134,32 @@ impl Settings {
     /// How a table of `level` is written; `bottom` if it is the last level with data.
     pub fn table_options(&self, bottom: bool) -> TableOptions {
         TableOptions::from_options(&self.given, bottom)
+    }
+}
+
+/// Counts the removals of files that are queued or run.
+#[derive(Debug, Default)]
+pub struct Removals {
+    running: Mutex<usize>,
+    done: Condvar,
+}
+
+/// One of them. It is over when this is dropped, even if its job never ran.
+#[derive(Debug)]
+pub struct Removal(Arc<Removals>);
+
+impl Removals {
+    /// Counts one.
+    pub fn begin(removals: &Arc<Self>) -> Removal {
+        *removals.running.lock() += 1;
+        Removal(Arc::clone(removals))
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        *self.0.running.lock() -= 1;
+        self.0.done.notify_all();
     }
 }
 
@@ -275,6 +301,8 @@ pub struct Core {
     pub disk_full: AtomicBool,
     /// No call is accepted any more.
     pub closed: AtomicBool,
+    /// Files that are on their way out.
+    pub removals: Arc<Removals>,
     /// Tables that are open, and the clock hand that closes them (see [`Core::table`]).
     pub tables: OpenTables,
     /// Held while the directory is open for writing.
@@ -485,6 +513,18 @@ impl Core {
                 // Only timers are left: let the manual clock reach them.
                 self.env.clock.sleep(Duration::from_millis(1));
             }
+        }
+    }
+
+    /// Waits until the files are gone that nobody needs any more.
+    pub fn wait_for_removals(&self) {
+        if self.env.exec.is_stepped() {
+            self.wait_for(|_| (*self.removals.running.lock() == 0).then_some(()));
+            return;
+        }
+        let mut running = self.removals.running.lock();
+        while *running > 0 {
+            self.removals.done.wait(&mut running);
         }
     }
 

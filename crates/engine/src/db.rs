@@ -349,9 +349,7 @@ impl Db {
         core.check_tree(&namespace.0)?;
         let state = namespace.0.state();
         let snapshot = core.snapshots.published();
-        keys.iter()
-            .map(|key| core.get_at(&namespace.0, &state, key, snapshot))
-            .collect()
+        core.multi_get_at(&namespace.0, &state, keys, snapshot)
     }
 
     /// Opens a scan at the present instant.
@@ -530,9 +528,10 @@ impl Snapshot {
 
     /// Several keys, in the order asked for.
     pub fn multi_get(&self, namespace: &Namespace, keys: &[&[u8]]) -> Result<Vec<Option<Entry>>> {
-        keys.iter()
-            .map(|key| self.get_entry(namespace, key))
-            .collect()
+        self.core.check_tree(&namespace.0)?;
+        let state = namespace.0.state();
+        self.core
+            .multi_get_at(&namespace.0, &state, keys, self.seqno)
     }
 
     /// Opens a scan.

@@ -390,6 +390,13 @@ impl ReadCounters {
         self.add(0, 1)
     }
 
+    /// Counts several point reads, of which `hits` found a value.
+    #[inline]
+    pub fn reads(&self, reads: u64, hits: u64) {
+        self.add(0, reads);
+        self.add(1, hits);
+    }
+
     /// Counts a read that found a value.
     #[inline]
     pub fn hit(&self) {

@@ -9,13 +9,13 @@
 //! comes from the [`firn_io::Env`] it is opened with. It writes no log; [`Db::set_listener`] and
 //! [`Db::stats`] tell what happens.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `sync`, `error`,
-//! `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
+//! Module order, bottom first (a module names only modules above it in this list): `sync`,
+//! `prefetch`, `error`, `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
 //! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
 //! `compaction::drop`, `publish`, `snapshot`, `tree`, `external::state`, `feed`, `core`, `read`,
-//! `compaction::output`, `flush`, `external::flush`, `external::own_log`, `compaction::run`, `work`,
-//! `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`, `inspect`, `recovery`,
-//! `db`.
+//! `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
+//! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`,
+//! `inspect`, `recovery`, `db`.
 
 #![deny(missing_docs)]
 
@@ -37,8 +37,10 @@ pub mod iterator;
 pub mod key;
 pub mod memtable;
 pub mod merge;
+pub mod multi_get;
 pub mod names;
 pub mod options;
+mod prefetch;
 pub mod publish;
 pub mod range_del;
 pub mod read;

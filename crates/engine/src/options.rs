@@ -52,7 +52,7 @@ pub struct Options {
     /// Bytes of the block cache. Default (`None`): what the memtables leave, less a reserve for
     /// work in flight.
     pub cache_bytes: Option<usize>,
-    /// Background threads. Default: 2, one of which flushes and prepares logs.
+    /// Background jobs at a time. Default: 2, one of which flushes; the log has a thread of its own.
     pub background_threads: usize,
     /// Uncompressed bytes of a data block, about; a block of less than four entries may have four
     /// times as many. Default: 2 KiB. Smaller blocks make random reads of small values faster, larger
@@ -76,13 +76,14 @@ pub struct Options {
     pub l0_compaction_trigger: usize,
     /// Size ratio between levels. Default: 10.
     pub level_ratio: u64,
-    /// Bytes of one log segment. Default (`None`): as a memtable.
+    /// Bytes of one log segment. Default (`None`): an eighth of a memtable, so that little more log is
+    /// kept than memtables need.
     pub log_segment_bytes: Option<u64>,
     /// Bytes of log kept before the trees that hold it back are flushed. Default (`None`): four
     /// memtables.
     pub log_bytes: Option<u64>,
     /// Bytes of log kept for the changefeed beyond what recovery needs, so that a watch can go on
-    /// where it was after a disconnect or a restart. Default: 64 MiB, one segment at the default
+    /// where it was after a disconnect or a restart. Default: 64 MiB, eight segments at the default
     /// memory. 0: what recovery needs and no more.
     pub changefeed_bytes: u64,
     /// How long log is kept for the changefeed after it was filled, if the bytes allow it; looked

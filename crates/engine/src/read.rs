@@ -35,7 +35,8 @@ use crate::value::{Entry, Value};
 use crate::version::{KeyRange, Level};
 
 /// The newest version of a key, before its value is made.
-enum Found<'a> {
+#[derive(Debug)]
+pub enum Found<'a> {
     /// In a memtable of the picture.
     Memtable(Trailer, &'a [u8]),
     /// In a table.
@@ -120,7 +121,7 @@ impl Core {
             .newest(state, key, snapshot, &mut probed)
             .inspect_err(|e| self.note_error(e))?;
         if probed > 1 && count.is_multiple_of(SAMPLE) {
-            self.note_read_loss(tree, GET_LOSS_BYTES * (probed - 1));
+            self.note_read_loss(tree, SAMPLE * GET_LOSS_BYTES * (probed - 1));
         }
         let Some(found) = found else { return Ok(None) };
         let now = Now::new(&self.env);
@@ -140,11 +141,12 @@ impl Core {
         self.get_at(tree, &state, key, snapshot)
     }
 
-    /// Notes what a read lost because it had to ask several tables, and looks for a compaction that
-    /// ends that if it has become worth it. Called for one read of [`SAMPLE`].
+    /// Notes what reads lost because they had to ask several tables, and looks for a compaction that
+    /// ends that if it has become worth it.
     #[cold]
-    fn note_read_loss(self: &Arc<Self>, tree: &Tree, bytes: u64) {
-        if tree.read_debt.add(SAMPLE * bytes)
+    pub(crate) fn note_read_loss(self: &Arc<Self>, tree: &Tree, bytes: u64) {
+        if bytes > 0
+            && tree.read_debt.add(bytes)
             && let Some(schedule) = self.schedule
         {
             let weak = Arc::downgrade(self);
@@ -212,7 +214,7 @@ impl Core {
 
     /// Makes what the user gets of a version: nothing for a tombstone or an expired value, the blob
     /// for a pointer.
-    fn materialize(
+    pub(crate) fn materialize(
         &self,
         levels: &Levels,
         key: &[u8],
@@ -339,7 +341,7 @@ impl Core {
         let tables = sources.iter().filter(|s| !matches!(s, Source::Memtable(_)));
         let lost = tables.count().saturating_sub(1) as u64;
         if lost > 0 && count.is_multiple_of(SAMPLE) {
-            self.note_read_loss(tree, SCAN_LOSS_BYTES * lost);
+            self.note_read_loss(tree, SAMPLE * SCAN_LOSS_BYTES * lost);
         }
         let (start, end) = bounds.give_back(range);
         let view = View {
@@ -370,7 +372,7 @@ const SAMPLE: u64 = 64;
 /// compaction. Compacting a byte takes 4 ns of a background thread (measured, lz4, 100-byte values);
 /// the filter that says no costs a read about 0.1 us, the source a scan about 3 us. These are four times
 /// as much, because the reader is waited for and the background is not.
-const GET_LOSS_BYTES: u64 = 128;
+pub(crate) const GET_LOSS_BYTES: u64 = 128;
 const SCAN_LOSS_BYTES: u64 = 2 << 10;
 
 /// What a seek in the deepest level reads from its file, where the cache has nothing.

@@ -15,7 +15,7 @@
 //!
 //! Each step can be repeated: a crash in the middle leads to the same state at the next open.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -31,7 +31,7 @@ use crate::blob::BlobFile;
 use crate::cache::BlockCache;
 use crate::compaction::pacing::Pacer;
 use crate::core::{
-    CommitState, Core, OpenTables, RECORD_BATCH, RECORD_DROP, Settings, Trees, WorkState,
+    CommitState, Core, OpenTables, RECORD_BATCH, RECORD_DROP, Removals, Settings, Trees, WorkState,
     remove_quietly,
 };
 use crate::error::{Error, Result};
@@ -39,8 +39,8 @@ use crate::event::{Event, Observer};
 use crate::external::own_log;
 use crate::external::state::{External, ExternalLog};
 use crate::feed::{DropRecord, Feed};
-use crate::key::{Kind, NamespaceId, SeqNo, Trailer};
-use crate::memtable::Memtable;
+use crate::key::{Kind, NamespaceId, SeqNo};
+use crate::memtable::{Loader, Run};
 use crate::names::{self, FileKind};
 use crate::options::Options;
 use crate::publish::{Acks, Queue};
@@ -91,7 +91,8 @@ fn open_as(
 
     let cache = Arc::new(BlockCache::new(settings.cache_bytes as u64));
     let observer = Arc::new(Observer::default());
-    let purger = purger(&env, dir);
+    let removals = Arc::default();
+    let purger = purger(&env, dir, &removals);
     let versions: VersionSet<TableSlot, BlobFile> = if read_only {
         VersionSet::recover_read_only(env.clone(), dir, purger)?
     } else {
@@ -111,7 +112,7 @@ fn open_as(
         trees.insert(Arc::new(Tree::new(id, name.into(), versions.current(id))));
     }
     let feed = Feed::default();
-    let mut replay = Replay::new(&trees, &feed, &versions, settings.memtable_bytes, &env.exec);
+    let mut replay = Replay::new(&trees, &feed, &versions, &env.exec);
     let wal_dir = dir.join(names::WAL_DIR);
     let log_options = LogOptions {
         segment_bytes: settings.log_segment_bytes,
@@ -138,7 +139,10 @@ fn open_as(
             wal::reader::scan(&*env.fs, &wal_dir, log_options.from, apply)?,
         )
     } else {
-        let (log, report) = Log::open(env.clone(), &wal_dir, log_options, apply)?;
+        let replayed = Log::replay(env.clone(), &wal_dir, log_options, apply)?;
+        // Memtables are filled while the log waits for the disk.
+        replay.finish_in_background();
+        let (log, report) = replayed.open()?;
         remove_orphans(&env, dir, &versions)?;
         (Some(log), report)
     };
@@ -177,6 +181,7 @@ fn open_as(
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),
+        removals,
         schedule: (!read_only).then_some(work::schedule),
         acks: Acks::default(),
         feed,
@@ -234,18 +239,20 @@ fn lock(env: &Env, dir: &Path) -> Result<Box<dyn firn_io::fs::FileLock>> {
 }
 
 /// Removes files in the background once the last reader has let go of them.
-fn purger(env: &Env, dir: &Path) -> Purger {
-    let (env, dir) = (env.clone(), dir.to_path_buf());
+fn purger(env: &Env, dir: &Path, removals: &Arc<Removals>) -> Purger {
+    let (env, dir, removals) = (env.clone(), dir.to_path_buf(), Arc::clone(removals));
     Arc::new(move |id, class| {
         let path = match class {
             FileClass::Sstable => names::sstable_path(&dir, id),
             FileClass::Blob => names::blob_path(&dir, id),
         };
         let task_env = env.clone();
-        env.exec.submit(
-            Priority::Low,
-            Box::new(move || remove_quietly(&task_env, &path)),
-        );
+        let removal = Removals::begin(&removals);
+        let task = move || {
+            remove_quietly(&task_env, &path);
+            drop(removal);
+        };
+        env.exec.submit(Priority::Low, Box::new(task));
     })
 }
 
@@ -302,74 +309,79 @@ struct Replay<'a> {
     /// By namespace, the operations that SSTables have.
     flushed: BTreeMap<NamespaceId, SeqNo>,
     last_seqno: SeqNo,
-    gathered: GatheredByTree,
-    gathered_bytes: usize,
-    /// Bytes to gather before they are inserted.
-    most_bytes: usize,
+    loaders: BTreeMap<NamespaceId, Loader>,
     exec: Arc<dyn Executor>,
-    inserting: Arc<Inserting>,
+    sorting: Arc<Sorting>,
+    loading: Arc<Mutex<Option<Loading>>>,
 }
 
-type GatheredByTree = BTreeMap<NamespaceId, (Arc<Memtable>, Gathered)>;
+/// What is left to do when all records were read. Whoever takes it holds the lock until it is done.
+struct Loading {
+    loaders: BTreeMap<NamespaceId, Loader>,
+    sorting: Arc<Sorting>,
+}
 
-/// What was gathered last, on its way into the memtables: a background thread inserts it while the
-/// next records are read.
+impl Loading {
+    /// Makes everything part of the memtables.
+    fn run(self) {
+        let mut sorted = self.sorting.finish();
+        for (id, loader) in self.loaders {
+            loader.finish(sorted.remove(&id).unwrap_or_default());
+        }
+    }
+}
+
+/// Runs of entries on their way into the memtables: a background thread sorts them while the next
+/// records are read.
 #[derive(Default)]
-struct Inserting {
-    state: Mutex<InsertingState>,
+struct Sorting {
+    state: Mutex<SortingState>,
     done: Condvar,
 }
 
 #[derive(Default)]
-struct InsertingState {
-    /// Whoever comes first takes it and inserts it: the background, or recovery when it has to wait
-    /// anyway. So nothing depends on the background having a thread to spare.
-    waiting: Option<GatheredByTree>,
-    running: bool,
-    /// Emptied; keeps its memory for the next round.
-    empty: GatheredByTree,
+struct SortingState {
+    /// Whoever comes first takes one and sorts it: the background, or recovery when it has nothing
+    /// else to do. So nothing depends on the background having a thread to spare.
+    waiting: VecDeque<(NamespaceId, Run)>,
+    running: usize,
+    sorted: BTreeMap<NamespaceId, Vec<Run>>,
 }
 
-impl Inserting {
-    /// Inserts what is waiting, if anything still is.
-    fn run(&self) {
+impl Sorting {
+    /// Sorts one of the runs that wait; false if there is none.
+    fn run(&self) -> bool {
         let mut state = self.state.lock();
-        let Some(mut gathered) = state.waiting.take() else {
-            return;
+        let Some((id, mut run)) = state.waiting.pop_front() else {
+            return false;
         };
-        state.running = true;
+        state.running += 1;
         drop(state);
-        for (memtable, gathered) in gathered.values_mut() {
-            gathered.insert_into(memtable);
-        }
+        run.sort();
         let mut state = self.state.lock();
-        state.running = false;
-        state.empty = gathered;
+        state.running -= 1;
+        state.sorted.entry(id).or_default().push(run);
         drop(state);
         self.done.notify_all();
+        true
     }
 
-    /// Inserts what is waiting, or waits for who does.
-    fn finish(&self) {
-        self.run();
+    /// All runs, sorted.
+    fn finish(&self) -> BTreeMap<NamespaceId, Vec<Run>> {
+        while self.run() {}
         let mut state = self.state.lock();
-        while state.running {
+        while state.running > 0 {
             self.done.wait(&mut state);
         }
+        std::mem::take(&mut state.sorted)
     }
 }
-
-/// How far ahead entries are brought into the cache before they are inserted.
-const PREFETCH_ENTRIES: usize = 6;
-/// Values of this size are not gathered: copying them twice costs more than their order saves.
-const LARGE_VALUE_BYTES: usize = 4 << 10;
 
 impl<'a> Replay<'a> {
     fn new(
         trees: &'a Trees,
         feed: &'a Feed,
         versions: &VersionSet<TableSlot, BlobFile>,
-        memtable_bytes: usize,
         exec: &Arc<dyn Executor>,
     ) -> Self {
         let flushed = trees
@@ -382,12 +394,10 @@ impl<'a> Replay<'a> {
             dropped: Vec::new(),
             flushed,
             last_seqno: versions.last_seqno(),
-            gathered: GatheredByTree::new(),
-            gathered_bytes: 0,
-            // One is gathered while another is inserted.
-            most_bytes: (memtable_bytes / 4).min(16 << 20),
+            loaders: BTreeMap::new(),
             exec: Arc::clone(exec),
-            inserting: Arc::default(),
+            sorting: Arc::default(),
+            loading: Arc::default(),
         }
     }
 
@@ -424,135 +434,55 @@ impl<'a> Replay<'a> {
                 let (key, value) = (operation.key, operation.value);
                 if operation.kind == Kind::RangeDelete {
                     tree.state().active.add_range_tombstone(key, value, seqno);
-                } else if value.len() >= LARGE_VALUE_BYTES {
-                    let state = tree.state();
-                    state.active.insert(key, seqno, operation.kind, value);
                 } else {
-                    self.gather(tree, key, seqno, operation.kind, value);
+                    self.load(tree, key, seqno, operation.kind, value);
                 }
             }
             self.last_seqno = self.last_seqno.max(seqno);
             seqno.0 += 1;
         }
-        if self.gathered_bytes >= self.most_bytes {
-            self.hand_over();
-            let inserting = Arc::clone(&self.inserting);
-            self.exec
-                .submit(Priority::High, Box::new(move || inserting.run()));
-        }
         Ok(())
     }
 
-    fn gather(&mut self, tree: &Tree, key: &[u8], seqno: SeqNo, kind: Kind, value: &[u8]) {
-        let begin = || (Arc::clone(&tree.state().active), Gathered::default());
-        let (_, gathered) = self.gathered.entry(tree.id).or_insert_with(begin);
-        self.gathered_bytes += gathered.push(key, seqno, kind, value);
+    /// The order in which versions of a key come does not matter.
+    fn load(&mut self, tree: &Tree, key: &[u8], seqno: SeqNo, kind: Kind, value: &[u8]) {
+        let begin = || Loader::new(&tree.state().active);
+        let loader = self.loaders.entry(tree.id).or_insert_with(begin);
+        loader.push(key, seqno, kind, value);
+        if let Some(run) = loader.take_run() {
+            self.sorting.state.lock().waiting.push_back((tree.id, run));
+            let sorting = Arc::clone(&self.sorting);
+            let job = move || {
+                sorting.run();
+            };
+            self.exec.submit(Priority::High, Box::new(job));
+        }
     }
 
-    /// Makes what was gathered the next to be inserted. The order in which versions of a key come
-    /// does not matter.
-    fn hand_over(&mut self) {
-        self.inserting.finish();
-        let mut state = self.inserting.state.lock();
-        let empty = std::mem::take(&mut state.empty);
-        state.waiting = Some(std::mem::replace(&mut self.gathered, empty));
-        drop(state);
-        self.gathered_bytes = 0;
-    }
-
-    /// Inserts everything that is left.
-    fn finish(&mut self) {
-        self.hand_over();
-        self.inserting.finish();
-    }
-}
-
-/// Operations that wait to be inserted in key order: neighbours share the nodes of the memtable that
-/// are in the processor's cache, which makes replay several times as fast as inserting in the order
-/// of the log.
-#[derive(Default)]
-struct Gathered {
-    /// Keys, each followed by its value.
-    bytes: Vec<u8>,
-    entries: Vec<GatheredEntry>,
-    /// Number of leading bytes that all keys share.
-    common: usize,
-}
-
-struct GatheredEntry {
-    /// Eight bytes of the key after those that all share, as an integer that orders like them.
-    window: u64,
-    trailer: Trailer,
-    offset: usize,
-    key_len: u32,
-    value_len: u32,
-}
-
-impl Gathered {
-    /// Returns the memory that it takes, in bytes.
-    fn push(&mut self, key: &[u8], seqno: SeqNo, kind: Kind, value: &[u8]) -> usize {
-        let offset = self.bytes.len();
-        self.common = match self.entries.first() {
-            None => key.len(),
-            Some(first) => {
-                let shared = self.key(first).iter().zip(key).take_while(|(a, b)| a == b);
-                shared.count().min(self.common)
+    /// Has everything made part of the memtables: all records were read.
+    fn finish_in_background(&mut self) {
+        *self.loading.lock() = Some(Loading {
+            loaders: std::mem::take(&mut self.loaders),
+            sorting: Arc::clone(&self.sorting),
+        });
+        let loading = Arc::clone(&self.loading);
+        let job = move || {
+            let mut loading = loading.lock();
+            if let Some(work) = loading.take() {
+                work.run();
             }
         };
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value);
-        self.entries.push(GatheredEntry {
-            window: 0,
-            trailer: Trailer::new(seqno, kind),
-            offset,
-            key_len: key.len() as u32,
-            value_len: value.len() as u32,
-        });
-        key.len() + value.len() + size_of::<GatheredEntry>()
+        self.exec.submit(Priority::High, Box::new(job));
     }
 
-    fn key(&self, entry: &GatheredEntry) -> &[u8] {
-        &self.bytes[entry.offset..][..entry.key_len as usize]
-    }
-
-    fn insert_into(&mut self, memtable: &Memtable) {
-        let mut entries = std::mem::take(&mut self.entries);
-        for entry in &mut entries {
-            entry.window = window(&self.key(entry)[self.common..]);
+    /// Makes everything part of the memtables, or waits for who does.
+    fn finish(&mut self) {
+        let mut loading = self.loading.lock();
+        if let Some(work) = loading.take() {
+            work.run();
         }
-        entries.sort_unstable_by(|a, b| {
-            (a.window.cmp(&b.window))
-                .then_with(|| self.key(a).cmp(self.key(b)))
-                .then(a.trailer.cmp(&b.trailer))
-        });
-        let mut touched = 0;
-        for (at, entry) in entries.iter().enumerate() {
-            // Sorted, the entries lie all over `bytes`: loads that nothing waits for bring them into
-            // the cache ahead of their turn.
-            if let Some(ahead) = entries.get(at + PREFETCH_ENTRIES) {
-                let len = ahead.key_len as usize + ahead.value_len as usize;
-                for line in (0..len).step_by(64) {
-                    touched ^= self.bytes[ahead.offset + line];
-                }
-            }
-            let Some(kind) = entry.trailer.kind() else {
-                continue; // Not reached: it was made of a kind.
-            };
-            let value = &self.bytes[entry.offset + entry.key_len as usize..];
-            let value = &value[..entry.value_len as usize];
-            memtable.insert(self.key(entry), entry.trailer.seqno(), kind, value);
-        }
-        std::hint::black_box(touched);
-        entries.clear();
-        self.bytes.clear();
-        self.entries = entries;
+        let loaders = std::mem::take(&mut self.loaders);
+        let sorting = Arc::clone(&self.sorting);
+        Loading { loaders, sorting }.run();
     }
-}
-
-/// The first eight bytes, zeros where there are fewer, as an integer that orders like them.
-fn window(bytes: &[u8]) -> u64 {
-    let mut first = [0; 8];
-    let len = bytes.len().min(8);
-    first[..len].copy_from_slice(&bytes[..len]);
-    u64::from_le_bytes(first).swap_bytes()
 }

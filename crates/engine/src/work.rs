@@ -85,6 +85,7 @@ fn submit_flush(core: &Arc<Core>, work: &mut WorkState, tree: &Arc<Tree>) {
 fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
     let result = flush::flush_oldest(core, tree);
     core.recount_memtables();
+    trim(core);
     let mut work = core.work.lock();
     work.flushes -= 1;
     tree.flushing.store(false, Ordering::Release);
@@ -105,6 +106,7 @@ fn submit_cut(core: &Arc<Core>, work: &mut WorkState, external: &External) {
 fn run_cut(core: &Arc<Core>) {
     let result = flush_oldest(core);
     core.recount_memtables();
+    trim(core);
     let mut work = core.work.lock();
     work.flushes -= 1;
     if let Some(external) = &core.external {
@@ -119,12 +121,22 @@ fn run_compaction(core: &Arc<Core>, job: Job) {
         Err(_) if job.is_obsolete() => Ok(()),
         result => result,
     };
+    trim(core);
     let mut work = core.work.lock();
     // Under the lock: who picks must not read the levels of before, then find the marks gone.
     job.release();
     drop(job);
     work.compactions -= 1;
     finish(core, work, Task::Compaction, result);
+}
+
+/// Gives the memory of a job's buffers back: they come and go as megabytes between the small blocks of
+/// the cache, and the general allocator would keep them.
+fn trim(core: &Core) {
+    const LARGE_BYTES: usize = 4 << 20;
+    if core.settings.memtable_bytes >= LARGE_BYTES && !core.env.exec.is_stepped() {
+        firn_io::pages::trim_allocator();
+    }
 }
 
 /// What a background job does.
@@ -371,7 +383,8 @@ pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
     })
 }
 
-/// Waits until nothing is due or running; errors if something fails.
+/// Waits until nothing is due or running and no file is left that nobody needs; errors if something
+/// fails.
 pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
     loop {
         wait_for_flushes(core)?;
@@ -381,6 +394,7 @@ pub fn wait_idle(core: &Arc<Core>) -> Result<()> {
             }
             (work.compactions == 0 && work.flushes == 0).then_some(Ok(()))
         })?;
+        core.wait_for_removals();
         schedule(core);
         let work = core.work.lock();
         if work.compactions == 0 && work.flushes == 0 {

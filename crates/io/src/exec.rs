@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
+use crate::priority;
 use crate::rng::Rng;
 
 /// How urgent a job is. Where threads are short, a more urgent job goes first.
@@ -54,7 +55,7 @@ pub trait Executor: Send + Sync + Debug {
     fn is_stepped(&self) -> bool {
         false
     }
-    /// How many jobs can run at the same time (1 for a stepped executor).
+    /// How many jobs are to run at the same time (1 for a stepped executor).
     fn threads(&self) -> usize;
 }
 
@@ -93,11 +94,21 @@ struct PoolState {
     low: VecDeque<Job>,
     timers: BinaryHeap<Timer>,
     timers_made: u64,
-    threads: usize,
-    running_low: usize,
-    idle: usize,
+    /// Threads that take any job.
+    common: usize,
+    idle_urgent: usize,
+    idle_common: usize,
     panics: u64,
     closed: bool,
+}
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// High jobs only.
+    Urgent,
+    /// Low jobs, and high ones for which no urgent thread is free.
+    Common,
 }
 
 impl PoolState {
@@ -108,87 +119,118 @@ impl PoolState {
         }
     }
 
-    /// Moves timers that are due into the queues.
-    fn fire(&mut self) {
+    /// Moves timers that are due into the queues; whether there were any.
+    fn fire(&mut self) -> bool {
         if self.timers.is_empty() {
-            return;
+            return false;
         }
-        let now = Instant::now();
+        let (now, mut fired) = (Instant::now(), false);
         while self.timers.peek().is_some_and(|timer| timer.due <= now) {
             if let Some(timer) = self.timers.pop() {
                 self.queue(timer.priority, timer.job);
+                fired = true;
             }
         }
+        fired
     }
 
-    fn may_start_low(&self) -> bool {
-        // One thread stays free for high jobs, if there is more than one.
-        self.running_low + 1 < self.threads || self.threads <= 1
-    }
-
-    fn next(&mut self) -> Option<(Priority, Job)> {
-        if let Some(job) = self.high.pop_front() {
-            return Some((Priority::High, job));
+    fn next(&mut self, role: Role) -> Option<Job> {
+        match role {
+            Role::Urgent if self.common == 0 => {
+                self.high.pop_front().or_else(|| self.low.pop_front())
+            }
+            Role::Urgent => self.high.pop_front(),
+            // An idle urgent thread was told of it and is about to take it.
+            Role::Common if self.idle_urgent > 0 => self.low.pop_front(),
+            Role::Common => self.high.pop_front().or_else(|| self.low.pop_front()),
         }
-        if self.may_start_low()
-            && let Some(job) = self.low.pop_front()
-        {
-            self.running_low += 1;
-            return Some((Priority::Low, job));
-        }
-        None
     }
 }
 
 #[derive(Default)]
 struct PoolShared {
     state: Mutex<PoolState>,
-    /// Signalled when there may be something to do for one more thread.
-    wake: Condvar,
+    /// Signalled when there may be something to do for one more thread of the role.
+    wake_urgent: Condvar,
+    wake_common: Condvar,
 }
 
 impl PoolShared {
+    /// Wakes a thread for a high job, or to look after the timers.
+    fn wake_for_high(&self, state: &PoolState) {
+        if state.idle_urgent > 0 {
+            self.wake_urgent.notify_one();
+        } else if state.idle_common > 0 {
+            self.wake_common.notify_one();
+        }
+    }
+
+    fn wake_for_low(&self, state: &PoolState) {
+        if state.idle_common > 0 {
+            self.wake_common.notify_one();
+        } else if state.common == 0 {
+            self.wake_urgent.notify_one();
+        }
+    }
+
     /// What each thread does until the pool closes.
-    fn work(&self) {
+    fn work(&self, role: Role) {
         let mut state = self.state.lock();
         while !state.closed {
-            state.fire();
-            let Some((priority, job)) = state.next() else {
-                self.wait(&mut state);
+            let fired = state.fire();
+            let job = state.next(role);
+            // This thread may be busy from now on, and what is left may be for another role: somebody
+            // else must look after it, in particular wait for the next timer in its place.
+            if fired || job.is_some() {
+                if !state.high.is_empty() || !state.timers.is_empty() {
+                    self.wake_for_high(&state);
+                }
+                if !state.low.is_empty() {
+                    self.wake_for_low(&state);
+                }
+            }
+            let Some(job) = job else {
+                self.wait(&mut state, role);
                 continue;
             };
-            // This thread will be busy: somebody else must look after what is left, in particular
-            // wait for the next timer in its place.
-            let more = !state.high.is_empty() || !state.low.is_empty() || !state.timers.is_empty();
-            if more && state.idle > 0 {
-                self.wake.notify_one();
-            }
             drop(state);
             let panicked = catch_unwind(AssertUnwindSafe(job)).is_err();
             state = self.state.lock();
             state.panics += u64::from(panicked);
-            if priority == Priority::Low {
-                state.running_low -= 1;
-            }
         }
     }
 
-    fn wait(&self, state: &mut parking_lot::MutexGuard<'_, PoolState>) {
-        state.idle += 1;
+    fn wait(&self, state: &mut parking_lot::MutexGuard<'_, PoolState>, role: Role) {
+        let wake = match role {
+            Role::Urgent => {
+                state.idle_urgent += 1;
+                &self.wake_urgent
+            }
+            Role::Common => {
+                state.idle_common += 1;
+                &self.wake_common
+            }
+        };
         match state.timers.peek().map(|timer| timer.due) {
             Some(due) => {
-                let _ = self.wake.wait_until(state, due);
+                let _ = wake.wait_until(state, due);
             }
-            None => self.wake.wait(state),
+            None => wake.wait(state),
         }
-        state.idle -= 1;
+        match role {
+            Role::Urgent => state.idle_urgent -= 1,
+            Role::Common => state.idle_common -= 1,
+        }
     }
 }
 
 /// Threads that run jobs: high ones first, each kind in order of submission.
 ///
-/// * With at least two threads, one is never given a low job, so that a high one never waits for
-///   a compaction to end.
+/// * A pool of two or more has two threads that are never given a low job, so that a high one never
+///   waits for a compaction to end, and one less than asked for for low jobs. These run at a lower
+///   priority of the operating system (on Linux: ten steps nicer), so that a compaction takes idle
+///   processors first and seldom pushes a writer aside; they take high jobs only while both of the
+///   others are busy.
 /// * A job that panics is over; its panic is counted ([`ThreadPool::panics`]) and the thread goes
 ///   on. Whoever waits for the job must learn of it by other means (a guard inside of the job).
 /// * Dropping the pool lets running jobs end, joins the threads, then drops the jobs that did not
@@ -197,10 +239,16 @@ impl PoolShared {
 pub struct ThreadPool {
     shared: Arc<PoolShared>,
     threads: Vec<JoinHandle<()>>,
+    /// As asked for.
+    jobs: usize,
 }
 
+/// Threads for high jobs, if there are others, too: one for a flush and one for the log meanwhile.
+const URGENT_THREADS: usize = 2;
+
 impl ThreadPool {
-    /// A pool of `threads` threads (at least one).
+    /// A pool that runs `threads` jobs at a time, of which all but one may be low (at least one; it
+    /// has one thread more than that for high jobs, unless it is one).
     ///
     /// If the system refuses some of the threads, the pool has fewer; if it refuses all, this
     /// panics, as `std::thread::spawn` does: nothing could run.
@@ -208,11 +256,27 @@ impl ThreadPool {
         let shared = Arc::new(PoolShared::default());
         let mut handles = Vec::new();
         let mut refused = None;
-        for i in 0..threads.max(1) {
+        let common = threads.max(1) - 1;
+        let urgent = if common > 0 { URGENT_THREADS } else { 1 };
+        for i in 0..urgent + common {
             let worker = Arc::clone(&shared);
             let builder = thread::Builder::new().name(format!("firn-bg-{i}"));
-            match builder.spawn(move || worker.work()) {
-                Ok(handle) => handles.push(handle),
+            let role = if i < urgent {
+                Role::Urgent
+            } else {
+                Role::Common
+            };
+            let run = move || {
+                if role == Role::Common {
+                    priority::lower();
+                }
+                worker.work(role);
+            };
+            match builder.spawn(run) {
+                Ok(handle) => {
+                    handles.push(handle);
+                    shared.state.lock().common += usize::from(role == Role::Common);
+                }
                 Err(error) => refused = Some(error),
             }
         }
@@ -220,10 +284,10 @@ impl ThreadPool {
             !handles.is_empty(),
             "cannot start any background thread: {refused:?}"
         );
-        shared.state.lock().threads = handles.len();
         Self {
             shared,
             threads: handles,
+            jobs: threads.max(1),
         }
     }
 
@@ -237,8 +301,9 @@ impl Executor for ThreadPool {
     fn submit(&self, priority: Priority, job: Job) {
         let mut state = self.shared.state.lock();
         state.queue(priority, job);
-        if state.idle > 0 {
-            self.shared.wake.notify_one();
+        match priority {
+            Priority::High => self.shared.wake_for_high(&state),
+            Priority::Low => self.shared.wake_for_low(&state),
         }
     }
 
@@ -255,8 +320,8 @@ impl Executor for ThreadPool {
             priority,
             job,
         });
-        // The thread that waits for the earliest timer may have to wait for this one instead.
-        self.shared.wake.notify_one();
+        // A thread that waits for the earliest timer may have to wait for this one instead.
+        self.shared.wake_for_high(&state);
     }
 
     fn run_one(&self) -> bool {
@@ -264,14 +329,15 @@ impl Executor for ThreadPool {
     }
 
     fn threads(&self) -> usize {
-        self.threads.len()
+        self.jobs
     }
 }
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
-        self.shared.wake.notify_all();
+        self.shared.wake_urgent.notify_all();
+        self.shared.wake_common.notify_all();
         let this_thread = thread::current().id();
         for handle in self.threads.drain(..) {
             if handle.thread().id() != this_thread {
@@ -476,7 +542,7 @@ mod tests {
         pool.submit(Priority::High, Box::new(move || done.send(()).unwrap()));
         dones.recv_timeout(LIMIT).unwrap();
         assert!(starts.try_recv().is_err());
-        assert_eq!(pool.shared.state.lock().running_low, 2);
+        assert_eq!(pool.shared.state.lock().low.len(), 3);
         drop(gates);
         for _ in 0..3 {
             starts.recv_timeout(LIMIT).unwrap();

@@ -1,5 +1,5 @@
-//! The only door of FirnDB to the disk, the clock, entropy and threads, and the framed log that is
-//! built on them.
+//! The only door of FirnDB to the disk, the clock, entropy, threads and the system's memory, and the
+//! framed log that is built on them.
 //!
 //! Everything above takes an [`Env`]. In production it is [`Env::os`]; tests and the simulator put
 //! a file system that loses power, a clock that jumps and an executor that runs one step at a time
@@ -7,7 +7,7 @@
 //! kin everywhere else.
 //!
 //! Module order, bottom first (a module names only modules above it in this list): `error`,
-//! `codec`, `checksum`, `clock`, `rng`, `exec`, `fs`, `env`, `wal`.
+//! `codec`, `checksum`, `clock`, `rng`, `pages`, `priority`, `exec`, `fs`, `env`, `wal`.
 #![deny(missing_docs)]
 
 pub mod checksum;
@@ -17,6 +17,8 @@ pub mod env;
 pub mod error;
 pub mod exec;
 pub mod fs;
+pub mod pages;
+mod priority;
 pub mod rng;
 pub mod wal;
 

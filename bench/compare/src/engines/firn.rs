@@ -24,6 +24,8 @@ impl Firn {
         // The others separate large values only in their `-blob` variants.
         o.min_blob_bytes = if c.blob { 4 << 10 } else { usize::MAX };
         o.background_sync = None;
+        // The others keep no log for those who follow it.
+        o.changefeed_bytes = 0;
         let db = Db::open(&c.dir, o).unwrap();
         let ns = db.default_namespace();
         Firn { db, ns }

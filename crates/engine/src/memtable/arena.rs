@@ -4,7 +4,9 @@
 //! An [`Arena`] hands out memory from two bump pointers, one for entries (aligned to 8 bytes), one
 //! for tree nodes (aligned to 256). Chunks start small, so that a thousand nearly empty namespaces
 //! are cheap, and grow to 1 MiB; what is large against the current chunk size gets a chunk of its
-//! own. Nothing is freed before the arena is dropped, and dropping it walks chunks, not entries.
+//! own. Nothing is freed before the arena is dropped, and dropping it walks chunks, not entries. All
+//! but small chunks are the system's pages, so that the memory of a flushed memtable leaves the
+//! process: the general allocator would keep it, in pieces.
 //!
 //! An entry is written once, before it is published, and not changed after (except `next`):
 //!
@@ -41,6 +43,8 @@ use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::ptr::{self, NonNull};
 
+use firn_io::pages::{PAGE_BYTES, Pages};
+
 use crate::key::{SeqNo, Trailer};
 use crate::sync::{AtomicPtr, Ordering, Written};
 
@@ -52,6 +56,8 @@ const MAX_CHUNK: usize = 1 << 20;
 /// First chunk for entries and for nodes.
 const MIN_ENTRY_CHUNK: usize = 4 << 10;
 const MIN_NODE_CHUNK: usize = 256;
+/// Chunks from this size on are pages of the system.
+const PAGES_CHUNK: usize = 64 << 10;
 /// Keys up to this length are copied into each version; longer ones are pointed at.
 const COPY_KEY: usize = 32;
 
@@ -89,9 +95,16 @@ struct Bump {
     large_share: usize,
 }
 
+/// Memory for many entries or nodes, freed with the arena.
+enum Chunk {
+    Heap(NonNull<u8>, Layout),
+    /// Gives them back when it is dropped.
+    Pages(#[allow(dead_code, reason = "an owner")] Pages),
+}
+
 /// Memory that only grows. Not shared: the tree's writer owns it.
 pub(super) struct Arena {
-    chunks: Vec<(NonNull<u8>, Layout)>,
+    chunks: Vec<Chunk>,
     entries: Bump,
     nodes: Bump,
 }
@@ -154,18 +167,13 @@ impl Arena {
 
     /// `size` must be a multiple of `align`, which is the same in all calls for one bump.
     #[inline]
-    fn take(
-        chunks: &mut Vec<(NonNull<u8>, Layout)>,
-        bump: &mut Bump,
-        size: usize,
-        align: usize,
-    ) -> NonNull<u8> {
+    fn take(chunks: &mut Vec<Chunk>, bump: &mut Bump, size: usize, align: usize) -> NonNull<u8> {
         if size > bump.left {
             let chunk_size = (bump.allocated / 4).next_power_of_two();
             let chunk_size = chunk_size.clamp(bump.min_chunk, MAX_CHUNK);
             let large = size > chunk_size / bump.large_share;
             let bytes = if large { size } else { chunk_size };
-            let chunk = Self::chunk(chunks, bytes, align);
+            let (chunk, bytes) = Self::chunk(chunks, bytes, align);
             bump.allocated += bytes;
             if large {
                 return chunk;
@@ -184,18 +192,28 @@ impl Arena {
         }
     }
 
+    /// A new chunk of at least `bytes`, and how many it has.
     #[cold]
-    fn chunk(chunks: &mut Vec<(NonNull<u8>, Layout)>, bytes: usize, align: usize) -> NonNull<u8> {
+    fn chunk(chunks: &mut Vec<Chunk>, bytes: usize, align: usize) -> (NonNull<u8>, usize) {
         // Cannot fail: `bytes` is at most two u32 lengths and a header, `align` a power of two.
         #[allow(clippy::expect_used, reason = "sizes are bounded by two u32 lengths")]
         let layout = Layout::from_size_align(bytes, align).expect("chunk layout");
+        const { assert!(NODE_ALIGN <= PAGE_BYTES) };
+        if bytes >= PAGES_CHUNK {
+            let Some(pages) = Pages::new(bytes) else {
+                handle_alloc_error(layout)
+            };
+            let chunk = (pages.start(), pages.len());
+            chunks.push(Chunk::Pages(pages));
+            return chunk;
+        }
         // SAFETY: `bytes` is not 0.
         let memory = unsafe { alloc(layout) };
         let Some(memory) = NonNull::new(memory) else {
             handle_alloc_error(layout)
         };
-        chunks.push((memory, layout));
-        memory
+        chunks.push(Chunk::Heap(memory, layout));
+        (memory, bytes)
     }
 
     /// The first version of a key, without links.
@@ -292,9 +310,11 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        for &(memory, layout) in &self.chunks {
-            // SAFETY: allocated by `chunk` with this layout, freed only here.
-            unsafe { dealloc(memory.as_ptr(), layout) };
+        for chunk in &self.chunks {
+            if let &Chunk::Heap(memory, layout) = chunk {
+                // SAFETY: allocated by `chunk` with this layout, freed only here.
+                unsafe { dealloc(memory.as_ptr(), layout) };
+            }
         }
     }
 }

@@ -116,7 +116,7 @@ fn generation(link: Link) -> u32 {
 /// Eight bytes of `key` from `skip` on, as an integer that orders like them. Where the key ends
 /// zeros stand in, so equal windows do not mean equal keys: `a` and `a\0` have the same.
 #[inline]
-fn window(key: &[u8], skip: usize) -> u64 {
+pub(super) fn window(key: &[u8], skip: usize) -> u64 {
     let rest = key.get(skip..).unwrap_or_default();
     if let Some(bytes) = rest.first_chunk() {
         u64_from_big_endian(*bytes)
@@ -242,8 +242,13 @@ impl<const L: usize> Leaf<L> {
 
     /// Fills the next free slot and publishes it at `rank`. Writer only; not when full.
     fn push(&self, order: u64, rank: usize, key: &[u8], entry: NonNull<Header>) {
-        let slot = order_len(order);
         let window = window(key, self.skip.load(Ordering::Relaxed) as usize);
+        self.push_window(order, rank, window, entry);
+    }
+
+    /// The same with the key's window in this leaf.
+    fn push_window(&self, order: u64, rank: usize, window: u64, entry: NonNull<Header>) {
+        let slot = order_len(order);
         self.window[slot].store(window, Ordering::Relaxed);
         self.entry[slot].store(entry.as_ptr(), Ordering::Release);
         self.order
@@ -327,6 +332,24 @@ impl<const I: usize> Inner<I> {
         }
         low
     }
+}
+
+/// An entry for [`Tree::load`].
+#[derive(Clone, Copy)]
+pub(super) struct Sorted {
+    pub(super) entry: NonNull<Header>,
+    /// Differs only if the key differs.
+    pub(super) window: u64,
+    /// The window at the key's beginning.
+    pub(super) first_window: u64,
+}
+
+/// What entries for [`Tree::load`] are, those counted that are there twice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) tombstones: usize,
+    pub(super) min_seqno: u64,
+    pub(super) max_seqno: u64,
 }
 
 /// One step of a descent: the inner node, and which child was taken.
@@ -527,6 +550,115 @@ impl<const L: usize, const I: usize> Tree<L, I> {
         self.counters
             .bytes
             .store(writer.arena.allocated(), Ordering::Relaxed);
+    }
+
+    /// Writes an entry that nobody sees until it is given to [`Tree::load`].
+    pub(super) fn write_entry(
+        &self,
+        key: &[u8],
+        seqno: SeqNo,
+        kind: Kind,
+        value: &[u8],
+    ) -> NonNull<Header> {
+        let trailer = Trailer::new(seqno, kind);
+        let mut writer = self.writer.lock();
+        writer.arena.first(key, trailer, [value, &[]])
+    }
+
+    /// Puts entries into the tree, which takes no other writes meanwhile. Of those with the same
+    /// key and sequence number the first counts. Looks at few of the entries: they lie all over the
+    /// memory.
+    ///
+    /// # Safety
+    ///
+    /// The entries must be what `write_entry` of this tree returned, each given once.
+    ///
+    /// REQUIRES: ascending keys, ascending trailers for a key, and the tree was empty before
+    /// (else each entry is inserted, and copied).
+    pub(super) unsafe fn load(&self, sorted: impl Iterator<Item = Sorted>, counts: &Counts) {
+        let mut writer = self.writer.lock();
+        let writer = &mut *writer;
+        let was_empty = self.root.load(Ordering::Relaxed).is_null();
+        let (mut entries, mut tombstones) = (0, counts.tombstones);
+        // The first version of the latest key, and its versions so far, newest first.
+        let mut latest: Option<(Sorted, Entry<'_>)> = None;
+        for sorted in sorted {
+            let entry = self.entry(sorted.entry);
+            if !was_empty {
+                let (key, value) = (entry.key(), [entry.value(), &[]]);
+                let is_new = self.insert_locked(writer, key, entry.trailer(), value);
+                entries += usize::from(is_new);
+                continue;
+            }
+            if let Some((first, head)) = &mut latest {
+                if first.window == sorted.window && head.key() == entry.key() {
+                    if head.seqno() == entry.seqno() {
+                        tombstones -= usize::from(entry.trailer().kind() == Some(Kind::Delete));
+                        continue;
+                    }
+                    *head = self.entry(writer.arena.twin(entry, *head));
+                    entries += 1;
+                    continue;
+                }
+                self.append(writer, first.first_window, *head);
+            }
+            latest = Some((sorted, entry));
+            entries += 1;
+        }
+        if let Some((first, head)) = latest {
+            self.append(writer, first.first_window, head);
+        }
+        let counters = &self.counters;
+        let add = |counter: &AtomicUsize, n: usize| {
+            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        };
+        add(&counters.entries, entries);
+        add(&counters.tombstones, tombstones);
+        let min = counters.min_seqno.load(Ordering::Relaxed);
+        let max = counters.max_seqno.load(Ordering::Relaxed);
+        let (min, max) = (min.min(counts.min_seqno), max.max(counts.max_seqno));
+        counters.min_seqno.store(min, Ordering::Relaxed);
+        counters.max_seqno.store(max, Ordering::Relaxed);
+        counters
+            .bytes
+            .store(writer.arena.allocated(), Ordering::Relaxed);
+    }
+
+    /// Adds a key that is greater than all others.
+    /// `first_window` is the window at the key's beginning.
+    fn append(&self, writer: &mut Writer<L, I>, first_window: u64, entry: Entry<'_>) {
+        self.count_key();
+        if let Some((leaf, _)) = writer.last {
+            // SAFETY: the rightmost leaf is in use, in this tree's arena.
+            let leaf = unsafe { leaf.as_ref() };
+            let order = leaf.order.load(Ordering::Relaxed);
+            if order_len(order) < L {
+                let window = match leaf.skip.load(Ordering::Relaxed) {
+                    0 => first_window,
+                    skip => window(entry.key(), skip as usize),
+                };
+                leaf.push_window(order, order_len(order), window, entry.raw());
+                writer.last = Some((NonNull::from(leaf), entry.raw()));
+                return;
+            }
+        }
+        let mut link = self.root.load(Ordering::Relaxed);
+        if link.is_null() {
+            let leaf = self.new_leaf(writer, 0, &[entry.raw()]);
+            writer.last = Some((NonNull::from(leaf), entry.raw()));
+            self.root.store(link_to_leaf(leaf), Ordering::Release);
+            return;
+        }
+        let mut path = [NO_STEP; MAX_HEIGHT];
+        let mut height = 0;
+        while !is_leaf(link) {
+            let inner = self.inner(link);
+            let index = inner.len().saturating_sub(1);
+            path[height] = Step { inner: link, index };
+            height += 1;
+            link = inner.child[index].load(Ordering::Relaxed);
+        }
+        self.split(writer, &path[..height], link, L, entry.raw());
     }
 
     fn insert_locked(

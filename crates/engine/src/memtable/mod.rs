@@ -1,11 +1,12 @@
 //! The newest entries of one namespace, sorted, in memory, until they are flushed to an SSTable.
 //!
-//! A [`Memtable`] maps each user key to the list of its versions, newest first. It has three parts:
+//! A [`Memtable`] maps each user key to the list of its versions, newest first. Its parts:
 //!
 //! 1. `arena`: memory that only grows, in which keys, values and tree nodes lie; it is what
 //!    [`Memtable::memory_bytes`] counts and what is freed as a whole.
 //! 2. `btree`: the order of the keys; inserts take a short lock, reads take none and never wait.
-//! 3. Here: range tombstones beside the entries, the counters, and the iterator.
+//! 3. `load`: many entries at once into an empty one, sorted on the way.
+//! 4. Here: range tombstones beside the entries, the counters, and the iterator.
 //!
 //! Readers see every insert that returned before they began (an iterator: before its last seek),
 //! and perhaps later ones; which entries are *visible* is decided above by sequence number.
@@ -17,6 +18,7 @@
 
 mod arena;
 mod btree;
+mod load;
 
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ use crate::iterator::InternalIterator;
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::memtable::btree::{Cursor, Tree};
 use crate::range_del::{RangeTombstone, RangeTombstones};
+
+pub use self::load::{Loader, Run};
 
 /// Keys in a leaf: four cache lines.
 const LEAF: usize = 15;

@@ -49,9 +49,43 @@ fn line_of(hash: u64, lines: usize) -> usize {
     ((u128::from(hash) * lines as u128) >> 64) as usize
 }
 
+/// Hashes of keys that wait for their number to be known. In pieces: a vector that grows is copied, and
+/// what it was copied from stays with the allocator.
+#[derive(Debug, Default)]
+pub(crate) struct Hashes {
+    pieces: Vec<Vec<u64>>,
+}
+
+/// Hashes in a piece.
+const PIECE: usize = 16 << 10;
+
+impl Hashes {
+    pub(crate) fn push(&mut self, hash: u64) {
+        match self.pieces.last_mut() {
+            Some(piece) if piece.len() < PIECE => piece.push(hash),
+            _ => {
+                // The first one grows: most tables of a small database have few keys.
+                let room = if self.pieces.is_empty() { 64 } else { PIECE };
+                let mut piece = Vec::with_capacity(room);
+                piece.push(hash);
+                self.pieces.push(piece);
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        let full = self.pieces.len().saturating_sub(1) * PIECE;
+        full + self.pieces.last().map_or(0, Vec::len)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u64> {
+        self.pieces.iter().flatten().copied()
+    }
+}
+
 impl Filter {
     /// A filter of keys with these hashes (repetitions do no harm), with `bits_per_key` bits each.
-    pub(crate) fn build(hashes: &[u64], bits_per_key: u32) -> Self {
+    pub(crate) fn build(hashes: &Hashes, bits_per_key: u32) -> Self {
         let bits = hashes.len() as u64 * u64::from(bits_per_key);
         let count = bits.div_ceil(512).clamp(1, u64::from(u32::MAX)) as usize;
         // ln 2 probes per bit are the best for an unblocked filter; a line whose share of keys is
@@ -61,7 +95,7 @@ impl Filter {
             lines: vec![Line([0; 8]); count],
             probes,
         };
-        for &hash in hashes {
+        for hash in hashes.iter() {
             let line = &mut filter.lines[line_of(hash, count)].0;
             let mut word = hash;
             let mut left = probes;
@@ -155,13 +189,23 @@ mod tests {
 
     use super::*;
 
+    fn kept(hashes: &[u64]) -> Hashes {
+        let mut kept = Hashes::default();
+        for (len, &hash) in hashes.iter().enumerate() {
+            assert_eq!(kept.len(), len);
+            kept.push(hash);
+        }
+        assert!(kept.iter().eq(hashes.iter().copied()));
+        kept
+    }
+
     #[test]
     fn golden_bytes() {
         let hashes: Vec<u64> = [&b"a"[..], b"b", b"c"]
             .iter()
             .map(|k| key_hash(k))
             .collect();
-        let bytes = Filter::build(&hashes, 10).encode();
+        let bytes = Filter::build(&kept(&hashes), 10).encode();
         assert_eq!(bytes[..8], [1, 6, 0, 0, 1, 0, 0, 0]);
         // By the formula of the module's page, step by step.
         let mut line = [0_u8; 64];
@@ -184,7 +228,7 @@ mod tests {
         for (bits, limit) in [(5, 0.12), (10, 0.0125), (15, 0.0025), (20, 0.0006)] {
             let hash = |i: u32| key_hash(format!("key{i}").as_bytes());
             let hashes: Vec<u64> = (0..100_000).map(hash).collect();
-            let filter = Filter::decode(&Filter::build(&hashes, bits).encode()).unwrap();
+            let filter = Filter::decode(&Filter::build(&kept(&hashes), bits).encode()).unwrap();
             assert!(hashes.iter().all(|&h| filter.may_contain(h)));
             let wrong = (100_000..300_000)
                 .filter(|&i| filter.may_contain(hash(i)))
@@ -198,7 +242,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_denies_a_key(hashes: Vec<u64>, bits in 1_u32..40) {
-            let filter = Filter::decode(&Filter::build(&hashes, bits).encode()).unwrap();
+            let filter = Filter::decode(&Filter::build(&kept(&hashes), bits).encode()).unwrap();
             for &hash in &hashes {
                 prop_assert!(filter.may_contain(hash));
             }

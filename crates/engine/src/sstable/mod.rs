@@ -38,6 +38,7 @@ pub(crate) mod filter;
 pub(crate) mod footer;
 pub(crate) mod index;
 pub(crate) mod iter;
+pub(crate) mod multi;
 pub(crate) mod properties;
 pub(crate) mod reader;
 pub(crate) mod salvage;
@@ -49,6 +50,7 @@ pub(crate) mod tests;
 
 pub use crate::sstable::filter::key_hash;
 pub use crate::sstable::iter::{ReadOptions, TableIter};
+pub(crate) use crate::sstable::multi::Wanted;
 pub use crate::sstable::properties::Properties;
 pub use crate::sstable::reader::{Table, TableCheck, TableEntry, TableValue};
 pub use crate::sstable::writer::{TableOptions, TableSummary, TableWriter};

@@ -31,25 +31,47 @@ use crate::sstable::stored::{self, Bad};
 use crate::sstable::writer::bounds;
 
 /// What a search for one key in a block came to; see [`Found`].
-enum Search {
+pub(crate) enum Search {
     Entry(TableEntry),
     Nothing,
     PastEnd,
 }
 
-#[inline]
-fn search(block: &Block, key: &[u8], newest: u64) -> Search {
-    match View::new(block.image()).get(key, newest) {
-        Found::Entry(entry) => {
-            let (start, end) = in_image(&entry);
-            Search::Entry(TableEntry {
-                trailer: Trailer(entry.trailer),
-                value: TableValue::Slice(BlockSlice::new(block.clone(), start, end)),
-            })
+impl Block {
+    /// Looks for a key in a shared block; a value that is found is a slice of it.
+    #[inline]
+    pub(crate) fn search(&self, key: &[u8], newest: u64) -> Search {
+        match View::new(self.image()).get(key, newest) {
+            Found::Entry(entry) => {
+                let (start, end) = in_image(&entry);
+                Search::Entry(TableEntry {
+                    trailer: Trailer(entry.trailer),
+                    value: TableValue::Slice(BlockSlice::new(self.clone(), start, end)),
+                })
+            }
+            Found::Nothing => Search::Nothing,
+            Found::PastEnd => Search::PastEnd,
         }
+    }
+}
+
+/// Looks for a key in an image that is not kept; a value that is found is copied.
+fn search_image(image: &[u8], key: &[u8], newest: u64) -> Search {
+    let view = View::new(image);
+    match view.get(key, newest) {
+        Found::Entry(entry) => Search::Entry(TableEntry {
+            trailer: Trailer(entry.trailer),
+            value: TableValue::Copy(view.value(&entry).into()),
+        }),
         Found::Nothing => Search::Nothing,
         Found::PastEnd => Search::PastEnd,
     }
+}
+
+/// The greatest trailer that a reader at `snapshot` sees.
+#[inline]
+pub(crate) const fn newest_trailer(snapshot: SeqNo) -> u64 {
+    snapshot.0 << 8 | 0xff
 }
 
 /// Stored bytes beyond this are not kept for the next block.
@@ -328,12 +350,17 @@ impl Table {
 
     /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass.
     pub fn get_unfiltered(&self, key: &[u8], snapshot: SeqNo) -> Result<Option<TableEntry>> {
-        let newest = snapshot.0 << 8 | 0xff;
+        let newest = newest_trailer(snapshot);
         let mut i = self.index.find(key);
         while i < self.index.len() {
             let found = match self.cache.get(self.id, self.index.block(i).0) {
-                Some(block) => search(&block, key, newest),
-                None => self.search_uncached(i, key, newest)?,
+                Some(block) => block.search(key, newest),
+                None => {
+                    let mut found = Search::Nothing;
+                    let keys = std::iter::once(key);
+                    self.search_uncached(i, keys, newest, true, &mut |search| found = search)?;
+                    found
+                }
             };
             match found {
                 Search::Entry(entry) => return Ok(Some(entry)),
@@ -365,7 +392,9 @@ impl Table {
             };
             let starts_newer = match self.cache.get(self.id, self.index.block(middle).0) {
                 Some(block) => starts_newer(block.image()),
-                None => self.with_block(middle, starts_newer)?,
+                None => self
+                    .with_block(middle, true, starts_newer)?
+                    .unwrap_or(false),
             };
             if starts_newer {
                 low = middle;
@@ -399,30 +428,33 @@ impl Table {
         &self.cache
     }
 
-    /// Searches block `i`, which is not in the cache, and puts it there if the cache wants it.
+    /// Reads block `i`, which is not in the cache, searches it for each key, and puts it into the cache
+    /// if that wants it. `false` if it would have to wait for the disk and is not to `wait`.
     #[inline(never)]
-    fn search_uncached(&self, i: usize, key: &[u8], newest: u64) -> Result<Search> {
-        self.with_block(i, |image| {
+    pub(crate) fn search_uncached<'k>(
+        &self,
+        i: usize,
+        keys: impl Iterator<Item = &'k [u8]>,
+        newest: u64,
+        wait: bool,
+        found: &mut impl FnMut(Search),
+    ) -> Result<bool> {
+        let done = self.with_block(i, wait, |image| {
             let offset = self.index.block(i).0;
             if self.cache.admits(self.id, offset, image) {
                 let block = Block::new(image);
                 self.cache.insert(self.id, offset, block.clone());
-                return search(&block, key, newest);
+                keys.for_each(|key| found(block.search(key, newest)));
+            } else {
+                keys.for_each(|key| found(search_image(image, key, newest)));
             }
-            let view = View::new(image);
-            match view.get(key, newest) {
-                Found::Entry(entry) => Search::Entry(TableEntry {
-                    trailer: Trailer(entry.trailer),
-                    value: TableValue::Copy(view.value(&entry).into()),
-                }),
-                Found::Nothing => Search::Nothing,
-                Found::PastEnd => Search::PastEnd,
-            }
-        })
+        })?;
+        Ok(done.is_some())
     }
 
-    /// Reads block `i` from the file into buffers of this thread and gives `f` its image.
-    fn with_block<T>(&self, i: usize, f: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    /// Reads block `i` from the file into buffers of this thread and gives `f` its image. `None` if it
+    /// would have to wait for the disk and is not to `wait`.
+    fn with_block<T>(&self, i: usize, wait: bool, f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
         let (offset, len) = self.index.block(i);
         SCRATCH.with_borrow_mut(|Scratch { stored, buf }| {
             if stored.len() > KEPT_SCRATCH_BYTES {
@@ -432,9 +464,15 @@ impl Table {
                 stored.resize(len, 0);
             }
             let bytes = &mut stored[..len];
-            self.read_data(bytes, offset)?;
+            if wait {
+                self.read_data(bytes, offset)?;
+            } else if self.file.read_at_once(bytes, offset)? {
+                self.cache.count_read(offset, len);
+            } else {
+                return Ok(None);
+            }
             self.decode_block(bytes, offset, buf)?;
-            Ok(f(buf.image()))
+            Ok(Some(f(buf.image())))
         })
     }
 

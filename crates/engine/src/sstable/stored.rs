@@ -125,6 +125,17 @@ pub(crate) fn store_raw(bytes: &[u8], offset: u64, out: &mut Vec<u8>) -> usize {
     seal(out, start, Compression::None, offset)
 }
 
+/// What follows `bytes`, which are not compressed and stored at `offset`.
+pub(crate) fn seal_raw(bytes: &[u8], offset: u64) -> [u8; ENVELOPE_BYTES] {
+    let compression = Compression::None as u8;
+    let crc = mask(crc32c_append(
+        crc32c_append(crc32c(&offset.to_le_bytes()), bytes),
+        &[compression],
+    ));
+    let [a, b, c, d] = crc.to_le_bytes();
+    [compression, a, b, c, d]
+}
+
 fn seal(out: &mut Vec<u8>, start: usize, compression: Compression, offset: u64) -> usize {
     out.push(compression as u8);
     let crc = checksum(&out[start..], offset);

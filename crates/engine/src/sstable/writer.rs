@@ -19,14 +19,14 @@ use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
 use crate::options::{Compression, MAX_KEY_BYTES, MAX_VALUE_BYTES, Options};
 use crate::range_del::RangeTombstone;
 use crate::sstable::block::{BlockBuilder, common_prefix};
-use crate::sstable::filter::{Filter, key_hash};
+use crate::sstable::filter::{Filter, Hashes, key_hash};
 use crate::sstable::footer::{Footer, Handle};
 use crate::sstable::index::{IndexBuilder, separator};
 use crate::sstable::properties::Properties;
-use crate::sstable::stored::{Compressor, store_raw};
+use crate::sstable::stored::{Compressor, seal_raw, store_raw};
 
 /// Bytes collected before a write.
-const WRITE_BYTES: usize = 512 << 10;
+const WRITE_BYTES: usize = 256 << 10;
 
 /// A block of fewer entries than this may grow beyond the size that blocks have, so that an index
 /// does not have an entry for every value of middling size...
@@ -112,7 +112,7 @@ pub struct TableWriter {
     /// The stored length of the block that awaits its separator; 0 if none does.
     pending_len: u64,
     index: IndexBuilder,
-    hashes: Vec<u64>,
+    hashes: Hashes,
     last_key: Vec<u8>,
     last_trailer: u64,
     smallest_key: Vec<u8>,
@@ -155,7 +155,7 @@ impl TableWriter {
             out_offset: 0,
             pending_len: 0,
             index: IndexBuilder::default(),
-            hashes: Vec::new(),
+            hashes: Hashes::default(),
             last_key: Vec::new(),
             last_trailer: 0,
             smallest_key: Vec::new(),
@@ -313,6 +313,16 @@ impl TableWriter {
 
     fn append_block(&mut self, bytes: &[u8]) -> Result<Handle> {
         let offset = self.position();
+        if bytes.len() >= WRITE_BYTES {
+            // Not copied: there are filters of many megabytes.
+            self.write_out()?;
+            self.file.write_at(bytes, self.out_offset)?;
+            self.out_offset += bytes.len() as u64;
+            let envelope = seal_raw(bytes, offset);
+            self.out.extend_from_slice(&envelope);
+            let len = (bytes.len() + envelope.len()) as u64;
+            return Ok(Handle { offset, len });
+        }
         let len = store_raw(bytes, offset, &mut self.out) as u64;
         if self.out.len() >= WRITE_BYTES {
             self.write_out()?;

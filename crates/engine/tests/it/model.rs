@@ -466,7 +466,8 @@ impl Run {
             97 => self.check_everything(),
             98 => {
                 let ns = self.namespace();
-                let keys: Vec<Vec<u8>> = (0..5).map(|_| key(&mut self.rng)).collect();
+                let count = self.rng.below(40);
+                let keys: Vec<Vec<u8>> = (0..count).map(|_| key(&mut self.rng)).collect();
                 let slices: Vec<&[u8]> = keys.iter().map(|k| &k[..]).collect();
                 let found = self.db().multi_get(&ns, &slices).unwrap();
                 for (key, entry) in keys.iter().zip(found) {

@@ -137,6 +137,12 @@ pub trait File: Send + Sync + Debug {
     fn path(&self) -> &Path;
     /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+    /// Fills `buf` from `offset` if all of it is in the kernel's memory; `false` if that cannot be
+    /// known, or something went wrong: then [`File::read_at`] will tell.
+    fn read_at_once(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let _ = (buf, offset);
+        Ok(false)
+    }
     /// Writes all of `buf` at `offset`, growing the file as needed. After an error any part of
     /// the range may have been written.
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;

@@ -17,9 +17,11 @@
 //! there. Elsewhere reservation writes zeros, advice and write-back do nothing, and nothing is
 //! mapped.
 //!
-//! A mapping outlives its file handle. Storing into it when the disk cannot give the page (damage,
-//! or the file was cut behind our back) raises `SIGBUS`, which ends the process; the log survives
-//! that like a power loss. Mapped ranges are therefore allocated first.
+//! A mapping outlives its file handle. What was stored leaves the process's page tables after a while
+//! and stays in the page cache, so that a mapped file does not count as memory. Storing into it when
+//! the disk cannot give the page (damage, or the file was cut behind our back) raises `SIGBUS`, which
+//! ends the process; the log survives that like a power loss. Mapped ranges are therefore allocated
+//! first.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -170,6 +172,10 @@ impl File for OsFile {
             }
         }
         Ok(done)
+    }
+
+    fn read_at_once(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        Ok(sys::read_at_once(&self.file, buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
@@ -331,6 +337,22 @@ mod sys {
         }
     }
 
+    /// Whether all of `buf` could be filled without waiting for the disk.
+    pub(super) fn read_at_once(file: &fs::File, buf: &mut [u8], start: u64) -> bool {
+        let Ok(start) = offset(start) else {
+            return false;
+        };
+        let part = libc::iovec {
+            iov_base: buf.as_mut_ptr().cast(),
+            iov_len: buf.len(),
+        };
+        // SAFETY: the descriptor is open for the duration of the call; `part` is one vector that
+        // describes `buf`, which is borrowed for writing as long. Not run under Miri, which has no
+        // such call.
+        let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, start, libc::RWF_NOWAIT) };
+        usize::try_from(read).is_ok_and(|read| read == buf.len())
+    }
+
     pub(super) fn advise(file: &fs::File, start: u64, len: u64, advice: Advice) {
         let advice = match advice {
             Advice::WillNeed => libc::POSIX_FADV_WILLNEED,
@@ -375,16 +397,46 @@ mod sys {
             return Ok(None);
         };
         Ok(Some(Box::new(OsMap {
-            region: Mutex::new(Region { start, size }),
+            region: Mutex::new(Region {
+                start,
+                size,
+                released: 0,
+            }),
             len,
         })))
     }
+
+    /// Stores this far behind the last one are taken out of the process.
+    const RELEASE_BYTES: usize = 256 << 10;
 
     /// `size` bytes of shared memory at `start`, owned by this value, unmapped on drop.
     #[derive(Debug)]
     struct Region {
         start: NonNull<u8>,
         size: usize,
+        /// Up to here the process holds no pages, unless somebody stored there again.
+        released: usize,
+    }
+
+    impl Region {
+        /// Takes what lies before `end` out of the process's page tables, now and then: a file that
+        /// is written front to back would otherwise count as the process's memory, all of it. The
+        /// bytes stay in the page cache, as if they had come by `pwrite`.
+        fn release(&mut self, end: usize) {
+            if end < self.released + RELEASE_BYTES {
+                return;
+            }
+            let upto = end - end % RELEASE_BYTES;
+            // SAFETY: whole pages of the mapping (`released` and `upto` are multiples of their size,
+            // `upto` is at most `size`). It is a shared mapping of a file: bytes stored there stay
+            // in the file, and the next access maps its page again. The result is ignored: the
+            // pages then stay.
+            let _ = unsafe {
+                let start = self.start.as_ptr().add(self.released).cast();
+                libc::madvise(start, upto - self.released, libc::MADV_DONTNEED)
+            };
+            self.released = upto;
+        }
     }
 
     // SAFETY: the mapping belongs to the process, not to a thread, and nothing else holds the
@@ -416,7 +468,7 @@ mod sys {
                 bytes.len(),
                 self.len
             );
-            let region = self.region.lock();
+            let mut region = self.region.lock();
             // SAFETY: the range is inside of the mapping (checked above: `len` is the region's
             // size, so `offset` fits into a usize), which is writable and lives as long as
             // `region`. The lock makes this the only access, no reference to these bytes is ever
@@ -425,6 +477,7 @@ mod sys {
                 let to = region.start.as_ptr().add(offset as usize);
                 ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
             }
+            region.release(offset as usize + bytes.len());
         }
 
         fn len(&self) -> u64 {
@@ -452,6 +505,10 @@ mod sys {
 
     pub(super) fn allocate(_: &fs::File, _: u64) -> io::Result<()> {
         Err(io::Error::from(ErrorKind::Unsupported))
+    }
+
+    pub(super) fn read_at_once(_: &fs::File, _: &mut [u8], _: u64) -> bool {
+        false
     }
 
     pub(super) fn advise(_: &fs::File, _: u64, _: u64, _: Advice) {}
@@ -551,6 +608,36 @@ mod tests {
         map.write(0, b"hello");
         drop(map);
         assert_eq!(fs::read(&path).unwrap()[..5], *b"hello");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_was_stored_stays_in_the_file_and_not_in_the_process() {
+        const LEN: usize = 8 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let file = OsFs
+            .open(&dir.path().join("a"), OpenMode::CreateNew)
+            .unwrap();
+        file.allocate(LEN as u64).unwrap();
+        let map = file.map(LEN as u64).unwrap().unwrap();
+        let byte = |at: usize| (at / 1000 % 251) as u8 + 1;
+        for at in (0..LEN).step_by(1000) {
+            map.write(at as u64, &vec![byte(at); 1000.min(LEN - at)]);
+        }
+        // Below what was given back, too.
+        map.write(5000, b"again");
+        let mut bytes = vec![0; LEN];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes[5000..5005], b"again");
+        bytes[5000..5005].fill(byte(5000));
+        assert!(bytes.iter().enumerate().all(|(at, &b)| b == byte(at)));
+        // What the process holds of this file, in KiB.
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let path = file.path().to_string_lossy().into_owned();
+        let ours = maps.lines().skip_while(|line| !line.ends_with(&path));
+        let mut ours = ours.filter_map(|line| line.strip_prefix("Rss:"));
+        let held = ours.next().unwrap().trim().trim_end_matches(" kB");
+        assert!(held.parse::<u64>().unwrap() <= 1024, "{held}");
     }
 
     #[cfg(target_os = "linux")]

@@ -20,7 +20,8 @@
 //! +60  crc       u32      masked CRC-32C of the 60 bytes before
 //! ```
 //!
-//! A file becomes a segment in this order: allocate, fill with zeros (a fresh file only), write the
+//! A file becomes a segment in this order: allocate, fill with zeros (a fresh file, if syncs are
+//! frequent: the first sync of blocks that are merely reserved has metadata to write), write the
 //! header, sync the file, rename it to its number, sync the directory. Only then is a frame written
 //! to it. So under the name of a segment there is always a file of full length with a valid header,
 //! and after power loss at any step there is either no such name or a segment without frames.
@@ -301,10 +302,21 @@ pub(crate) struct Pool {
     dir: PathBuf,
     segment_bytes: u64,
     mapped: bool,
-    spare_limit: usize,
+    limits: SpareLimits,
+    /// Whether the log is synced often: then written blocks are worth keeping and making.
+    synced_often: bool,
     next_number: u32,
     /// Number and bytes.
     spares: Vec<(u32, u64)>,
+}
+
+/// How many spares are kept, at least 1.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpareLimits {
+    /// If the log is seldom synced.
+    pub(crate) seldom: usize,
+    /// If it is synced often.
+    pub(crate) often: usize,
 }
 
 impl Pool {
@@ -314,7 +326,7 @@ impl Pool {
         dir: &Path,
         segment_bytes: u64,
         mapped: bool,
-        spare_limit: usize,
+        limits: SpareLimits,
         listing: &Listing,
     ) -> Result<Self> {
         let mut pool = Self {
@@ -323,7 +335,8 @@ impl Pool {
             dir: dir.to_path_buf(),
             segment_bytes,
             mapped,
-            spare_limit: spare_limit.max(1),
+            limits,
+            synced_often: false,
             next_number: listing.last_number() + 1,
             spares: Vec::new(),
         };
@@ -331,7 +344,7 @@ impl Pool {
             pool.fs.remove_file(&FileName::Temp(number).path(dir))?;
         }
         for &(number, bytes) in &listing.spares {
-            if pool.spares.len() < pool.spare_limit
+            if pool.spares.len() < pool.spare_limit()
                 && bytes >= SEGMENT_HEADER_BYTES + END_RESERVE_BYTES
             {
                 pool.spares.push((number, bytes));
@@ -340,6 +353,16 @@ impl Pool {
             }
         }
         Ok(pool)
+    }
+
+    fn spare_limit(&self) -> usize {
+        let SpareLimits { seldom, often } = self.limits;
+        if self.synced_often { often } else { seldom }.max(1)
+    }
+
+    /// Says whether the log is synced often.
+    pub(crate) fn set_synced_often(&mut self, often: bool) {
+        self.synced_often = often;
     }
 
     pub(crate) fn spare_bytes(&self) -> u64 {
@@ -419,13 +442,13 @@ impl Pool {
         made
     }
 
-    /// An allocated file full of zeros. Written zeros rather than merely reserved blocks, so that
-    /// a sync of the log later has no metadata to write.
+    /// An allocated file full of zeros. If the log is synced often they are written rather than
+    /// merely reserved blocks, so that a sync of the log later has no metadata to write.
     fn make_file(&self, path: &Path, capacity: u64) -> Result<Arc<dyn File>> {
         let file = self.fs.open(path, OpenMode::Create)?;
         file.allocate(capacity)?;
         // A segment made to fit one huge record is written once: zeros would double the work.
-        if capacity <= self.segment_bytes {
+        if self.synced_often && capacity <= self.segment_bytes {
             let mut offset = 0;
             while offset < capacity {
                 let len = (capacity - offset).min(ZEROS.len() as u64);
@@ -471,8 +494,8 @@ impl Pool {
             .spares
             .iter()
             .position(|spare| spare.1 < self.segment_bytes);
-        let replaces = smaller.filter(|_| is_full_size && self.spares.len() >= self.spare_limit);
-        let has_room = self.spares.len() < self.spare_limit;
+        let replaces = smaller.filter(|_| is_full_size && self.spares.len() >= self.spare_limit());
+        let has_room = self.spares.len() < self.spare_limit();
         let is_useful = is_full_size || (self.spares.is_empty() && bytes <= self.segment_bytes);
         if replaces.is_some() || (has_room && is_useful) {
             self.fs

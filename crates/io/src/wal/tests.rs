@@ -55,6 +55,8 @@ fn small(mapped: bool) -> LogOptions {
     LogOptions {
         segment_bytes: 4096,
         mapped,
+        spare_segments: 2,
+        spare_segments_synced: 2,
         ..LogOptions::default()
     }
 }
@@ -210,6 +212,37 @@ fn segments_are_recycled_and_their_old_bytes_never_taken() {
         }
     }
     assert!(fs.files().len() <= 8, "{:?}", fs.files());
+}
+
+#[test]
+fn more_is_kept_and_zeros_are_written_where_syncs_are_frequent() {
+    for (often, spares) in [(false, 1), (true, 3)] {
+        let fs = mem();
+        let trace = TraceFs::new(Arc::new(fs.clone()), DIR, Detail::Full);
+        let w = world(trace.clone(), 1);
+        let options = LogOptions {
+            segment_bytes: 1 << 20,
+            spare_segments: 1,
+            spare_segments_synced: 3,
+            ..small(true)
+        };
+        let (log, _) = open(&w.env, options).unwrap();
+        w.stepper.run_all();
+        trace.take();
+        let payload = [7; 4000];
+        for i in 0..2000 {
+            let end = log.append(1, &[&payload]).unwrap();
+            if often && i % 10 == 0 {
+                log.sync_to(end).unwrap();
+            }
+            w.stepper.run_all();
+        }
+        let made = trace.take();
+        assert_eq!(made.contains(".tmp 262144 +"), often, "{made}");
+        log.remove_before(log.appended()).unwrap();
+        let is_spare = |path: &&std::path::PathBuf| path.extension().is_some_and(|e| e == "spare");
+        assert_eq!(fs.files().iter().filter(is_spare).count(), spares);
+    }
 }
 
 /// A log of a few segments, synced in the middle and at its end, with some unsynced records behind;
@@ -804,7 +837,12 @@ fn a_marker_is_left_when_the_log_falls_idle() {
 fn a_background_sync_is_one_at_a_time() {
     let fs = mem();
     let w = world(fs, 1);
-    let (log, _) = open(&w.env, small(true)).unwrap();
+    // No segment is to be prepared meanwhile.
+    let options = LogOptions {
+        segment_bytes: 1 << 20,
+        ..small(true)
+    };
+    let (log, _) = open(&w.env, options).unwrap();
     w.stepper.run_all();
     let told = Arc::new(AtomicU64::new(0));
     let sink = Arc::clone(&told);

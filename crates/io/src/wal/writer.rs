@@ -36,10 +36,18 @@ use crate::wal::record::{
 };
 use crate::wal::segment::{
     END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, GROWTH, Pool, SEGMENT_HEADER_BYTES, Segment,
+    SpareLimits,
 };
 
 /// Appends up to this size are put together in memory and stored at once.
 const GATHER_BYTES: u64 = 64 << 10;
+/// The next segment is prepared when one part in so many of the current one is filled: early, as a
+/// segment may be filled in not much more time than it takes to make one durable, the more so while
+/// segments grow.
+const PREPARE: u64 = 16;
+/// The log is synced often if there was a sync for so many bytes: without zeros each of them would
+/// have metadata to write.
+const SYNCED_OFTEN_BYTES: u64 = 256 << 10;
 /// Memory that is kept for putting appends together.
 const SCRATCH_KEPT_BYTES: usize = 1 << 20;
 
@@ -60,6 +68,8 @@ pub struct LogOptions {
     /// How many files of given-up segments are kept for reuse, at least 1. The last one is the
     /// reserve for a full disk.
     pub spare_segments: usize,
+    /// The same while the log is synced often: blocks that were written once make syncs shorter.
+    pub spare_segments_synced: usize,
     /// Where replay starts; what is before is not needed. `None`: at the beginning.
     pub from: Option<Lsn>,
     /// How long after a sync without further appends a marker is left that lets recovery find
@@ -70,9 +80,10 @@ pub struct LogOptions {
 impl Default for LogOptions {
     fn default() -> Self {
         Self {
-            segment_bytes: 64 << 20,
+            segment_bytes: 8 << 20,
             mapped: true,
-            spare_segments: 2,
+            spare_segments: 1,
+            spare_segments_synced: 8,
             from: None,
             idle_marker: Some(Duration::from_secs(1)),
         }
@@ -136,6 +147,8 @@ struct Inner {
     is_marked: bool,
     marker_armed: bool,
     appended_bytes: u64,
+    /// Of `appended_bytes` and of the syncs, how many there were when the current segment began.
+    segment_began: (u64, u64),
     scratch: Vec<u8>,
 }
 
@@ -184,6 +197,34 @@ pub struct Log {
     shared: Arc<Shared>,
 }
 
+/// A log whose records have been handed out, and which is not yet open.
+pub struct Replayed {
+    env: Env,
+    dir: PathBuf,
+    options: LogOptions,
+    walk: Walk,
+}
+
+impl fmt::Debug for Replayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replayed")
+            .field("dir", &self.dir)
+            .field("report", &self.walk.report)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Replayed {
+    /// The second half of [`Log::open`]: makes the end of the log physical and everything replayed
+    /// durable.
+    ///
+    /// # Errors
+    /// Failures of the disk.
+    pub fn open(self) -> Result<(Log, ScanReport)> {
+        Log::recover(self.env, &self.dir, self.options, self.walk)
+    }
+}
+
 impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log")
@@ -213,17 +254,35 @@ impl Log {
     pub fn open<E: From<Error>>(
         env: Env,
         dir: &Path,
-        mut options: LogOptions,
+        options: LogOptions,
         replay: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(Self, ScanReport), E> {
+        Ok(Self::replay(env, dir, options, replay)?.open()?)
+    }
+
+    /// The first half of [`Log::open`], after which all records have been handed out: so that the
+    /// caller can go on with them while the second half waits for the disk.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn replay<E: From<Error>>(
+        env: Env,
+        dir: &Path,
+        mut options: LogOptions,
+        replay: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Replayed, E> {
         options.segment_bytes = options
             .segment_bytes
             .clamp(4 << 10, 1 << 30)
             .next_multiple_of(8);
         env.fs.create_dir_all(dir)?;
         let walk = reader::walk(&*env.fs, dir, options.from, false, replay)?;
-        let (log, report) = Self::recover(env, dir, options, walk)?;
-        Ok((log, report))
+        Ok(Replayed {
+            env,
+            dir: dir.to_path_buf(),
+            options,
+            walk,
+        })
     }
 
     fn recover(
@@ -238,7 +297,10 @@ impl Log {
             dir,
             options.segment_bytes,
             options.mapped,
-            options.spare_segments,
+            SpareLimits {
+                seldom: options.spare_segments,
+                often: options.spare_segments_synced,
+            },
             &walk.listing,
         )?;
         let mut report = walk.report;
@@ -272,6 +334,8 @@ impl Log {
                     env.fs.sync_dir(parent)?;
                 }
                 let bytes = FIRST_SEGMENT_BYTES.min(options.segment_bytes);
+                // Nothing is known yet, and it is small.
+                pool.set_synced_often(true);
                 let first = pool
                     .prepare(0, bytes, bytes, true)
                     .map_err(|failed| failed.error)?;
@@ -308,6 +372,7 @@ impl Log {
                 is_marked: true,
                 marker_armed: false,
                 appended_bytes: 0,
+                segment_began: (0, 0),
                 scratch: Vec::new(),
             }),
             prepared: Condvar::new(),
@@ -377,8 +442,8 @@ impl Log {
             return Err(error);
         }
         let end = inner.end();
-        let prepare =
-            matches!(inner.next, Next::None) && inner.position * 2 > inner.current.header.capacity;
+        let capacity = inner.current.header.capacity;
+        let prepare = matches!(inner.next, Next::None) && inner.position * PREPARE > capacity;
         if prepare {
             inner.next = Next::Queued;
         }
@@ -679,7 +744,9 @@ impl Shared {
         unfit: Option<Segment>,
     ) -> std::result::Result<Segment, (Error, bool)> {
         let _end = EndPrepare(self);
+        let synced_often = self.is_synced_often();
         let mut pool = self.pool.lock();
+        pool.set_synced_often(synced_often);
         if let Some(unfit) = unfit {
             let header = unfit.header;
             drop(unfit);
@@ -693,6 +760,15 @@ impl Shared {
         let required = required.next_multiple_of(4096).min(u64::from(u32::MAX));
         pool.prepare(previous, required, wanted, use_reserve)
             .map_err(|failed| (failed.error, failed.is_final))
+    }
+
+    /// Whether the present segment was and is synced often.
+    fn is_synced_often(&self) -> bool {
+        let inner = self.inner.lock();
+        let bytes = inner.appended_bytes - inner.segment_began.0;
+        let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
+        // The change of segments made one.
+        syncs.saturating_sub(1).saturating_mul(SYNCED_OFTEN_BYTES) >= bytes
     }
 
     fn submit_prepare(&self) {
@@ -747,6 +823,7 @@ impl Shared {
             .older
             .push_back((old.header.number, old.header.capacity));
         inner.unsynced.push_back(old);
+        inner.segment_began = (inner.appended_bytes, self.syncs.load(Ordering::Relaxed));
         self.appended.store(inner.end().0, Ordering::Release);
         Ok(())
     }

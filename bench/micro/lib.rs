@@ -1,0 +1,1 @@
+//! Nothing: see `benches`. `cargo bench --manifest-path bench/micro/Cargo.toml [FILTER]`.
