@@ -14,6 +14,7 @@ use firn_engine::WriteOptions;
 use firn_server::config::SETTINGS;
 
 use crate::exit::TABLE;
+use crate::foreign::System;
 use crate::output::{Format, ReportFormat};
 use crate::text::KeyEncoding;
 
@@ -191,6 +192,9 @@ impl Args for SettingArgs {
                     .value_name(setting.metavar)
                     .action(ArgAction::Set)
                     .help(help);
+                if setting.key == "dialect" {
+                    arg = arg.action(ArgAction::Append);
+                }
                 if setting.metavar == "BOOL" {
                     arg = arg
                         .num_args(0..=1)
@@ -219,8 +223,10 @@ impl FromArgMatches for SettingArgs {
         self.flags = SETTINGS
             .iter()
             .filter_map(|setting| {
-                let value = matches.get_one::<String>(setting.key)?;
-                Some((setting.key.to_owned(), value.clone()))
+                // Only a list is given several times.
+                let values = matches.get_many::<String>(setting.key)?;
+                let value = values.cloned().collect::<Vec<_>>().join(",");
+                Some((setting.key.to_owned(), value))
             })
             .collect();
         Ok(())
@@ -438,6 +444,35 @@ pub(crate) enum Source {
     Dump,
     /// Lines of key, tab, value
     Lines,
+    /// Data files of the system that spoke the dialect kv-json
+    #[value(alias = "000")]
+    KvJson,
+    /// Data files of the system that spoke put-read
+    #[value(alias = "001")]
+    PutRead,
+    /// Data files of the system that spoke v1-raw, single server
+    #[value(alias = "002")]
+    V1Raw,
+    /// Data files of the system that spoke query
+    #[value(alias = "003")]
+    Query,
+    /// Data files of the system that spoke kv-verbs
+    #[value(alias = "004")]
+    KvVerbs,
+}
+
+impl Source {
+    /// The system whose files these are.
+    pub(crate) fn system(self) -> Option<System> {
+        Some(match self {
+            Self::KvJson => System::KvJson,
+            Self::PutRead => System::PutRead,
+            Self::V1Raw => System::V1Raw,
+            Self::Query => System::Query,
+            Self::KvVerbs => System::KvVerbs,
+            Self::Deb822 | Self::Dir | Self::Ndjson | Self::Dump | Self::Lines => return None,
+        })
+    }
 }
 
 /// Stores many entries from a file, a directory or stdin
@@ -446,7 +481,7 @@ pub(crate) enum Source {
 /// same input ends in the same state. Of entries with the same key the last wins.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  apt-cache dumpavail | firn import --format deb822 -\n  firn import --format dir /usr/share/doc --prefix doc/\n  firn export | firn import --format ndjson - --ns copy --server other:8080"
+    after_help = "Examples:\n  apt-cache dumpavail | firn import --format deb822 -\n  firn import --format dir /usr/share/doc --prefix doc/\n  firn import --from put-read /var/lib/old/data\n  firn export | firn import --format ndjson - --ns copy --server other:8080"
 )]
 pub(crate) struct ImportArgs {
     /// The kind of input

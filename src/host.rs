@@ -80,15 +80,60 @@ pub(crate) fn create_output(
 ) -> Result<()> {
     let mut name = path.as_os_str().to_os_string();
     name.push(".partial");
-    let partial = PathBuf::from(name);
-    let file = File::create(&partial).map_err(named(&partial))?;
+    let partial = Partial::new(PathBuf::from(name))?;
+    let file = File::create(&partial.0).map_err(named(&partial.0))?;
     let mut out = io::BufWriter::with_capacity(256 << 10, file);
     write(&mut out)?;
     let file = out
         .into_inner()
-        .map_err(|e| named(&partial)(e.into_error()))?;
-    file.sync_all().map_err(named(&partial))?;
-    std::fs::rename(&partial, path).map_err(named(path))
+        .map_err(|e| named(&partial.0)(e.into_error()))?;
+    file.sync_all().map_err(named(&partial.0))?;
+    std::fs::rename(&partial.0, path).map_err(named(path))
+}
+
+/// A file that is there only while it is written: an error or a signal (Ctrl-C) removes it.
+struct Partial(PathBuf);
+
+impl Partial {
+    fn new(path: PathBuf) -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(named(&path))?;
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+        let entered = runtime.enter();
+        let signals = [signal(kinds[0]), signal(kinds[1])];
+        drop(entered);
+        let [Ok(mut interrupt), Ok(mut terminate)] = signals else {
+            // Signals cannot be caught here: they end the process, and the file stays.
+            return Ok(Self(path));
+        };
+        let removed = path.clone();
+        let wait = move || {
+            let kind = runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => kinds[0],
+                    _ = terminate.recv() => kinds[1],
+                }
+            });
+            let _ = std::fs::remove_file(&removed);
+            // What a shell says of a process that the signal killed.
+            std::process::exit(128 + kind.as_raw_value());
+        };
+        std::thread::Builder::new()
+            .name("firn-signals".into())
+            .spawn(wait)
+            .map_err(named(&path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // There is none if it has got its name.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Writes a small file, making its directory.

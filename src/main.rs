@@ -10,6 +10,7 @@ mod cmd;
 mod dump;
 mod exit;
 mod flags;
+mod foreign;
 mod host;
 mod output;
 mod progress;

@@ -12,6 +12,8 @@ use firn_io::clock::ManualClock;
 use firn_io::exec::{Executor, ThreadPool};
 use firn_io::fs::mem::MemFs;
 use firn_io::rng::SeededEntropy;
+use firn_server::dialect::Dialect;
+use firn_server::grpc::loopback::GrpcLoopback;
 use firn_server::http::loopback::{Loopback, MEMORY_BYTES};
 
 use crate::START_MS;
@@ -69,24 +71,7 @@ pub fn text(data: &[u8]) {
 /// The bytes of a connection: requests as HTTP has them on the wire. Each input meets a new database
 /// with a few keys. Every answer must begin as HTTP does, and none may be an internal error.
 pub fn http(data: &[u8]) {
-    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_time().max_blocking_threads(2);
-        builder.build().expect("a runtime")
-    });
-    let (db, env) = database();
-    let door = Loopback::new(db.clone(), &env);
-    let most = Duration::from_secs(10);
-    let exchange = async { tokio::time::timeout(most, door.exchange(data)).await };
-    let reply = runtime
-        .block_on(exchange)
-        .expect("an answer within ten seconds");
-    assert!(
-        reply.is_empty() || reply.starts_with(b"HTTP/1."),
-        "{}",
-        reply.escape_ascii()
-    );
+    let reply = exchange(None, data);
     for status in ["500", "502"] {
         let line = format!("HTTP/1.1 {status} ");
         let found = reply
@@ -94,7 +79,68 @@ pub fn http(data: &[u8]) {
             .any(|window| window == line.as_bytes());
         assert!(!found, "{}", reply.escape_ascii());
     }
+}
+
+/// The same in a dialect, which the first byte chooses. There a 500 may be the right answer.
+pub fn dialects(data: &[u8]) {
+    let (&first, bytes) = data.split_first().unwrap_or((&0, &[]));
+    let (dialect, _, _) = Dialect::ALL[usize::from(first) % Dialect::ALL.len()];
+    exchange(Some(dialect), bytes);
+}
+
+/// Messages of gRPC: the low bits of the first byte choose the method. If its highest bit is set, what
+/// follows are the frames of the request as they are, else the message of a single frame. Every call
+/// must end with a status, and none may be an internal error.
+pub fn grpc(data: &[u8]) {
+    const INTERNAL: i32 = 13;
+    let (&first, bytes) = data.split_first().unwrap_or((&0, &[]));
+    let mut frames = Vec::new();
+    if first & 0x80 == 0 {
+        let len = u32::try_from(bytes.len()).expect("inputs are small");
+        frames.push(0);
+        frames.extend_from_slice(&len.to_be_bytes());
+    }
+    frames.extend_from_slice(bytes);
+    let (db, env) = database();
+    let door = GrpcLoopback::new(&Loopback::new(db.clone(), &env));
+    let call = door.call(usize::from(first & 0x7f), frames.into());
+    let most = Duration::from_secs(10);
+    let code = runtime()
+        .block_on(async { tokio::time::timeout(most, call).await })
+        .expect("a status within ten seconds");
+    let framed = first & 0x80 == 0;
+    assert!(!framed || code != INTERNAL, "an internal error");
+    drop(door);
     db.close().expect("closed");
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().max_blocking_threads(2);
+        builder.build().expect("a runtime")
+    })
+}
+
+fn exchange(dialect: Option<Dialect>, data: &[u8]) -> Vec<u8> {
+    let (db, env) = database();
+    let mut door = Loopback::new(db.clone(), &env);
+    if let Some(dialect) = dialect {
+        door = door.speaking(dialect);
+    }
+    let most = Duration::from_secs(10);
+    let exchange = async { tokio::time::timeout(most, door.exchange(data)).await };
+    let reply = runtime()
+        .block_on(exchange)
+        .expect("an answer within ten seconds");
+    assert!(
+        reply.is_empty() || reply.starts_with(b"HTTP/1."),
+        "{}",
+        reply.escape_ascii()
+    );
+    db.close().expect("closed");
+    reply
 }
 
 fn database() -> (Db, Env) {

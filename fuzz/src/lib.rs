@@ -30,7 +30,7 @@ use firn_io::fs::mem::MemFs;
 use firn_io::fs::{File, Fs, OpenMode};
 use firn_io::rng::SeededEntropy;
 
-pub use crate::http::{http, text};
+pub use crate::http::{dialects, grpc, http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
 pub use crate::replica::{replica_command, replica_entry, replica_message};
@@ -59,6 +59,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("replica_entry", replica_entry),
     ("replica_command", replica_command),
     ("replica_message", replica_message),
+    ("dialects", dialects),
+    ("grpc", grpc),
     ("resp", resp),
 ];
 

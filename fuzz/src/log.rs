@@ -198,7 +198,11 @@ pub fn batch(data: &[u8]) {
     // The same bytes may be the record of a drop.
     if let Ok(drop) = DropRecord::decode(data) {
         let again = drop.encode();
-        assert_eq!(DropRecord::decode(&again), Ok(drop), "a drop is read as written");
+        assert_eq!(
+            DropRecord::decode(&again),
+            Ok(drop),
+            "a drop is read as written"
+        );
     }
     let Ok(batch) = BatchReader::new(data) else {
         return;

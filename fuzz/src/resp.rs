@@ -41,7 +41,11 @@ fn requests(data: &[u8], sizes: &[usize]) -> (Vec<Vec<Vec<u8>>>, Option<String>)
 pub fn resp(data: &[u8]) {
     let whole = requests(data, &[data.len().max(1)]);
     assert_eq!(requests(data, &[1]), whole);
-    let sizes: Vec<usize> = data.iter().take(8).map(|byte| usize::from(byte % 32)).collect();
+    let sizes: Vec<usize> = data
+        .iter()
+        .take(8)
+        .map(|byte| usize::from(byte % 32))
+        .collect();
     if !sizes.is_empty() {
         assert_eq!(requests(data, &sizes), whole);
     }

@@ -84,6 +84,8 @@ pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
         ("replica_entry", replica_entries()),
         ("replica_command", vec![("two", replica_command())]),
         ("replica_message", replica_messages()),
+        ("dialects", dialects()),
+        ("grpc", messages()),
         ("resp", commands()),
     ]
 }
@@ -92,14 +94,154 @@ fn commands() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         (
             "bulk",
-            b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$4\r\n1e-3\r\n*2\r\n$4\r\nKEYS\r\n$6\r\nu[^a]*\r\n".to_vec(),
+            b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$4\r\n1e-3\r\n*2\r\n$4\r\nKEYS\r\n$6\r\nu[^a]*\r\n"
+                .to_vec(),
         ),
-        ("inline", b"set a \"b\\x41\" 'c'\r\n\r\nGET a\n*0\r\n".to_vec()),
+        (
+            "inline",
+            b"set a \"b\\x41\" 'c'\r\n\r\nGET a\n*0\r\n".to_vec(),
+        ),
         (
             "restore",
-            b"*2\r\n$7\r\nRESTORE\r\n$17\r\n\0\xc3\x05\x0b\x01aa\xe0\0\0\x0a\0\0\0\0\0\0\r\n".to_vec(),
+            b"*2\r\n$7\r\nRESTORE\r\n$17\r\n\0\xc3\x05\x0b\x01aa\xe0\0\0\x0a\0\0\0\0\0\0\r\n"
+                .to_vec(),
         ),
     ]
+}
+
+/// A message for some methods, by their place in the list of methods.
+fn messages() -> Vec<Seed> {
+    let field = |number: u8, bytes: &[u8]| {
+        let len = u8::try_from(bytes.len()).expect("short");
+        [&[number << 3 | 2, len], bytes].concat()
+    };
+    let key = field(2, b"a");
+    let put = [
+        &[1][..],
+        &key,
+        &field(3, b"x"),
+        &field(6, &[0x18, 7]),
+        b"\x20\x05",
+    ]
+    .concat();
+    let op = [
+        field(2, &[8, 1]),
+        field(3, &[field(1, b"n"), field(2, b"x")].concat()),
+    ]
+    .concat();
+    let range = field(5, &[field(1, b"a"), field(2, b"b")].concat());
+    let batch = [&[4][..], &field(2, &op), &field(2, &range), &[0x18, 2]].concat();
+    let frames = [&[0x80, 0, 0, 0, 0, key.len() as u8][..], &key, &[1, 0]].concat();
+    vec![
+        ("get", [&[0][..], &field(1, b"default"), &key].concat()),
+        ("put", put),
+        ("delete", [&[2][..], &key].concat()),
+        ("multi_get", [&[3][..], &key, &key].concat()),
+        ("batch", batch),
+        (
+            "range",
+            [&[5][..], &field(2, &field(3, b"k")), &[0x18, 1, 0x28, 2]].concat(),
+        ),
+        ("frames", frames),
+        ("create", [&[9][..], &field(1, b"new")].concat()),
+        ("verify", vec![14]),
+    ]
+}
+
+/// A connection for each dialect, by its place in the list of dialects.
+fn dialects() -> Vec<Seed> {
+    let all = [
+        (
+            "kv_json",
+            &[
+                (
+                    "POST",
+                    "/kv/n%20w",
+                    "{\"VALUE\":\"\\u00e9\\ud83d\\ude00\"} rest",
+                ),
+                ("GET", "/kv/?start=a&end=z", ""),
+                ("POST", "/kv/batch", "[{\"key\":\"x\",\"value\":\"1\"}]"),
+                ("DELETE", "/kv/x/", ""),
+                ("GET", "/kv//x?q", ""),
+            ][..],
+        ),
+        (
+            "put_read",
+            &[
+                (
+                    "POST",
+                    "/put",
+                    "{\"key\":\"n\",\"data\":null,\"value\":\"x\"}",
+                ),
+                ("GET", "/read?key=n+%6e;", ""),
+                ("POST", "/batchput", "{\"x\":\"1\",\"y\":\"\"}"),
+                ("GET", "/readrange?start=a&end=key", ""),
+                ("DELETE", "/delete?key=a", ""),
+            ],
+        ),
+        (
+            "v1_raw",
+            &[
+                ("PUT", "/v1/a%2Fb", "<html>"),
+                ("GET", "/v1/a%2fb?x", ""),
+                ("DELETE", "/v1/%C3%A9", ""),
+                ("GET", "/metrics", ""),
+            ],
+        ),
+        (
+            "query",
+            &[
+                ("PUT", "/any?key=n&KEY=m&value=%zz+", ""),
+                ("GET", "/Range?start=a&end=z", ""),
+                (
+                    "POST",
+                    "/batchput",
+                    "{\"Keys\":[\"x\"],\"values\":[\"\\n\"]}",
+                ),
+                ("DELETE", "/?key=a", ""),
+            ],
+        ),
+        (
+            "kv_verbs",
+            &[
+                (
+                    "POST",
+                    "/kv/put",
+                    "{\"key\":\"n\",\"value\":\"x\",\"o\":[1e9,true]}",
+                ),
+                ("GET", "/KV/read/n/", ""),
+                ("GET", "/kv/read-range?start=a&end=z", ""),
+                (
+                    "POST",
+                    "/kv/batch-put",
+                    "{\"items\":[{\"key\":\"x\",\"value\":\"1\"}]}",
+                ),
+                ("DELETE", "/kv/delete/a%2Fb", ""),
+            ],
+        ),
+        (
+            "auto",
+            &[
+                ("POST", "/kv/put", "{\"value\":\"x\"}"),
+                ("POST", "/batchput", "{\"Keys\":[\"x\"],\"Values\":[\"1\"]}"),
+                ("GET", "/?key=a", ""),
+                ("GET", "/kv/read-range", ""),
+            ],
+        ),
+    ];
+    let seed = |(index, (name, requests)): (usize, &(&'static str, &[(&str, &str, &str)]))| {
+        let mut bytes = vec![u8::try_from(index).expect("few")];
+        for (method, target, body) in *requests {
+            let request = format!(
+                "{method} {target} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            bytes.extend_from_slice(request.as_bytes());
+        }
+        (*name, bytes)
+    };
+    all.iter().enumerate().map(seed).collect()
 }
 
 fn batch() -> Vec<u8> {

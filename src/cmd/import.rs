@@ -19,7 +19,7 @@ use crate::output::note;
 use crate::progress::Progress;
 use crate::store::{Access, Batch, Expiry, Op, Store};
 use crate::text::{count, escape, json_error};
-use crate::{dump, host};
+use crate::{dump, foreign, host};
 
 /// Longest line of input: a value in base64 and what is around it.
 const MAX_LINE_BYTES: usize = MAX_VALUE_BYTES / 3 * 4 + (1 << 20);
@@ -34,6 +34,8 @@ type Input = BufReader<Box<dyn Read>>;
 struct Entry {
     key: Vec<u8>,
     value: Vec<u8>,
+    /// The key was deleted: only logs of other systems say so.
+    deleted: bool,
     expires_at_ms: Option<u64>,
     read: u64,
 }
@@ -41,9 +43,20 @@ struct Entry {
 pub(crate) fn run(args: &ImportArgs) -> Result<()> {
     let prefix = args.prefix.as_bytes();
     let mut importer = Importer::open(args)?;
-    match args.from {
-        Source::Dir => importer.dir(&args.path, prefix, args.repeat)?,
-        kind => {
+    match (args.from, args.from.system()) {
+        (Source::Dir, _) => importer.dir(&args.path, prefix, args.repeat)?,
+        (_, Some(system)) => {
+            foreign::read(system, &args.path, &mut |change| {
+                importer.take(change.map(|change| Entry {
+                    key: [prefix, &change.key].concat(),
+                    deleted: change.value.is_none(),
+                    value: change.value.unwrap_or_default(),
+                    expires_at_ms: None,
+                    read: change.read,
+                }))
+            })?;
+        }
+        (kind, None) => {
             let input = host::open_input(&args.path)?;
             let mut give = |entry: Result<Entry>| {
                 let entry = entry.map(|entry| Entry {
@@ -56,7 +69,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<()> {
                 Source::Deb822 => deb822(input, &args.key_field, &mut give)?,
                 Source::Ndjson => ndjson(input, &mut give)?,
                 Source::Dump => dumped(input, &mut give)?,
-                Source::Lines | Source::Dir => lines(input, &mut give)?,
+                _ => lines(input, &mut give)?,
             }
         }
     }
@@ -139,13 +152,18 @@ impl<'a> Importer<'a> {
         let Entry {
             key,
             value,
+            deleted,
             expires_at_ms,
             ..
         } = entry;
-        self.batch.push(Op::Put {
-            key,
-            value,
-            expiry: expires_at_ms.map(Expiry::AtMs),
+        self.batch.push(if deleted {
+            Op::Delete { key }
+        } else {
+            Op::Put {
+                key,
+                value,
+                expiry: expires_at_ms.map(Expiry::AtMs),
+            }
         });
         self.progress.advance(1, bytes as u64, self.position);
         Ok(())
@@ -230,6 +248,7 @@ impl<'a> Importer<'a> {
                     key,
                     read: found.len,
                     value,
+                    deleted: false,
                     expires_at_ms: None,
                 }))
             })?;
@@ -307,6 +326,7 @@ fn deb822(mut input: Input, field: &str, give: &mut Give<'_>) -> Result<()> {
                 Some(key) => Ok(Entry {
                     key,
                     value,
+                    deleted: false,
                     expires_at_ms: None,
                     read,
                 }),
@@ -391,6 +411,7 @@ fn json_entry(line: &[u8]) -> std::result::Result<Entry, String> {
     Ok(Entry {
         key,
         value,
+        deleted: false,
         expires_at_ms: body.expires_at_ms,
         read: 0,
     })
@@ -409,6 +430,7 @@ fn dumped(input: Input, give: &mut Give<'_>) -> Result<()> {
         give(Ok(Entry {
             key,
             value,
+            deleted: false,
             expires_at_ms,
             read,
         }))?;
@@ -432,6 +454,7 @@ fn lines(mut input: Input, give: &mut Give<'_>) -> Result<()> {
                 Ok(Entry {
                     key,
                     value,
+                    deleted: false,
                     expires_at_ms: None,
                     read,
                 })

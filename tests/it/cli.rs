@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::process::Place;
+use crate::process::{Place, command};
 
 /// Values that break what is not binary-safe.
 fn odd_values() -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -201,6 +201,35 @@ fn a_closed_pipe_is_no_failure() {
     );
 }
 
+/// An export that is told to stop, or cannot go on, leaves neither a file nor a part of one.
+#[test]
+fn broken_exports_leave_nothing() {
+    let place = Place::new();
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        // A server that takes the request and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        let mut export = command()
+            .args(["export", "--server", &address, "--output", "out"])
+            .current_dir(place.dir.path())
+            .spawn()
+            .unwrap();
+        let _asked = silent.accept().unwrap();
+        while !place.path("out.partial").exists() {
+            std::thread::yield_now();
+        }
+        let kill = std::process::Command::new("kill")
+            .args([signal, &export.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        assert_eq!(export.wait().unwrap().code(), Some(code));
+        assert!(!place.path("out.partial").exists() && !place.path("out").exists());
+    }
+    let nobody = ["export", "--server", "127.0.0.1:1", "--output", "out"];
+    place.run(&nobody).fails(3);
+    assert!(!place.path("out.partial").exists() && !place.path("out").exists());
+}
+
 #[test]
 fn exports_come_back() {
     let place = place_with_odd_values();
@@ -239,6 +268,7 @@ fn exports_come_back() {
             "{ended:?}"
         );
     }
+    assert!(!place.path("out.partial").exists());
     let mut damaged = place
         .run(&["export", "--data-dir", "d", "--format", "dump"])
         .ok();
@@ -342,6 +372,44 @@ fn directories_come_in() {
     place
         .run(&["import", "--data-dir", "d", "--from", "dir", "not-there"])
         .fails(2);
+}
+
+#[test]
+fn files_of_other_systems_come_in() {
+    let place = Place::new();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = place.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    // A log entry of protobuf: id, operation (2: put), key, value.
+    let entry = b"\x0b\x00\x00\x00\x08\x01\x10\x02\x1a\x02v1\x22\x01x";
+    let blob = b"\x02\x00\x00\x00qu\x01\x00\x00\x00\x00x";
+    let sum = crc32c::crc32c(blob).to_le_bytes();
+    let length = [u8::try_from(blob.len()).unwrap(), 0, 0, 0];
+    write("000/sstable.db", b"{\"key\":\"kv\",\"value\":\"x\"}\n");
+    write(
+        "001/1700000000.dat",
+        b"1700000000;2;1;pr;x\n1700000001;4;0;kept;\n",
+    );
+    write("002/wal/kv.log", entry);
+    write("003/seg_1.dat", &[&length[..], blob, &sum].concat());
+    write(
+        "004/wal/wal-1.wal",
+        b"{\"op\":\"put\",\"k\":\"ve\",\"v\":\"x\",\"ts\":1}\n",
+    );
+    place
+        .run(&["put", "--data-dir", "d", "kept", "until 001 deletes it"])
+        .ok();
+    for kind in ["000", "001", "002", "003", "004"] {
+        place
+            .run(&["import", "--data-dir", "d", "--from", kind, kind])
+            .ok();
+    }
+    let all = place.run(&["scan", "--data-dir", "d"]).ok();
+    assert_eq!(all, b"kv\tx\npr\tx\nqu\tx\nv1\tx\nve\tx\n");
+    let none = place.run(&["import", "--data-dir", "d", "--from", "query", "001"]);
+    assert!(none.fails(2).stderr.contains("no file seg_*.dat"));
 }
 
 #[test]

@@ -27,6 +27,42 @@ fn it_says_ready_serves_and_drains() {
 }
 
 #[test]
+fn listeners_speak_dialects() {
+    let place = Place::new();
+    let listen = [
+        "--dialect",
+        "kv-verbs/shop=127.0.0.1:0",
+        "--dialect",
+        "002=127.0.0.1:0",
+    ];
+    let mut server = Server::start(&place.path("d"), &listen);
+    let address = |name: &str| {
+        let mut words = server.ready_line.split_whitespace();
+        let found = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        found.expect("an address in the ready line").to_owned()
+    };
+    let mut raw = Connection::open(&address("v1-raw")).unwrap();
+    assert_eq!(raw.request("PUT", "/v1/a", b"1").unwrap().status, 201);
+    let mut verbs = Connection::open(&address("kv-verbs/shop")).unwrap();
+    let reply = verbs.request("GET", "/kv/read/a", b"").unwrap();
+    assert_eq!(reply.body, b"{\"error\":\"NOT_FOUND\"}");
+    let mut native = Connection::open(&server.address).unwrap();
+    let reply = native.request("GET", "/v1/keys/a", b"").unwrap();
+    assert_eq!((reply.status, &reply.body[..]), (200, &b"1"[..]));
+    server.signal("TERM");
+    assert_eq!(server.wait(), 0);
+    let run = place.run(&[
+        "serve",
+        "--data-dir",
+        "e",
+        "--dialect",
+        "nonsense=127.0.0.1:0",
+    ]);
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("no dialect"), "{}", run.stderr);
+}
+
+#[test]
 fn it_finishes_what_it_has_begun() {
     let place = Place::new();
     let mut server = Server::start(&place.path("d"), &[]);

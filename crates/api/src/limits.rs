@@ -18,8 +18,8 @@ pub struct Limits {
     pub page_entries: u64,
     /// Most bytes of keys and values in a page. Default 16 MiB. A single larger entry still fits.
     pub page_bytes: u64,
-    /// Bytes of request bodies held in memory at the same time, over all connections. Beyond it
-    /// requests are refused as overloaded. Default 256 MiB.
+    /// Bytes of request bodies, and of replies from 64 KiB on, held in memory at the same time, over
+    /// all connections. Beyond it requests are refused as overloaded. Default 256 MiB.
     pub inflight_bytes: u64,
     /// Open watches. Default 1,000.
     pub watches: u64,

@@ -87,24 +87,48 @@ impl Core {
         }
         let hash = key_hash(key);
         for file in state.levels.files(0) {
-            if file.meta.covers(key) {
-                let table = self.table(file)?;
-                *probed += 1;
-                if let Some(result) = probe(&table, key, hash, snapshot, &mut covered)? {
-                    return Ok(uncovered(result.trailer(), covered).then_some(result));
-                }
+            // Not asked whether its range has the key: the filter costs no more than that.
+            *probed += 1;
+            if let Some(result) = self.probe(file, key, hash, snapshot, &mut covered)? {
+                return Ok(uncovered(result.trailer(), covered).then_some(result));
             }
         }
         for level in 1..LEVELS {
             if let Some(file) = state.levels.levels()[level].find(key) {
-                let table = self.table(file)?;
                 *probed += 1;
-                if let Some(result) = probe(&table, key, hash, snapshot, &mut covered)? {
+                if let Some(result) = self.probe(file, key, hash, snapshot, &mut covered)? {
                     return Ok(uncovered(result.trailer(), covered).then_some(result));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Asks one table, and raises `covered` by its range tombstones.
+    #[inline]
+    fn probe(
+        &self,
+        file: &Arc<TableFile>,
+        key: &[u8],
+        hash: u64,
+        snapshot: SeqNo,
+        covered: &mut SeqNo,
+    ) -> Result<Option<Found<'static>>> {
+        let open = file.table().map(TableSlot::borrow);
+        let opened;
+        let table: &Table = match open.as_ref().and_then(|open| open.as_deref()) {
+            Some(table) => table,
+            None => {
+                opened = self.table(file)?;
+                &opened
+            }
+        };
+        let tombstones = table.range_tombstones();
+        if !tombstones.is_empty() {
+            *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
+        }
+        let entry = table.get(key, hash, snapshot)?;
+        Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value.into())))
     }
 
     /// Reads a key of a tree in a picture of it, at a sequence number.
@@ -418,22 +442,6 @@ impl Bounds {
         };
         (start, end)
     }
-}
-
-/// Asks one table, and raises `covered` by its range tombstones.
-fn probe(
-    table: &Table,
-    key: &[u8],
-    hash: u64,
-    snapshot: SeqNo,
-    covered: &mut SeqNo,
-) -> Result<Option<Found<'static>>> {
-    let tombstones = table.range_tombstones();
-    if !tombstones.is_empty() {
-        *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
-    }
-    let entry = table.get(key, hash, snapshot)?;
-    Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value.into())))
 }
 
 /// The kind in a stored trailer.

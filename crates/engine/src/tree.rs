@@ -41,12 +41,17 @@ impl TableSlot {
     /// The table, if it is open.
     #[inline]
     pub fn get(&self) -> Option<Arc<Table>> {
-        let table = self.table.load_full()?;
+        arc_swap::Guard::into_inner(self.borrow())
+    }
+
+    /// The table, if it is open, cheaply and for a short time.
+    #[inline]
+    pub fn borrow(&self) -> arc_swap::Guard<Option<Arc<Table>>> {
         // Written only when it changes: readers on all cores share this line.
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
-        Some(table)
+        self.table.load()
     }
 
     /// The same, without counting as a read.

@@ -16,6 +16,8 @@ use firn_api::limits::{self, Limits};
 use firn_api::{duration, size};
 use firn_engine::Durability;
 
+use crate::dialect::{Listen, Numbers, Speech};
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -34,6 +36,12 @@ pub struct Config {
     pub checkpoint_dir: Option<PathBuf>,
     /// `http`: host and port.
     pub http: String,
+    /// `http_dialect`
+    pub http_dialect: Speech,
+    /// `dialect`: more HTTP listeners.
+    pub dialect: Vec<Listen>,
+    /// `dialects.*`
+    pub dialects: Numbers,
     /// `resp`: host and port; `None`: it does not listen.
     pub resp: Option<String>,
     /// `insecure`
@@ -121,6 +129,14 @@ settings! {
     "http" "FIRN_HTTP" "--http" "ADDR" "127.0.0.1:8080"
         "Where HTTP listens. Port 0 picks a free one."
         http address;
+    "http_dialect" "FIRN_HTTP_DIALECT" "--http-dialect" "NAME" "native"
+        "What HTTP speaks there: native, kv-json, put-read, v1-raw, query, kv-verbs or auto; after a \
+         slash a namespace."
+        http_dialect speech;
+    "dialect" "FIRN_DIALECT" "--dialect" "NAME=ADDR" ""
+        "One more HTTP listener, and what it speaks, as kv-json=127.0.0.1:8081 or \
+         kv-json/shop=127.0.0.1:8081. Several are separated by commas; the flag may be repeated."
+        dialect listeners;
     "resp" "FIRN_RESP" "--resp" "ADDR" "127.0.0.1:6379"
         "Where RESP (the protocol of Redis) listens; off: nowhere. Port 0 picks a free one."
         resp address_or_off;
@@ -141,6 +157,18 @@ settings! {
     "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
         "How long requests in flight may go on after SIGTERM."
         drain_timeout time;
+    "dialects.rate_requests" "FIRN_DIALECTS_RATE_REQUESTS" "--dialects-rate-requests" "COUNT" "10"
+        "Dialect kv-json: requests of a connection in a window; 0 is no limit."
+        dialects.rate_requests count;
+    "dialects.rate_window" "FIRN_DIALECTS_RATE_WINDOW" "--dialects-rate-window" "DURATION" "5s"
+        "Dialect kv-json: the window."
+        dialects.rate_window time;
+    "dialects.key_bytes" "FIRN_DIALECTS_KEY_BYTES" "--dialects-key-bytes" "SIZE" "1KiB"
+        "Dialect v1-raw: longest key."
+        dialects.key_bytes bytes;
+    "dialects.value_bytes" "FIRN_DIALECTS_VALUE_BYTES" "--dialects-value-bytes" "SIZE" "1KiB"
+        "Dialect v1-raw: largest value."
+        dialects.value_bytes bytes;
     "changefeed.bytes" "FIRN_CHANGEFEED_BYTES" "--changefeed-bytes" "SIZE" "64MiB"
         "Log kept for watches beyond what recovery needs, so that they can resume; 0 keeps none."
         changefeed_bytes bytes;
@@ -178,8 +206,8 @@ settings! {
         "Most bytes of keys and values in a page of a range."
         limits.page_bytes bytes;
     "limits.inflight_bytes" "FIRN_LIMITS_INFLIGHT_BYTES" "--limits-inflight-bytes" "SIZE" "256MiB"
-        "Bytes of request bodies in memory at the same time; beyond it requests are refused as \
-         overloaded."
+        "Bytes of request bodies, and of replies from 64KiB on, in memory at the same time; beyond it \
+         requests are refused as overloaded."
         limits.inflight_bytes bytes;
     "limits.watches" "FIRN_LIMITS_WATCHES" "--limits-watches" "COUNT" "1000"
         "Open watches; further ones are refused as overloaded."
@@ -228,7 +256,7 @@ macro_rules! kinds {
     ($($name:ident $type:ty, $read:expr, $show:expr;)*) => {
         $(mod $name {
             #[allow(unused_imports, reason = "each kind uses some of them")]
-            use super::{Duration, Durability, LogFormat, PathBuf, duration, size};
+            use super::{Duration, Durability, Listen, LogFormat, PathBuf, Speech, duration, size};
             pub(super) fn read(text: &str) -> Result<$type, String> {
                 let read: fn(&str) -> Result<$type, String> = $read;
                 read(text)
@@ -254,6 +282,25 @@ kinds! {
             _ => Err(format!("{text:?} is not an address: write host:port, as 127.0.0.1:8080")),
         },
         String::clone;
+    speech Speech, Speech::parse, Speech::to_string;
+    listeners Vec<Listen>,
+        |text| text
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+            .map(|one| {
+                let Some((speech, address)) = one.rsplit_once('=') else {
+                    return Err(format!("{one:?} is not a listener: write NAME=host:port"));
+                };
+                let (speech, address) = (Speech::parse(speech)?, super::address::read(address)?);
+                Ok(Listen { speech, address })
+            })
+            .collect(),
+        |list| list
+            .iter()
+            .map(|one| format!("{}={}", one.speech, one.address))
+            .collect::<Vec<_>>()
+            .join(",");
     address_or_off Option<String>,
         |text| match text.rsplit_once(':') {
             _ if text == "off" => Ok(None),
@@ -302,6 +349,9 @@ impl Default for Config {
             data_dir: "firn-data".into(),
             checkpoint_dir: None,
             http: "127.0.0.1:8080".into(),
+            http_dialect: Speech::default(),
+            dialect: Vec::new(),
+            dialects: Numbers::default(),
             resp: Some("127.0.0.1:6379".into()),
             insecure: false,
             memory_bytes: 512 << 20,
@@ -538,6 +588,12 @@ fn flatten(
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Float(number) => number.to_string(),
             toml::Value::Boolean(flag) => flag.to_string(),
+            toml::Value::Array(list)
+                if list.iter().all(toml::Value::is_str) && !list.is_empty() =>
+            {
+                let texts: Vec<_> = list.iter().filter_map(toml::Value::as_str).collect();
+                texts.join(",")
+            }
             toml::Value::Datetime(_) | toml::Value::Array(_) => {
                 return Err(format!("{key}: a text, a number, true or false is needed"));
             }
@@ -547,11 +603,11 @@ fn flatten(
     Ok(())
 }
 
-/// `; did you mean "memory"?`, or nothing if nothing is near.
+/// `; did you mean "memory"?`, or nothing if nothing is near: a slip of the finger in three letters.
 fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> String {
     let best = known.map(|name| (distance(typed, name), name)).min();
     match best {
-        Some((far, name)) if far <= name.len().max(typed.len()) / 2 => {
+        Some((far, name)) if far <= name.len().min(typed.len()).div_ceil(3).min(4) => {
             format!("; did you mean {name:?}?")
         }
         _ => String::new(),
@@ -649,6 +705,16 @@ mod tests {
             ("limits.key_bytes = \"1MiB\"", "1MiB is more than 64KiB"),
             ("limits.inflight_bytes = 1", "less than the largest body"),
             ("drain_timeout = \"soon\"", "is not a duration"),
+            (
+                "dialect = \"kv=1:2\"",
+                "\"kv\" is no dialect; there are: native, kv-json",
+            ),
+            ("dialect = \"kv-json\"", "is not a listener"),
+            ("dialect = [\"000=1\"]", "is not an address"),
+            (
+                "http_dialect = \"native/x\"",
+                "only a dialect has a namespace",
+            ),
         ] {
             let error = toml(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
@@ -666,6 +732,26 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_near_is_suggested() {
+        for far in ["tls", "port", "host", "verbose", "replicas", "log.file"] {
+            let error = toml(&format!("{far} = 1")).unwrap_err().to_string();
+            assert!(!error.contains("did you mean"), "{error}");
+        }
+        for near in ["htpp", "memori", "log.levl", "limits.rates", "drain_timeot"] {
+            let error = toml(&format!("{near} = 1")).unwrap_err().to_string();
+            assert!(error.contains("did you mean"), "{error}");
+        }
+    }
+
+    #[test]
+    fn listeners_are_a_list_in_the_file_and_words_elsewhere() {
+        let config = toml("dialect = [\"000=[::1]:1\", \"query/a=b:2\"]").unwrap();
+        let env = pairs(&[("FIRN_DIALECT", "kv-json=[::1]:1, 003/a=b:2")]);
+        assert_eq!(config, load(None, env, &[]).unwrap());
+        assert_eq!(config.dialect[1].speech.to_string(), "query/a");
+    }
+
+    #[test]
     fn kubernetes_service_variables_are_not_settings() {
         let env = pairs(&[
             ("FIRN_PORT_8080_TCP", "tcp://x"),
@@ -679,6 +765,10 @@ mod tests {
         let config = Config {
             insecure: true,
             data_dir: "a \"b\"".into(),
+            dialect: vec![Listen {
+                speech: Speech::parse("001/shop").unwrap(),
+                address: "127.0.0.1:1".into(),
+            }],
             slow_request: Duration::from_millis(1500),
             ..Config::default()
         };

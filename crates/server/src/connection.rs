@@ -11,6 +11,10 @@
 //! | head | the first byte of a request | `limits.header_timeout`; then 408 |
 //! | busy | the head is complete | none here: the body has its own clock |
 //!
+//! A head may begin behind another request, whose reply is not there yet. If the bytes that came with
+//! that request do not end as a head does, the phase after the reply is the head's. (Behind a body
+//! with a length that cannot be told; there it is idle until the next byte.)
+//!
 //! In every phase a write that makes no progress for `limits.write_timeout` ends the connection.
 //!
 //! The first bytes tell HTTP/2 from HTTP/1 ([`Guarded::protocol`]). On HTTP/2 requests overlap and
@@ -21,7 +25,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -49,6 +53,10 @@ pub struct Activity {
     open: AtomicU64,
     /// Grows with every request and every write of some size.
     progress: AtomicU64,
+    /// The last bytes that arrived were neither the end of a head nor that of a chunked body.
+    cut: AtomicBool,
+    /// The request has a body whose end cannot be told from its bytes.
+    sized: AtomicBool,
     peer: IpAddr,
 }
 
@@ -66,6 +74,8 @@ impl Activity {
             phase,
             open,
             progress,
+            cut: AtomicBool::new(false),
+            sized: AtomicBool::new(false),
             peer,
         }
     }
@@ -73,6 +83,11 @@ impl Activity {
     /// Whose requests they are.
     pub(crate) fn client(&self) -> Client {
         Client::at(self.peer)
+    }
+
+    /// Whether a body of so many bytes follows the head.
+    pub(crate) fn sized(&self, sized: bool) {
+        self.sized.store(sized, Ordering::Relaxed);
     }
 
     /// A request's head is complete.
@@ -84,7 +99,11 @@ impl Activity {
 
     /// Its reply was sent.
     pub(crate) fn idle(&self) {
-        let counted = (self.phase.load(Ordering::Relaxed) | PHASE) + 1;
+        let mut counted = (self.phase.load(Ordering::Relaxed) | PHASE) + 1;
+        if self.cut.load(Ordering::Relaxed) && !self.sized.load(Ordering::Relaxed) {
+            // The beginning of the next head came with this request.
+            counted |= HEAD;
+        }
         self.phase.store(counted, Ordering::Relaxed);
         self.progress.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_sub(1, Ordering::Relaxed);
@@ -97,7 +116,8 @@ impl Activity {
         (open == 0).then(|| self.progress.load(Ordering::Relaxed))
     }
 
-    fn bytes_arrived(&self) {
+    fn bytes_arrived(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
         let now = self.phase.load(Ordering::Relaxed);
         if now & PHASE == IDLE {
             self.phase.store(now | HEAD, Ordering::Relaxed);
@@ -137,6 +157,8 @@ pub struct Guarded {
     writing: Option<Pin<Box<Sleep>>>,
     /// Bytes that were read to learn the protocol, and are to be read again.
     first: Vec<u8>,
+    /// The last bytes that were read.
+    last: [u8; 4],
     multiplexed: bool,
 }
 
@@ -167,6 +189,7 @@ impl Guarded {
             reading: None,
             writing: None,
             first: Vec::new(),
+            last: [0; 4],
             multiplexed: false,
         }
     }
@@ -265,8 +288,13 @@ impl AsyncRead for Guarded {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(done) => {
-                if buf.filled().len() > before {
-                    self.activity.bytes_arrived();
+                let new = &buf.filled()[before..];
+                if !new.is_empty() {
+                    let tail = &new[new.len().saturating_sub(4)..];
+                    self.last.rotate_left(tail.len());
+                    self.last[4 - tail.len()..].copy_from_slice(tail);
+                    let ended = self.last == *b"\r\n\r\n" || self.last.ends_with(b"\n\n");
+                    self.activity.bytes_arrived(!ended);
                 }
                 Poll::Ready(done)
             }
@@ -315,17 +343,22 @@ mod tests {
     fn phases_follow_each_other_and_requests_are_told_apart() {
         let activity = Activity::default();
         assert_eq!(activity.now() & PHASE, IDLE);
-        activity.bytes_arrived();
+        activity.bytes_arrived(true);
         let first_head = activity.now();
         assert_eq!(first_head & PHASE, HEAD);
         activity.busy();
-        activity.bytes_arrived();
+        activity.bytes_arrived(false);
         assert_eq!(activity.now() & BUSY, BUSY);
         activity.idle();
         assert_eq!(activity.now() & PHASE, IDLE);
-        activity.bytes_arrived();
+        activity.bytes_arrived(false);
         assert_eq!(activity.now() & PHASE, HEAD);
         assert_ne!(activity.now(), first_head);
+        activity.busy();
+        // With the rest of a request there came the beginning of the next one.
+        activity.bytes_arrived(true);
+        activity.idle();
+        assert_eq!(activity.now() & PHASE, HEAD);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`config`] | the one table of settings; file, environment, flags |
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
+//! | [`dialect`] | HTTP as the systems before spoke it |
 //! | [`grpc`] | the gRPC door, on the same port: methods, messages, statuses |
 //! | [`resp`] | the RESP door: the protocol of Redis; translates and nothing else |
 //! | [`metrics`] | what is counted, and `/metrics` |
@@ -19,6 +20,7 @@
 
 pub mod config;
 pub mod connection;
+pub mod dialect;
 pub mod grpc;
 pub mod health;
 pub mod http;

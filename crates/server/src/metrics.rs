@@ -66,7 +66,7 @@ impl Metrics {
         let (in_flight, connections) = (Gauge::default(), Gauge::default());
         let refused_connections = Counter::default();
         registry.register("requests", "Requests by outcome", requests.clone());
-        let help = "Time from a request's head to the end of its reply";
+        let help = "Time that the server worked on a request, without waiting for its client";
         registry.register_with_unit("request_duration", help, Unit::Seconds, durations.clone());
         registry.register(
             "requests_in_flight",
@@ -127,39 +127,7 @@ impl Metrics {
     /// # Errors
     /// As [`Metrics::page`].
     pub fn prometheus_page(&self) -> Result<String, fmt::Error> {
-        let page = self.page()?;
-        let mut out = String::with_capacity(page.len());
-        let mut help = None;
-        for line in page.lines() {
-            if line.starts_with("# HELP ") {
-                // Waits for the type, which decides the name.
-                help = Some(line);
-                continue;
-            }
-            if line.starts_with("# UNIT ") || line == "# EOF" {
-                continue;
-            }
-            let Some(described) = line.strip_prefix("# TYPE ") else {
-                out.push_str(line);
-                out.push('\n');
-                continue;
-            };
-            let (name, kind) = described.split_once(' ').unwrap_or((described, "untyped"));
-            let (suffix, kind) = match kind {
-                "counter" => ("_total", kind),
-                "info" => ("_info", "gauge"),
-                "unknown" => ("", "untyped"),
-                _ => ("", kind),
-            };
-            let text = help
-                .take()
-                .and_then(|h| h.strip_prefix("# HELP ")?.split_once(' '));
-            if let Some((_, text)) = text {
-                out.push_str(&format!("# HELP {name}{suffix} {text}\n"));
-            }
-            out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
-        }
-        Ok(out)
+        Ok(to_prometheus(&self.page()?))
     }
 
     /// The page, in the OpenMetrics text format.
@@ -171,6 +139,42 @@ impl Metrics {
         text::encode(&mut page, &self.registry)?;
         Ok(page)
     }
+}
+
+/// Rewrites a page of OpenMetrics in the text format of Prometheus.
+pub(crate) fn to_prometheus(page: &str) -> String {
+    let mut out = String::with_capacity(page.len());
+    let mut help = None;
+    for line in page.lines() {
+        if line.starts_with("# HELP ") {
+            // Waits for the type, which decides the name.
+            help = Some(line);
+            continue;
+        }
+        if line.starts_with("# UNIT ") || line == "# EOF" {
+            continue;
+        }
+        let Some(described) = line.strip_prefix("# TYPE ") else {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        };
+        let (name, kind) = described.split_once(' ').unwrap_or((described, "untyped"));
+        let (suffix, kind) = match kind {
+            "counter" => ("_total", kind),
+            "info" => ("_info", "gauge"),
+            "unknown" => ("", "untyped"),
+            _ => ("", kind),
+        };
+        let text = help
+            .take()
+            .and_then(|h| h.strip_prefix("# HELP ")?.split_once(' '));
+        if let Some((_, text)) = text {
+            out.push_str(&format!("# HELP {name}{suffix} {text}\n"));
+        }
+        out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+    }
+    out
 }
 
 /// Asks the engine for its numbers when somebody asks for the page.

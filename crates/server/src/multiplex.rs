@@ -80,9 +80,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 impl AnyBody {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self {
-            Self::Http(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map_err(|never| match never {}),
+            Self::Http(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Grpc(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
         }
     }

@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use firn_engine::Db;
@@ -28,6 +29,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::connection::{Activity, Guarded, Pace, Protocol};
+use crate::dialect::{Session, Speaker, Speech};
 use crate::grpc::{self, GrpcDoor};
 use crate::http::Door;
 use crate::metrics::Metrics;
@@ -125,9 +127,17 @@ pub struct Server {
     config: Config,
     service: Service,
     door: Arc<Door>,
+    /// The first one is `http`, the others are those of `dialect`.
+    sites: Vec<Site>,
+    resp: Option<resp::Door>,
+}
+
+/// A listener, and what it speaks; `None`: the native API.
+#[derive(Debug)]
+struct Site {
     listener: TcpListener,
     address: SocketAddr,
-    resp: Option<resp::Door>,
+    speaker: Option<Arc<Speaker>>,
 }
 
 impl Server {
@@ -146,7 +156,17 @@ impl Server {
     /// As [`Server::start`].
     pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
         config.validate().map_err(ServeError::Config)?;
-        let socket = prepare("http", &config.http, config.insecure).await?;
+        let mut sockets = vec![(
+            "http",
+            prepare("http", &config.http, config.insecure).await?,
+            config.http_dialect.clone(),
+            config.http.clone(),
+        )];
+        for listen in &config.dialect {
+            let socket = prepare("dialect", &listen.address, config.insecure).await?;
+            let (speech, address) = (listen.speech.clone(), listen.address.clone());
+            sockets.push(("dialect", socket, speech, address));
+        }
         let resp_socket = match &config.resp {
             Some(address) => Some(prepare("resp", address, config.insecure).await?),
             None => None,
@@ -180,13 +200,22 @@ impl Server {
             local: !config.insecure,
             started: env.clock.monotonic(),
         });
-        let bind_failed = |cause| ServeError::Bind {
-            setting: "http",
-            address: config.http.clone(),
-            cause,
-        };
-        let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
-        let address = listener.local_addr().map_err(bind_failed)?;
+        let mut sites = Vec::with_capacity(sockets.len());
+        for (setting, socket, speech, address) in sockets {
+            let speaker = speaker(&config, &door, speech).await?;
+            let bind_failed = |cause| ServeError::Bind {
+                setting,
+                address: address.clone(),
+                cause,
+            };
+            let listener = socket.listen(BACKLOG).map_err(bind_failed)?;
+            let address = listener.local_addr().map_err(bind_failed)?;
+            sites.push(Site {
+                listener,
+                address,
+                speaker,
+            });
+        }
         let resp = match resp_socket {
             Some(socket) => {
                 let listener = socket.listen(BACKLOG).map_err(|cause| ServeError::Bind {
@@ -206,15 +235,19 @@ impl Server {
             config,
             service,
             door,
-            listener,
-            address,
+            sites,
             resp,
         })
     }
 
     /// Where HTTP listens, with the port that was picked.
     pub fn http_addr(&self) -> SocketAddr {
-        self.address
+        self.sites[0].address
+    }
+
+    /// Where the listeners of `dialect` are, in their order.
+    pub fn dialect_addrs(&self) -> Vec<SocketAddr> {
+        self.sites[1..].iter().map(|site| site.address).collect()
     }
 
     /// Where RESP listens, if it does.
@@ -258,13 +291,15 @@ impl Server {
         };
         let most = i64::try_from(self.config.connections).unwrap_or(i64::MAX);
         tokio::pin!(shutdown);
+        let mut turn = 0;
         loop {
+            turn += 1;
             let accepted = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = accept(&self.sites, turn) => accepted,
             };
-            let (stream, peer) = match accepted {
+            let (stream, peer, speaker) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: what helps is that somebody closes one.
@@ -293,7 +328,7 @@ impl Server {
                 builders.clone(),
                 stream,
                 peer,
-                door,
+                (door, speaker),
                 pace,
                 stopping.clone(),
                 alive.clone(),
@@ -302,12 +337,12 @@ impl Server {
         let Self {
             config,
             service,
-            listener,
+            sites,
             ..
         } = self;
         tracing::info!("draining");
         service.begin_drain();
-        drop(listener);
+        drop(sites);
         let _ = stop.send(Phase::Draining);
         drop((alive, stopping));
         let drained = tokio::time::timeout(config.drain_timeout, all_gone.recv()).await;
@@ -349,15 +384,18 @@ pub async fn run(
         memory = firn_api::size::print(config.memory_bytes),
         auth,
         "listening on http://{}",
-        server.address
+        server.http_addr()
     );
-    let resp = server.resp_addr().map(|address| format!(" resp={address}"));
-    let line = format!(
-        "ready http={}{} data_dir={}\n",
-        server.address,
-        resp.unwrap_or_default(),
-        config.data_dir.display()
-    );
+    let mut line = format!("ready http={}", server.http_addr());
+    for (site, listen) in server.sites[1..].iter().zip(&config.dialect) {
+        let (name, address) = (&listen.speech, site.address);
+        tracing::info!("listening on http://{address}, speaking {name}");
+        line.push_str(&format!(" {name}={address}"));
+    }
+    if let Some(address) = server.resp_addr() {
+        line.push_str(&format!(" resp={address}"));
+    }
+    line.push_str(&format!(" data_dir={}\n", config.data_dir.display()));
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(line.as_bytes())
@@ -420,7 +458,48 @@ fn start_logging(config: &Config) {
     };
 }
 
-/// A bound socket on the configured address, which must be this machine's own unless `insecure`.
+/// Who answers on a listener that speaks like this. The namespace is made if it is not there.
+async fn speaker(
+    config: &Config,
+    door: &Arc<Door>,
+    speech: Speech,
+) -> Result<Option<Arc<Speaker>>, ServeError> {
+    let Some(dialect) = speech.dialect else {
+        return Ok(None);
+    };
+    let (service, namespace) = (door.service.clone(), speech.namespace);
+    let made = service.create_namespace(&namespace).await;
+    made.map_err(|error| {
+        ServeError::Config(ConfigError {
+            origin: "dialect".into(),
+            detail: format!("namespace {namespace:?}: {}", error.detail),
+        })
+    })?;
+    let numbers = config.dialects.clone();
+    let speaker = Speaker::new(Arc::clone(door), dialect, namespace, numbers);
+    Ok(Some(Arc::new(speaker)))
+}
+
+/// The next connection, of whichever listener has one. Each is asked first in its turn, so that a
+/// flood on one does not keep the others waiting.
+async fn accept(
+    sites: &[Site],
+    turn: usize,
+) -> io::Result<(TcpStream, SocketAddr, Option<Arc<Speaker>>)> {
+    std::future::poll_fn(|cx| {
+        let (later, first) = sites.split_at(turn % sites.len());
+        for site in first.iter().chain(later) {
+            if let Poll::Ready(accepted) = site.listener.poll_accept(cx) {
+                let speaker = site.speaker.clone();
+                return Poll::Ready(accepted.map(|(stream, peer)| (stream, peer, speaker)));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// A bound socket on an address, which must be this machine's own unless `insecure`.
 async fn prepare(
     setting: &'static str,
     wanted: &str,
@@ -493,7 +572,7 @@ async fn serve_connection(
     builders: Builders,
     stream: TcpStream,
     peer: SocketAddr,
-    door: Arc<Door>,
+    (door, speaker): (Arc<Door>, Option<Arc<Speaker>>),
     pace: Pace,
     mut phase: watch::Receiver<Phase>,
     alive: mpsc::Sender<()>,
@@ -501,9 +580,13 @@ async fn serve_connection(
     let _place = Place(Arc::clone(&door));
     let activity = Arc::new(Activity::of(peer.ip()));
     let mut io = Guarded::new(stream, Arc::clone(&activity), pace);
-    let protocol = tokio::select! {
-        protocol = io.protocol() => protocol,
-        () = reached(&mut phase, Phase::Draining) => return,
+    let protocol = match &speaker {
+        // Dialects are older than HTTP/2.
+        Some(_) => Ok(Protocol::Http1),
+        None => tokio::select! {
+            protocol = io.protocol() => protocol,
+            () = reached(&mut phase, Phase::Draining) => return,
+        },
     };
     let ended = match protocol {
         Err(error) => {
@@ -512,9 +595,17 @@ async fn serve_connection(
         }
         Ok(Protocol::Http1) => {
             let (handler, activity) = (Arc::clone(&door), Arc::clone(&activity));
+            let session = Arc::new(Session::default());
             let service = service_fn(move |request| {
                 let (door, activity) = (Arc::clone(&handler), Arc::clone(&activity));
-                async move { Ok::<_, std::convert::Infallible>(door.handle(request, activity).await) }
+                let (speaker, session) = (speaker.clone(), Arc::clone(&session));
+                async move {
+                    let reply = match speaker {
+                        None => door.handle(request, activity).await,
+                        Some(speaker) => speaker.handle(request, activity, &session).await,
+                    };
+                    Ok::<_, std::convert::Infallible>(reply)
+                }
             });
             let connection = builders.http1.serve_connection(TokioIo::new(io), service);
             tokio::pin!(connection);

@@ -17,7 +17,7 @@
 //!    level for its size, files with many tombstones preferred.
 //! 2. *Tombstones.* A file that consists mostly of tombstones goes down, or is rewritten without
 //!    them if no older data lies below it. Files of L0 go to the base level as soon as they would
-//!    meet no more than [`ENTRIES_PER_TOMBSTONE`] entries there for each of their tombstones.
+//!    meet no more than `ENTRIES_PER_TOMBSTONE` entries there for each of their tombstones.
 //! 3. *Reads.* What reads have lost by asking several sources (see `read`) is compared with what
 //!    taking one of them away costs, and it goes when the loss has come to that: rent or buy, as in
 //!    LevelDB's compaction by seeks, which gave each file a number of seeks in vain.

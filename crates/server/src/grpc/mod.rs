@@ -19,6 +19,8 @@
 mod admin;
 mod health;
 mod kv;
+#[doc(hidden)]
+pub mod loopback;
 mod range;
 mod status;
 mod wire;
@@ -60,7 +62,7 @@ use tonic::{Request as Call, Response as Answer, Status};
 use crate::connection::Activity;
 use crate::grpc::wire::Wire;
 use crate::http::Door;
-use crate::http::body::{ReplyBody, receive};
+use crate::http::body::{ReplyBody, Upload, receive};
 use crate::http::origin;
 use crate::http::request::Request;
 use crate::service::error::{Error, Result};
@@ -223,6 +225,7 @@ impl GrpcDoor {
             running.set_code(error.code.name());
             status::of(&error).into_http()
         });
+        running.answered();
         reply.map(|inner| GrpcBody {
             inner: Some(inner),
             deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
@@ -233,7 +236,7 @@ impl GrpcDoor {
     async fn dispatch(
         &self,
         parts: Parts,
-        mut body: Incoming,
+        body: Incoming,
         path: &str,
         size: Size,
         running: &Arc<Request>,
@@ -260,13 +263,31 @@ impl GrpcDoor {
             Size::Body => (Code::BodyTooLarge, "limits.body_bytes", limits.body_bytes),
         };
         let (service, pace) = (&self.door.service, self.door.body_timeout);
-        let received = receive(service, &mut body, pace, code, name, limit).await?;
+        let mut body = Upload::from(body);
+        let received = receive(service, &mut body, pace, code, name, limit).await;
+        running.waited(body.waited());
+        let received = received?;
+        let reply = self.answer(parts, received.bytes.clone(), path, running);
+        let reply = reply.await;
+        // The message lived in what was received; the reply does not.
+        drop(received);
+        Ok(reply)
+    }
+
+    /// Answers a call whose request is in memory.
+    async fn answer(
+        &self,
+        parts: Parts,
+        bytes: Bytes,
+        path: &str,
+        running: &Arc<Request>,
+    ) -> Reply {
         let call = Calling {
-            request: http::Request::from_parts(parts, ReplyBody::full(received.bytes.clone())),
+            request: http::Request::from_parts(parts, ReplyBody::full(bytes)),
             running,
         };
-        let door = &self.door;
-        let reply = match path {
+        let (door, service) = (&self.door, &self.door.service);
+        match path {
             "/firn.v1.KV/Get" => call.unary(|m| kv::get(Arc::clone(door), m)).await,
             "/firn.v1.KV/Put" => call.unary(|m| kv::put(Arc::clone(door), m)).await,
             "/firn.v1.KV/Delete" => call.unary(|m| kv::delete(Arc::clone(door), m)).await,
@@ -290,10 +311,7 @@ impl GrpcDoor {
             "/firn.v1.Admin/Verify" => call.unary(|m| admin::verify(Arc::clone(door), m)).await,
             "/firn.v1.Admin/Stats" => call.unary(|m| admin::stats(Arc::clone(door), m)).await,
             _ => health::call(service, call).await,
-        };
-        // The message lived in what was received; the reply does not.
-        drop(received);
-        Ok(reply)
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::grpc::proto::RangeRequest;
 use crate::grpc::wire::Wire;
 use crate::grpc::{Calling, Reply, kv, status};
 use crate::http::Door;
+use crate::http::body::spawn_counted;
 use crate::http::request::Request;
 use crate::service::error::{Error, Result};
 use crate::service::scan::{EntryRef, RangeQuery, Sink, Walk};
@@ -69,7 +70,7 @@ impl ServerStreamingService<RangeRequest> for Method {
                 Ok(walk) => {
                     // Whoever goes away before the end has cancelled it.
                     running.set_code("cancelled");
-                    let state = State::Filling(fill(Box::new(walk)));
+                    let state = State::Filling(fill(Box::new(walk), &running));
                     Ok(Answer::new(Chunks { state, running }))
                 }
                 Err(error) => {
@@ -156,8 +157,8 @@ enum State {
 /// A walk and how its last chunk went.
 type Filled = (Box<Walk<ProtoSink>>, Result<()>);
 
-fn fill(mut walk: Box<Walk<ProtoSink>>) -> JoinHandle<Filled> {
-    tokio::task::spawn_blocking(move || {
+fn fill(mut walk: Box<Walk<ProtoSink>>, running: &Arc<Request>) -> JoinHandle<Filled> {
+    spawn_counted(Some(running), move || {
         let outcome = walk.fill(CHUNK_BYTES);
         (walk, outcome)
     })
@@ -197,7 +198,7 @@ impl Stream for Chunks {
                     // An empty range is an empty stream.
                     return Poll::Ready((!chunk.is_empty()).then(|| Ok(chunk.into())));
                 }
-                self.state = State::Filling(fill(walk));
+                self.state = State::Filling(fill(walk, &self.running));
                 Poll::Ready(Some(Ok(chunk.into())))
             }
         }

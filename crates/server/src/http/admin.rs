@@ -1,11 +1,10 @@
 //! Namespaces and administration over HTTP.
 
 use firn_api::code::Code;
-use firn_api::http::{CheckpointBody, CheckpointReply, NamespacesReply};
+use firn_api::http::{CheckpointBody, CheckpointReply, NamespacesReply, Object};
 use http::{Method, StatusCode};
-use hyper::body::Incoming;
 
-use crate::http::body::receive;
+use crate::http::body::{Upload, receive};
 use crate::http::query::Params;
 use crate::http::{Door, Reply, empty, json};
 use crate::service::DEFAULT_NAMESPACE;
@@ -72,7 +71,7 @@ pub(crate) async fn compact(door: &Door, query: Option<&str>) -> Result<Reply> {
 pub(crate) async fn checkpoint(
     door: &Door,
     query: Option<&str>,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Reply> {
     Params::parse(query, &[])?;
     let (code, limit) = (Code::BodyTooLarge, 64 << 10);
@@ -80,8 +79,12 @@ pub(crate) async fn checkpoint(
     let received = receive(&door.service, body, door.body_timeout, code, name, limit).await?;
     let body = match &*received.bytes {
         b"" => CheckpointBody::default(),
-        bytes => serde_json::from_slice(bytes)
-            .map_err(|e| Error::new(Code::InvalidJson, e.to_string()))?,
+        bytes => {
+            let parsed = serde_json::from_slice::<Object<CheckpointBody>>(bytes);
+            parsed
+                .map_err(|e| Error::new(Code::InvalidJson, e.to_string()))?
+                .0
+        }
     };
     let path = door.service.checkpoint(body.name).await?;
     Ok(json(StatusCode::CREATED, &CheckpointReply { path }))

@@ -7,9 +7,9 @@ use firn_api::http::{
 };
 use firn_api::{duration, text};
 use http::{HeaderValue, StatusCode};
-use hyper::body::Incoming;
 use std::time::Duration;
 
+use crate::http::body::Upload;
 use crate::http::query::Params;
 use crate::http::{Door, Reply, json, json_bytes};
 use crate::service::batch::{Action, Op};
@@ -23,11 +23,11 @@ pub(crate) async fn batch(
     door: &Door,
     ns: &str,
     query: Option<&str>,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Reply> {
     let params = Params::parse(query, &["durability"])?;
     let durability = params.durability(&door.service)?;
-    let body: BatchBody = door.json_body(body).await?;
+    let (body, _room): (BatchBody, _) = door.json_body(body).await?;
     let mut ops = Vec::with_capacity(body.ops.len());
     for (index, op) in body.ops.into_iter().enumerate() {
         ops.push(translate(&door.service, op).map_err(|e| e.at(index))?);
@@ -152,11 +152,11 @@ pub(crate) async fn mget(
     door: &Door,
     ns: &str,
     query: Option<&str>,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Reply> {
     let params = Params::parse(query, &["consistency", "enc"])?;
     let (consistency, enc) = (params.consistency()?, params.enc()?);
-    let body: MgetBody = door.json_body(body).await?;
+    let (body, _room): (MgetBody, _) = door.json_body(body).await?;
     let mut keys = Vec::with_capacity(body.keys.len());
     for (index, key) in body.keys.into_iter().enumerate() {
         keys.push(match key {

@@ -19,11 +19,58 @@ use crate::service::Service;
 use crate::service::error::{Error, Result};
 use crate::service::scan::{EntryRef, Sink, Walk};
 
+/// A request's body as it comes, and how long the server waited for it.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    incoming: Incoming,
+    waited: Duration,
+}
+
+impl From<Incoming> for Upload {
+    fn from(incoming: Incoming) -> Self {
+        let waited = Duration::ZERO;
+        Self { incoming, waited }
+    }
+}
+
+impl Upload {
+    /// Time that passed while its bytes were awaited: the client's, not the server's.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Whether nothing more will come.
+    pub(crate) fn is_end(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    /// Whether the client said how many bytes will come, and there are some.
+    pub(crate) fn is_sized(&self) -> bool {
+        !self.is_end() && self.announced().is_some()
+    }
+
+    /// How many bytes will come, if the client said so.
+    fn announced(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
+    }
+
+    async fn frame(&mut self) -> Option<hyper::Result<Frame<Bytes>>> {
+        std::future::poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx)).await
+    }
+}
+
 /// A request's body in memory, and the memory's reservation.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
-    _permits: Vec<OwnedSemaphorePermit>,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl Received {
+    /// The bytes; what is made of them takes their place in the memory that is reserved.
+    pub(crate) fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.bytes)
+    }
 }
 
 /// How much of a refused body is read and thrown away, so that the client reads our answer instead
@@ -34,13 +81,27 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// Reads a body of at most `limit` bytes. Each piece must arrive within `pace`.
 pub(crate) async fn receive(
     service: &Service,
-    body: &mut Incoming,
+    body: &mut Upload,
     pace: Duration,
     code: Code,
     name: &str,
     limit: u64,
 ) -> Result<Received> {
-    let announced = body.size_hint().exact().unwrap_or(0);
+    let begin = service.clock().monotonic();
+    let received = receive_all(service, body, pace, code, name, limit).await;
+    body.waited += service.clock().monotonic().saturating_sub(begin);
+    received
+}
+
+async fn receive_all(
+    service: &Service,
+    body: &mut Upload,
+    pace: Duration,
+    code: Code,
+    name: &str,
+    limit: u64,
+) -> Result<Received> {
+    let announced = body.announced().unwrap_or(0);
     if announced > limit {
         return Err(Error::limit(code, name, limit, announced));
     }
@@ -48,8 +109,7 @@ pub(crate) async fn receive(
     let mut pieces = BytesMut::new();
     let mut total = 0;
     loop {
-        let next = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-        let Ok(frame) = tokio::time::timeout(pace, next).await else {
+        let Ok(frame) = tokio::time::timeout(pace, body.frame()).await else {
             let detail = format!(
                 "no byte of the body arrived for {} s (limits.body_timeout)",
                 pace.as_secs_f64()
@@ -72,9 +132,9 @@ pub(crate) async fn receive(
             return Err(Error::limit(code, name, limit, total));
         }
         match service.reserve_body(data.len()) {
-            Ok(permit) => match received._permits.last_mut() {
+            Ok(permit) => match received.permits.last_mut() {
                 Some(first) => first.merge(permit),
-                None => received._permits.push(permit),
+                None => received.permits.push(permit),
             },
             Err(refused) => return Err(refused),
         }
@@ -95,12 +155,11 @@ pub(crate) async fn receive(
 }
 
 /// Throws away what is left of a body; `false` if that was too much or took too long.
-pub(crate) async fn drain(body: &mut Incoming) -> bool {
+pub(crate) async fn drain(body: &mut Upload) -> bool {
     let reading = async {
         let mut left = DRAIN_BYTES;
         while left > 0 {
-            let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
-            let frame = match frame {
+            let frame = match body.frame().await {
                 None => return true,
                 Some(Ok(frame)) => frame,
                 Some(Err(_)) => return false,
@@ -120,14 +179,29 @@ pub struct ReplyBody {
     kind: Kind,
     /// Counts the request when the reply has been sent.
     pub(crate) request: Option<Arc<Request>>,
+    /// The memory that its bytes hold until they are sent.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
 enum Kind {
     Full(Bytes),
     Stream(Box<EntryStream>),
+    Chunks(Box<dyn Chunks>),
     /// Chunks that a task makes, which ends when this is dropped.
     Task(mpsc::Receiver<Bytes>),
+}
+
+/// A body that somebody else makes chunk by chunk.
+pub(crate) trait Chunks: std::fmt::Debug + Send {
+    /// The next chunk; an empty one is the end, an error cuts the connection.
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: Option<&Arc<Request>>,
+    ) -> Poll<std::io::Result<Bytes>>;
+    /// Bytes that are there already.
+    fn ready_bytes(&self) -> usize;
 }
 
 impl ReplyBody {
@@ -139,6 +213,34 @@ impl ReplyBody {
         Self {
             kind: Kind::Full(bytes.into()),
             request: None,
+            room: None,
+        }
+    }
+
+    pub(crate) fn chunks(chunks: Box<dyn Chunks>) -> Self {
+        Self {
+            kind: Kind::Chunks(chunks),
+            request: None,
+            room: None,
+        }
+    }
+
+    /// Counts its bytes among those in flight, unless it is made as it is sent.
+    pub(crate) fn reserve(&mut self, service: &Service) -> Result<()> {
+        let bytes = match &self.kind {
+            Kind::Full(bytes) => bytes.len(),
+            Kind::Chunks(chunks) => chunks.ready_bytes(),
+            Kind::Stream(_) | Kind::Task(_) => 0,
+        };
+        self.room = service.reserve_reply(bytes)?;
+        Ok(())
+    }
+
+    /// The bytes, unless it is made as it is sent.
+    pub(crate) fn as_full(&self) -> Option<&Bytes> {
+        match &self.kind {
+            Kind::Full(bytes) => Some(bytes),
+            _ => None,
         }
     }
 
@@ -150,6 +252,7 @@ impl ReplyBody {
         Self {
             kind: Kind::Stream(Box::new(stream)),
             request: None,
+            room: None,
         }
     }
 }
@@ -160,21 +263,27 @@ impl ReplyBody {
         Self {
             kind: Kind::Task(chunks),
             request: None,
+            room: None,
         }
     }
 }
 
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = std::io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<std::result::Result<Frame<Bytes>, Self::Error>>> {
-        let bytes = match &mut self.kind {
+        let this = &mut *self;
+        let bytes = match &mut this.kind {
             Kind::Full(bytes) => std::mem::take(bytes),
-            Kind::Stream(stream) => ready!(stream.poll_chunk(cx)),
+            Kind::Stream(stream) => ready!(stream.poll_chunk(cx, this.request.as_ref())),
+            Kind::Chunks(chunks) => match ready!(chunks.poll_chunk(cx, this.request.as_ref())) {
+                Ok(bytes) => bytes,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            },
             Kind::Task(chunks) => ready!(chunks.poll_recv(cx)).unwrap_or_default(),
         };
         Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
@@ -184,14 +293,14 @@ impl Body for ReplyBody {
         match &self.kind {
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Stream(stream) => matches!(stream.state, State::Done),
-            Kind::Task(_) => false,
+            Kind::Chunks(_) | Kind::Task(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(_) | Kind::Task(_) => SizeHint::default(),
+            Kind::Stream(_) | Kind::Chunks(_) | Kind::Task(_) => SizeHint::default(),
         }
     }
 }
@@ -283,11 +392,11 @@ enum State {
 type Filled = (Box<Walk<JsonSink>>, Result<()>);
 
 impl EntryStream {
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>, request: Option<&Arc<Request>>) -> Poll<Bytes> {
         loop {
             match std::mem::replace(&mut self.state, State::Done) {
                 State::Done => return Poll::Ready(Bytes::new()),
-                State::Resting(walk) => self.state = State::Filling(fill(walk)),
+                State::Resting(walk) => self.state = State::Filling(fill(walk, request)),
                 State::Filling(mut job) => {
                     let Poll::Ready(finished) = Pin::new(&mut job).poll(cx) else {
                         self.state = State::Filling(job);
@@ -310,7 +419,7 @@ impl EntryStream {
                         Ok(()) if walk.is_done() => push_end(&mut chunk, &walk),
                         Ok(()) => {
                             walk.sink.out = Vec::with_capacity(CHUNK_BYTES + 4096);
-                            self.state = State::Filling(fill(walk));
+                            self.state = State::Filling(fill(walk, request));
                         }
                     }
                     return Poll::Ready(chunk.into());
@@ -320,10 +429,22 @@ impl EntryStream {
     }
 }
 
-fn fill(mut walk: Box<Walk<JsonSink>>) -> JoinHandle<Filled> {
-    tokio::task::spawn_blocking(move || {
+fn fill(mut walk: Box<Walk<JsonSink>>, request: Option<&Arc<Request>>) -> JoinHandle<Filled> {
+    spawn_counted(request, move || {
         let outcome = walk.fill(CHUNK_BYTES);
         (walk, outcome)
+    })
+}
+
+/// Runs `work` on a thread that may wait, as time of the request.
+pub(crate) fn spawn_counted<T: Send + 'static>(
+    request: Option<&Arc<Request>>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let request = request.cloned();
+    tokio::task::spawn_blocking(move || match request {
+        Some(request) => request.working(work),
+        None => work(),
     })
 }
 

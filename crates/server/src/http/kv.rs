@@ -6,9 +6,8 @@ use firn_api::http::{KV_CONSISTENCY, KV_EXPIRES_AT};
 use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
-use hyper::body::Incoming;
 
-use crate::http::body::{ReplyBody, receive};
+use crate::http::body::{ReplyBody, Upload, receive};
 use crate::http::query::Params;
 use crate::http::{Door, Reply, empty, key_of, written};
 use crate::service::checked_expiry;
@@ -66,7 +65,7 @@ pub(crate) async fn put(
     ns: &str,
     raw: &str,
     parts: &Parts,
-    body: &mut Incoming,
+    body: &mut Upload,
 ) -> Result<Reply> {
     let known = ["ttl", "expires_at", "durability", "key_enc"];
     let params = Params::parse(parts.uri.query(), &known)?;
@@ -82,10 +81,10 @@ pub(crate) async fn put(
     crate::service::limits::key(door.service.limits(), &key)?;
     let limit = door.service.limits().value_bytes;
     let (code, name) = (Code::ValueTooLarge, "limits.value_bytes");
-    let value = receive(&door.service, body, door.body_timeout, code, name, limit).await?;
+    let mut value = receive(&door.service, body, door.body_timeout, code, name, limit).await?;
     let write = Write {
         key,
-        value: Some(value.bytes.clone()),
+        value: Some(value.take()),
         expires_at_ms,
         condition,
         durability,

@@ -12,9 +12,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::connection::Activity;
+use crate::dialect::{Dialect, Numbers, Session, Speaker};
 use crate::http::Door;
 use crate::metrics::Metrics;
-use crate::service::{Parts, Service};
+use crate::service::{DEFAULT_NAMESPACE, Parts, Service};
 
 /// Memory for a database behind it.
 pub const MEMORY_BYTES: usize = 8 << 20;
@@ -23,7 +24,10 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// A door that answers one connection after the other.
 #[derive(Debug)]
-pub struct Loopback(Arc<Door>);
+pub struct Loopback {
+    door: Arc<Door>,
+    speaker: Option<Arc<Speaker>>,
+}
 
 impl Loopback {
     /// Before this database, with small limits.
@@ -44,7 +48,7 @@ impl Loopback {
             checkpoint_dir: "/checkpoints".into(),
         };
         let service = Service::new(db, parts);
-        Self(Arc::new(Door {
+        let door = Arc::new(Door {
             metrics: Metrics::new(service.clone()),
             service,
             body_timeout: PACE,
@@ -52,18 +56,44 @@ impl Loopback {
             // Seeds and their mutations name any host.
             local: false,
             started: env.clock.monotonic(),
-        }))
+        });
+        let speaker = None;
+        Self { door, speaker }
+    }
+
+    /// The same, speaking a dialect.
+    #[must_use]
+    pub fn speaking(self, dialect: Dialect) -> Self {
+        let (door, numbers) = (Arc::clone(&self.door), Numbers::default());
+        let speaker = Speaker::new(door, dialect, DEFAULT_NAMESPACE.into(), numbers);
+        Self {
+            speaker: Some(Arc::new(speaker)),
+            ..self
+        }
+    }
+
+    /// The door itself.
+    pub(crate) fn door(&self) -> Arc<Door> {
+        Arc::clone(&self.door)
     }
 
     /// What a client reads that sends these bytes and then no more.
     pub async fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
         let (client, server) = tokio::io::duplex(BUFFER_BYTES);
         let (mut from, mut to) = tokio::io::split(client);
-        let door = Arc::clone(&self.0);
+        let (door, speaker) = (Arc::clone(&self.door), self.speaker.clone());
+        let session = Arc::new(Session::default());
         let activity = Arc::new(Activity::default());
         let service = service_fn(move |request| {
             let (door, activity) = (Arc::clone(&door), Arc::clone(&activity));
-            async move { Ok::<_, std::convert::Infallible>(door.handle(request, activity).await) }
+            let (speaker, session) = (speaker.clone(), Arc::clone(&session));
+            async move {
+                let reply = match speaker {
+                    None => door.handle(request, activity).await,
+                    Some(speaker) => speaker.handle(request, activity, &session).await,
+                };
+                Ok::<_, std::convert::Infallible>(reply)
+            }
         });
         let mut builder = http1::Builder::new();
         builder.half_close(true).header_read_timeout(None);

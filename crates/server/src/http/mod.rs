@@ -10,6 +10,7 @@
 mod admin;
 mod batch;
 pub mod body;
+pub(crate) mod coding;
 pub(crate) mod kv;
 #[doc(hidden)]
 pub mod loopback;
@@ -18,7 +19,7 @@ pub(crate) mod origin;
 pub(crate) mod problem;
 mod query;
 mod range;
-mod rate;
+pub(crate) mod rate;
 pub(crate) mod request;
 mod route;
 mod watch;
@@ -29,20 +30,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use firn_api::code::Code;
-use firn_api::http::{KV_DURABILITY, KV_VERSION, StatsReply};
+use firn_api::http::{KV_DURABILITY, KV_VERSION, Object, StatsReply};
 use firn_api::text;
 use firn_engine::Durability;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, Version};
-use http_body::Body as _;
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::connection::Activity;
 use crate::health;
-use crate::http::body::{ReplyBody, drain, receive};
+use crate::http::body::{Received, ReplyBody, Upload, drain, receive};
 use crate::http::query::Params;
 use crate::http::request::Request;
 use crate::http::route::Target;
@@ -71,7 +71,9 @@ impl Door {
         request: http::Request<Incoming>,
         activity: Arc<Activity>,
     ) -> Reply {
-        let (parts, mut body) = request.into_parts();
+        let (parts, body) = request.into_parts();
+        let mut body = Upload::from(body);
+        activity.sized(body.is_sized());
         let (service, metrics) = (self.service.clone(), Arc::clone(&self.metrics));
         let (slow, client) = (self.slow_request, activity.client());
         let running = Request::begin(service, metrics, activity, "http", slow, parts.uri.clone());
@@ -80,6 +82,13 @@ impl Door {
             Ok(()) => self.dispatch(&parts, &mut body, &running).await,
             Err(refused) => Err(refused),
         };
+        let answer = answer.and_then(|mut reply| {
+            // hyper leaves the body of such a reply out.
+            if parts.method != Method::HEAD {
+                reply.body_mut().reserve(&self.service)?;
+            }
+            Ok(reply)
+        });
         let (mut reply, code) = match answer {
             Ok(reply) => (reply, "ok"),
             Err(error) => {
@@ -104,6 +113,8 @@ impl Door {
         if let Some(allowance) = allowance {
             rate::describe(allowance, self.service.limits(), reply.headers_mut());
         }
+        running.waited(body.waited());
+        running.answered();
         // A stream of HTTP/2 ends without harm to the others of its connection.
         if parts.version < Version::HTTP_2 && !settle(&parts, &mut body, code).await {
             let close = HeaderValue::from_static("close");
@@ -124,12 +135,8 @@ impl Door {
         Ok(stats)
     }
 
-    async fn dispatch(
-        &self,
-        parts: &Parts,
-        body: &mut Incoming,
-        running: &Request,
-    ) -> Result<Reply> {
+    async fn dispatch(&self, parts: &Parts, body: &mut Upload, running: &Request) -> Result<Reply> {
+        coding::check(parts)?;
         origin::check(parts, self.local)?;
         let path = parts.uri.path();
         let Some(target) = Target::parse(path) else {
@@ -262,11 +269,14 @@ impl Door {
     }
 
     /// Reads and parses a JSON body.
-    async fn json_body<T: DeserializeOwned>(&self, body: &mut Incoming) -> Result<T> {
+    /// What it holds keeps the body's place in the memory that is reserved.
+    async fn json_body<T: DeserializeOwned>(&self, body: &mut Upload) -> Result<(T, Received)> {
         let limit = self.service.limits().body_bytes;
         let (code, name) = (Code::BodyTooLarge, "limits.body_bytes");
-        let received = receive(&self.service, body, self.body_timeout, code, name, limit).await?;
-        serde_json::from_slice(&received.bytes).map_err(|e| {
+        let pace = self.body_timeout;
+        let mut received = receive(&self.service, body, pace, code, name, limit).await?;
+        let parsed = serde_json::from_slice::<Object<T>>(&received.take());
+        parsed.map(|object| (object.0, received)).map_err(|e| {
             Error::new(
                 Code::InvalidJson,
                 format!("the body is not what this route takes: {e}"),
@@ -277,8 +287,11 @@ impl Door {
 
 /// Gets rid of what nobody wanted of a request's body, so that the client comes to read the answer
 /// instead of finding the connection reset; `false` if the connection cannot be used any more.
-async fn settle(parts: &Parts, body: &mut Incoming, code: &str) -> bool {
-    if body.is_end_stream() {
+pub(crate) async fn settle(parts: &Parts, body: &mut Upload, code: &str) -> bool {
+    if coding::check(parts).is_err() {
+        return false;
+    }
+    if body.is_end() {
         return true;
     }
     let gone = [

@@ -26,6 +26,9 @@ struct Outcome {
     op: &'static str,
     code: &'static str,
     lasting: bool,
+    waited: Duration,
+    /// How long the server worked on it, once its reply began.
+    worked: Option<Duration>,
 }
 
 impl std::fmt::Debug for Request {
@@ -51,6 +54,8 @@ impl Request {
             op: "other",
             code: "cancelled",
             lasting: false,
+            waited: Duration::ZERO,
+            worked: None,
         };
         Arc::new(Self {
             service,
@@ -77,6 +82,34 @@ impl Request {
         self.lock().lasting = true;
     }
 
+    /// The reply begins. What comes now takes as long as the client likes, and is counted only where
+    /// the server works for it ([`Request::working`]).
+    pub(crate) fn answered(&self) {
+        let took = self.now().saturating_sub(self.begin);
+        let mut outcome = self.lock();
+        outcome.worked = Some(took.saturating_sub(outcome.waited));
+    }
+
+    /// So much of the time until now was spent with waiting for the client.
+    pub(crate) fn waited(&self, time: Duration) {
+        self.lock().waited += time;
+    }
+
+    /// Runs `work` for the rest of the reply, and counts its time.
+    pub(crate) fn working<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begin = self.now();
+        let done = work();
+        let took = self.now().saturating_sub(begin);
+        if let Some(worked) = &mut self.lock().worked {
+            *worked += took;
+        }
+        done
+    }
+
+    fn now(&self) -> Duration {
+        self.service.clock().monotonic()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Outcome> {
         self.outcome
             .lock()
@@ -86,8 +119,14 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let took = self.service.clock().monotonic().saturating_sub(self.begin);
-        let Outcome { op, code, lasting } = *self.lock();
+        let Outcome {
+            op,
+            code,
+            lasting,
+            worked,
+            ..
+        } = *self.lock();
+        let took = worked.unwrap_or_else(|| self.now().saturating_sub(self.begin));
         self.metrics.request(self.proto, op, code, took);
         self.metrics.in_flight.dec();
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

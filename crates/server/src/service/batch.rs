@@ -8,7 +8,7 @@ use firn_engine::{Namespace, WriteBatch};
 use crate::service::error::{Error, Result};
 use crate::service::kv::Condition;
 use crate::service::scan::Range;
-use crate::service::{Cost, Service, limits};
+use crate::service::{Cost, OPERATION_BYTES, Service, limits};
 
 /// What an operation does.
 #[derive(Clone, Debug)]
@@ -106,7 +106,8 @@ impl Service {
         };
         let outcome = self
             .commit(cost, durability, move || {
-                let mut batch = WriteBatch::new();
+                let all = bytes + resolved.len() * OPERATION_BYTES;
+                let mut batch = WriteBatch::with_capacity(all);
                 for (index, (op, namespace)) in resolved.iter().enumerate() {
                     op.add_to(&mut batch, namespace).map_err(|e| e.at(index))?;
                 }

@@ -7,7 +7,7 @@ use firn_engine::key::SeqNo;
 use firn_engine::{Condition as EngineCondition, Entry, Namespace, WriteBatch};
 
 use crate::service::error::{Error, Result};
-use crate::service::{Cost, Service, limits};
+use crate::service::{Cost, OPERATION_BYTES, Service, limits};
 
 /// What must hold for a write to happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ impl Service {
         let durability = write.durability;
         let commit = self
             .commit(cost, durability, move || {
-                let mut batch = WriteBatch::new();
+                let mut batch = WriteBatch::with_capacity(bytes + OPERATION_BYTES);
                 if let Some(condition) = write.condition {
                     batch.require(&namespace, &write.key, condition.to_engine())?;
                 }

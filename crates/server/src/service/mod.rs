@@ -49,6 +49,10 @@ use crate::service::watch::Watches;
 pub const DEFAULT_NAMESPACE: &str = "default";
 /// Batches up to this many bytes are encoded on the worker.
 pub const INLINE_WRITE_BYTES: usize = 128 << 10;
+/// What an operation takes in a batch beside its key and value, at most.
+const OPERATION_BYTES: usize = 24;
+/// Replies from this size on are counted among the bytes in flight.
+const COUNTED_REPLY_BYTES: usize = 64 << 10;
 /// Point reads stay on the worker while they take no longer than this on average.
 const INLINE_READ: Duration = Duration::from_micros(30);
 
@@ -199,7 +203,7 @@ impl Service {
         let _ = draining.wait_for(|draining| *draining).await;
     }
 
-    /// Takes `bytes` of the memory that request bodies may hold.
+    /// Takes `bytes` of the memory that request bodies and large replies may hold.
     ///
     /// # Errors
     /// Overloaded, if it is all taken.
@@ -209,8 +213,7 @@ impl Service {
             .try_acquire_many_owned(amount)
             .map_err(|_| {
                 let limit = self.inner.parts.limits.inflight_bytes;
-                let detail =
-                    format!("request bodies in flight take limits.inflight_bytes ({limit})");
+                let detail = format!("requests in flight take limits.inflight_bytes ({limit})");
                 Error {
                     limit: Some(limit),
                     ..Error::overloaded(detail, 1_000)
@@ -218,11 +221,25 @@ impl Service {
             })
     }
 
+    /// The same for a reply until it is sent; `None` for one so small that connections are the limit.
+    /// A value that is larger than all of it, because the limit was lowered since, can still be read
+    /// when nothing else is in flight.
+    ///
+    /// # Errors
+    /// Overloaded, if it is all taken.
+    pub fn reserve_reply(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>> {
+        if bytes < COUNTED_REPLY_BYTES {
+            return Ok(None);
+        }
+        let all = usize::try_from(self.inner.parts.limits.inflight_bytes).unwrap_or(usize::MAX);
+        self.reserve_body(bytes.min(all)).map(Some)
+    }
+
     pub(crate) fn rate(&self) -> Option<&Rate> {
         self.inner.rate.as_ref()
     }
 
-    /// Bytes of request bodies in memory now.
+    /// Bytes of request bodies and large replies in memory now.
     pub fn inflight_bytes(&self) -> u64 {
         let limit = self.inner.parts.limits.inflight_bytes;
         limit.saturating_sub(self.inner.inflight.available_permits() as u64)
@@ -258,36 +275,49 @@ impl Service {
     }
 
     /// Submits what `build` makes until the engine takes it, and waits for the acknowledgement.
-    /// `build` runs again for each attempt. If this future is dropped the write may still happen.
+    /// `build` runs once, and what it holds is freed then: the batch has a copy of it. If this future
+    /// is dropped the write may still happen.
     async fn commit<F>(&self, cost: Cost, durability: Durability, build: F) -> Result<Commit>
     where
-        F: Fn() -> Result<WriteBatch> + Send + Sync + 'static,
+        F: FnOnce() -> Result<WriteBatch> + Send + 'static,
     {
         // The engine never sleeps on our worker: it says how long, and we wait here.
         let options = WriteOptions {
             durability,
             max_delay: Some(Duration::ZERO),
         };
-        let attempt = move |service: &Self| -> Result<_> {
+        let attempt = move |service: &Self, batch: &mut WriteBatch| -> Result<_> {
             let (acknowledge, acknowledged) = oneshot::channel();
-            let ticket = service.inner.db.submit(build()?, &options)?;
+            let ticket = service.inner.db.submit_reusing(batch, &options)?;
             ticket.on_ack(Box::new(move |outcome| {
                 // A client that went away does not wait for it.
                 let _ = acknowledge.send(outcome);
             }));
             Ok(acknowledged)
         };
-        let attempt = Arc::new(attempt);
+        let inline = cost.bytes <= INLINE_WRITE_BYTES && !cost.reads;
+        let mut batch = match cost.bytes <= INLINE_WRITE_BYTES {
+            true => build()?,
+            false => self.blocking(build).await?,
+        };
         let deadline = self.clock().monotonic() + self.inner.parts.write_delay;
         loop {
-            let submitted = if cost.bytes <= INLINE_WRITE_BYTES && !cost.reads {
-                attempt(self)
+            let submitted = if inline {
+                attempt(self, &mut batch)
             } else {
-                let (service, attempt) = (self.clone(), Arc::clone(&attempt));
-                self.blocking(move || attempt(&service)).await
+                let service = self.clone();
+                let work = move || {
+                    let submitted = attempt(&service, &mut batch);
+                    Ok((submitted, batch))
+                };
+                let (submitted, back) = self.blocking(work).await?;
+                batch = back;
+                submitted
             };
             let refused = match submitted {
                 Ok(acknowledged) => {
+                    // It is in the log and the memtable now.
+                    drop(batch);
                     return match acknowledged.await {
                         Ok(Ok(commit)) => Ok(commit),
                         // It was submitted: nobody can say that nothing was written.

@@ -60,6 +60,13 @@ impl Service {
         if name.is_empty() {
             return Err(Error::invalid("the name of a namespace cannot be empty"));
         }
+        // They would break every listing and log line that shows the name.
+        if let Some((at, c)) = name.char_indices().find(|(_, c)| c.is_control()) {
+            let c = c.escape_unicode();
+            return Err(Error::invalid(format!(
+                "the name of a namespace cannot hold control characters, as {c} at offset {at}"
+            )));
+        }
         let (service, name) = (self.clone(), name.to_owned());
         self.blocking(move || match service.inner.db.create_namespace(&name) {
             Ok(_) => Ok(true),

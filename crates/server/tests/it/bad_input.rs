@@ -560,3 +560,184 @@ async fn a_server_for_others_answers_to_any_name() {
     let get = b"GET /livez HTTP/1.1\r\nhost: store.example\r\nconnection: close\r\n\r\n";
     assert_eq!(server.raw(get).await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_namespaces_can_be_shown() {
+    let server = Running::start().await;
+    for name in ["a%00", "%0A", "x%1B[2J", "%C2%85", "a%7Fb"] {
+        let reply = server.put(&format!("/v1/ns/{name}"), b"").await;
+        let problem = reply.problem(400, "invalid_argument");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("control characters, as \\u{"), "{detail}");
+    }
+    assert_eq!(server.put("/v1/ns/%C3%A9%20x", b"").await.status, 201);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arrays_are_no_objects() {
+    let server = Running::start().await;
+    for (target, body) in [
+        ("/v1/batch", "[]"),
+        ("/v1/batch", "[[]]"),
+        ("/v1/batch", "{\"ops\":[[\"put\",null,\"k\",null,\"v\"]]}"),
+        ("/v1/mget", "[]"),
+        ("/v1/mget", "[[\"k\"]]"),
+        ("/v1/mget", "{\"keys\":[[\"aw==\"]]}"),
+        ("/v1/admin/checkpoint", "[]"),
+        ("/v1/admin/checkpoint", "[\"name\"]"),
+        ("/v1/admin/checkpoint", "null"),
+    ] {
+        let reply = server.send("POST", target, &[], body.as_bytes()).await;
+        reply.problem(400, "invalid_json");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_in_other_codings_are_refused() {
+    let server = Running::start_with(|config| {
+        config.dialect = vec![firn_server::dialect::Listen {
+            speech: firn_server::dialect::Speech::parse("v1-raw").unwrap(),
+            address: "127.0.0.1:0".into(),
+        }];
+    })
+    .await;
+    let body = "5\r\nabcde\r\n0\r\n\r\n";
+    for coding in [
+        "gzip, chunked",
+        "chunked, chunked",
+        "gzip\r\ntransfer-encoding: chunked",
+    ] {
+        for (address, path) in [
+            (server.address, "/v1/keys/k"),
+            (server.dialects[0], "/v1/k"),
+        ] {
+            let request = format!(
+                "PUT {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: {coding}\r\n\r\n{body}"
+            );
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let reply = read_reply(&mut stream).await;
+            // hyper refuses some of it by itself.
+            assert_eq!(reply.status, 400, "{coding}: {reply:?}");
+            assert_eq!(reply.header("connection"), Some("close"), "{coding}");
+        }
+    }
+    assert_eq!(server.get("/v1/keys/k").await.status, 404);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_beginning_of_a_next_head_has_the_time_of_a_head() {
+    let server = Running::start_with(|config| {
+        config.header_timeout = Duration::from_millis(50);
+        config.idle_timeout = Duration::from_secs(600);
+    })
+    .await;
+    let mut stream = server.connect().await;
+    let both = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\nGET /v1/keys/a HTTP/1.1\r\nho";
+    stream.write_all(both).await.unwrap();
+    let mut all = Vec::new();
+    let reading = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut all);
+    let ended = tokio::time::timeout(Duration::from_secs(60), reading).await;
+    ended.expect("not as long as an idle connection").unwrap();
+    let text = String::from_utf8_lossy(&all);
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    assert!(text.contains("HTTP/1.1 408 "), "{text}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_replies_are_counted_until_they_are_sent() {
+    let server = Running::start().await;
+    let value = vec![b'v'; 100_000];
+    assert_eq!(server.put("/v1/keys/large", &value).await.status, 204);
+    assert_eq!(server.put("/v1/keys/small", b"x").await.status, 204);
+    let all = usize::try_from(server.service.limits().inflight_bytes).unwrap();
+    let taken = server.service.reserve_body(all - 99_999).unwrap();
+    let refused = server.get("/v1/keys/large").await;
+    let problem = refused.problem(503, "overloaded");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("limits.inflight_bytes"), "{detail}");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(server.get("/v1/keys/small").await.text(), "x");
+    let head = server.send("HEAD", "/v1/keys/large", &[], b"").await;
+    assert_eq!(head.status, 200);
+    drop(taken);
+    assert_eq!(server.get("/v1/keys/large").await.body, value);
+    server.stop().await;
+}
+
+/// What a client takes its time for is not the server's.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_clients_are_no_slow_requests() {
+    let clock = std::sync::Arc::new(firn_io::clock::ManualClock::new(1_700_000_000_000));
+    let env = firn_io::Env {
+        clock: clock.clone(),
+        ..firn_io::Env::os(2)
+    };
+    let server = Running::start_by(env, tempfile::tempdir().unwrap(), |_| {}).await;
+    let mut stream = server.connect().await;
+    let head = b"PUT /v1/keys/k HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 4\r\n\r\nab";
+    stream.write_all(head).await.unwrap();
+    while server.service.inflight_bytes() < 2 {
+        tokio::task::yield_now().await;
+    }
+    clock.advance(Duration::from_secs(100));
+    stream.write_all(b"cd").await.unwrap();
+    assert_eq!(read_reply(&mut stream).await.status, 204);
+    let line = "firn_request_duration_seconds_count{proto=\"http\",op=\"put\"} 1\n";
+    let page = loop {
+        let page = server.get("/metrics").await.text().to_owned();
+        if page.contains(line) {
+            break page;
+        }
+    };
+    let sum = "firn_request_duration_seconds_sum{proto=\"http\",op=\"put\"} ";
+    let sum = page
+        .lines()
+        .find_map(|line| line.strip_prefix(sum))
+        .unwrap();
+    assert!(sum.parse::<f64>().unwrap() < 1.0, "{sum}");
+    server.stop().await;
+}
+
+/// Requests that a client sends without waiting are answered in their order; those that the server did
+/// not read yet cost it nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_sent_ahead_wait_their_turn() {
+    let server = Running::start_with(|config| config.header_bytes = 8 << 10).await;
+    for i in 0..10 {
+        let value = i.to_string();
+        server.put(&format!("/v1/keys/{i}"), value.as_bytes()).await;
+    }
+    let mut stream = server.connect().await;
+    let (mut from, mut to) = stream.split();
+    let send = async {
+        for i in 0..5_000 {
+            let last = if i == 4_999 {
+                "connection: close\r\n"
+            } else {
+                ""
+            };
+            let key = i % 10;
+            let request = format!("GET /v1/keys/{key} HTTP/1.1\r\nhost: localhost\r\n{last}\r\n");
+            to.write_all(request.as_bytes()).await.unwrap();
+        }
+    };
+    let mut all = Vec::new();
+    let receive = tokio::io::AsyncReadExt::read_to_end(&mut from, &mut all);
+    let ((), received) = tokio::join!(send, receive);
+    received.unwrap();
+    let text = String::from_utf8(all).unwrap();
+    let replies: Vec<_> = text.split("HTTP/1.1 200 OK\r\n").skip(1).collect();
+    assert_eq!(replies.len(), 5_000);
+    for (i, reply) in replies.iter().enumerate() {
+        assert!(
+            reply.ends_with(&format!("\r\n\r\n{}", i % 10)),
+            "{i}: {reply}"
+        );
+    }
+    server.stop().await;
+}

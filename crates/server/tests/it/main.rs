@@ -8,6 +8,7 @@
 mod bad_input;
 mod batch;
 mod client;
+mod dialects;
 mod fuzz;
 mod grpc;
 mod grpc_limits;

@@ -76,3 +76,21 @@ async fn without_a_rate_nothing_is_said_of_it() {
     }
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dialects_are_limited_too_and_health_is_not() {
+    let server = Running::start_with(|config| {
+        config.http_dialect = firn_server::dialect::Speech::parse("put-read").unwrap();
+        config.limits.rate = 1;
+        config.limits.rate_burst = 2;
+    })
+    .await;
+    for _ in 0..2 {
+        assert_eq!(server.get("/read?key=a").await.status, 404);
+    }
+    let refused = server.get("/read?key=a").await;
+    refused.problem(429, "rate_limited");
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(server.get("/health-check").await.status, 200);
+    server.stop().await;
+}

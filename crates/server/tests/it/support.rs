@@ -7,6 +7,7 @@ use firn_client::Client;
 use firn_io::Env;
 use firn_server::config::Config;
 use firn_server::serve::{ServeError, Server};
+use firn_server::service::Service;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,6 +19,9 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) resp: Option<SocketAddr>,
     pub(crate) client: Client,
+    /// Where the listeners of `dialect` are.
+    pub(crate) dialects: Vec<SocketAddr>,
+    pub(crate) service: Service,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<Result<(), ServeError>>,
     pub(crate) dir: tempfile::TempDir,
@@ -52,6 +56,7 @@ impl Running {
         change(&mut config);
         let server = Server::start_in(env, config).await.unwrap();
         let (address, resp) = (server.http_addr(), server.resp_addr());
+        let (dialects, service) = (server.dialect_addrs(), server.service().clone());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
             let _ = stopped.await;
@@ -61,6 +66,8 @@ impl Running {
             address,
             resp,
             client,
+            dialects,
+            service,
             stop,
             ended,
             dir,
@@ -71,12 +78,13 @@ impl Running {
     pub(crate) async fn stop(self) -> tempfile::TempDir {
         let Self {
             client,
+            service,
             stop,
             ended,
             dir,
             ..
         } = self;
-        drop(client);
+        drop((client, service));
         stop.send(()).unwrap();
         ended.await.unwrap().unwrap();
         dir
