@@ -480,8 +480,7 @@ impl Machine {
         installed
     }
 
-    /// A number that two states have in common if they have the same keys, values, versions, expiries
-    /// and namespaces.
+    /// See [`content_hash`].
     pub(crate) fn content_hash(&self) -> Result<u64> {
         content_hash(&self.db())
     }
@@ -546,7 +545,8 @@ fn copy_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<
     Ok(to.0.sync_dir(to.1)?)
 }
 
-/// See [`Machine::content_hash`].
+/// A number that two databases have in common if they have the same keys, values, versions, expiries
+/// and namespaces. Reads everything.
 pub fn content_hash(db: &Db) -> Result<u64> {
     let mut hash = Xxh3::new();
     for namespace in db.namespaces() {
