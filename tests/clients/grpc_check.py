@@ -72,6 +72,49 @@ def refused(code, reason, action):
     sys.exit(f"FAILED: {reason}: it was accepted")
 
 
+def watch_it(rpc):
+    """Every change in order, from any version on; what cannot be watched is refused."""
+    codes = grpc.StatusCode
+    begun = rpc("KV", "Watch", all_namespaces=True, timeout=30)
+    first = next(begun).progress
+    rpc("Namespaces", "Create", name="w")
+    op = "BatchRequest.Op"
+    rpc("KV", "Batch", namespace="w", ops=[
+        rpc.message(op, put=rpc.message("BatchRequest.Put", key=b"a", value=b"\xff")),
+        rpc.message(op, delete=rpc.message("BatchRequest.Delete", key=b"b")),
+        rpc.message(op, delete_range=rpc.message("KeyRange", prefix=b"c")),
+    ])
+    rpc("Namespaces", "Drop", name="w")
+
+    def told(stream, count):
+        events = []
+        while len(events) < count:
+            message = next(stream)
+            events += message.events
+        check(message.progress >= events[-1].version, "progress")
+        stream.cancel()
+        return events
+
+    events = told(begun, 4)
+    kinds = [event.WhichOneof("change") for event in events]
+    check(kinds == ["put", "delete", "delete_range", "drop_namespace"], f"changes {kinds}")
+    check([e.version for e in events] == [first + n for n in range(1, 5)], "versions")
+    check([e.more for e in events] == [True, True, False, False], "batches")
+    check(events[0].put.value == b"\xff" and events[0].namespace == "w", "the put")
+    again = told(rpc("KV", "Watch", all_namespaces=True, from_version=first + 2), 3)
+    check(again == events[1:], "from a version on")
+    refused(codes.INVALID_ARGUMENT, "invalid_argument",
+            lambda: rpc("KV", "Watch", from_version=1 << 40))
+    refused(codes.NOT_FOUND, "namespace_not_found", lambda: rpc("KV", "Watch", namespace="w"))
+    waiting = rpc("KV", "Watch", timeout=0.3)
+    next(waiting)
+    try:
+        next(waiting)
+        sys.exit("FAILED: a watch outlived its deadline")
+    except grpc.RpcError as error:
+        check(error.code() == codes.DEADLINE_EXCEEDED, f"deadline: {error.code()}")
+
+
 def exercise(address):
     options = [("grpc.max_receive_message_length", 128 << 20)]
     with grpc.insecure_channel(address, options) as channel:
@@ -147,6 +190,7 @@ def exercise(address):
         rpc("KV", "DeleteRange", namespace="list", range=prefix)
         keys = [e.key for m in rpc("KV", "Range", namespace="list") for e in m.entries]
         check(len(keys) == 9_900, "delete_range")
+        watch_it(rpc)
         rpc("Admin", "Flush")
         rpc("Admin", "Compact", namespace="list")
         check(rpc("Admin", "Verify", timeout=60).clean, "verify")
@@ -171,11 +215,15 @@ def main():
                 health = health_pb2_grpc.HealthStub(channel)
                 watch = health.Watch(health_pb2.HealthCheckRequest())
                 next(watch)
+                feed = Rpc(channel)("KV", "Watch", timeout=None)
+                next(feed)
                 server.send_signal(signal.SIGTERM)
                 check(
                     [m.status for m in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING],
                     "the watch says that the server stops",
                 )
+                next(feed)
+                refused(grpc.StatusCode.UNAVAILABLE, "shutting_down", lambda: next(feed))
             check(server.wait(30) == 0, "it stops with 0")
         finally:
             if server.poll() is None:

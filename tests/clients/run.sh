@@ -54,11 +54,12 @@ fi
 
 if has node && has npm; then
     mkdir -p "$scratch/node"
-    (cd "$scratch/node" && npm install --silent --no-fund --no-audit ioredis@6.0.0 redis@6.3.1 >/dev/null 2>&1)
+    (cd "$scratch/node" && npm install --silent --no-fund --no-audit ioredis@6.0.0 redis@6.3.1 @valkey/valkey-glide@2.5.2 >/dev/null 2>&1)
     judge "ioredis" env NODE_PATH="$scratch/node/node_modules" node "$here/ioredis_client.js" "$port"
     judge "node-redis" env NODE_PATH="$scratch/node/node_modules" node "$here/node_redis_client.js" "$port"
+    judge "valkey-glide" env NODE_PATH="$scratch/node/node_modules" node "$here/glide_client.js" "$port"
 else
-    skipped "ioredis, node-redis" "no node or npm"
+    skipped "ioredis, node-redis, valkey-glide" "no node or npm"
 fi
 
 judge "redis-rs" env CARGO_TARGET_DIR="$scratch/rust" \

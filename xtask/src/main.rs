@@ -27,6 +27,13 @@ cargo xtask <word>
   proto           write the code of messages anew from proto/
   test [ARGS]     the tests
   grpc-client     the gRPC door with grpcio from PyPI (needs python3 and a network)
+  http-fuzz [--examples N]
+                  the HTTP door with schemathesis from PyPI (the same)
+  redis [--commands N] [--seed S]
+                  random commands here and on a redis-server, reply by reply (needs redis-server)
+  redis-clients [BINARY]
+                  the clients that people use, installed, each in a conversation (needs python3,
+                  node, redis-tools and a network; what is missing is skipped and named)
   crash [--points N] [--seed S]
                   cut the power at N file operations of random histories
   model [--seeds N] [--seed S]
@@ -57,7 +64,10 @@ fn main() -> ExitCode {
         Some("docs") => docs(),
         Some("proto") => proto(),
         Some("grpc-client") => grpc_client(),
+        Some("http-fuzz") => http_fuzz(rest),
         Some("test") => cargo("test", &["test"], rest),
+        Some("redis") => REDIS.run(rest),
+        Some("redis-clients") => redis_clients(rest),
         Some("crash") => CRASH.run(rest),
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
@@ -212,6 +222,16 @@ const KILL: Long = Long {
     ],
 };
 
+const REDIS: Long = Long {
+    name: "redis",
+    package: "firn-server",
+    filter: "resp_redis::",
+    settings: &[
+        ("--commands", "RESP_COMMANDS", Some("200000")),
+        ("--seed", "RESP_SEED", None),
+    ],
+};
+
 impl Long {
     fn run(&self, rest: &[String]) -> Result {
         let mut command = Command::new(program());
@@ -261,22 +281,50 @@ fn proto() -> Result {
     )
 }
 
-/// Python's packages stay below the target directory.
 fn grpc_client() -> Result {
     const PACKAGES: [&str; 3] = ["grpcio", "grpcio-reflection", "grpcio-health-checking"];
-    let home = target("grpc-client");
+    let mut script = Command::new(python("grpc-client", &PACKAGES)?);
+    cargo("build", &["build", "--package", "firn"], &[])?;
+    script.arg("tests/clients/grpc_check.py");
+    run("grpc-client", script.arg(target("debug/firn")))
+}
+
+fn http_fuzz(rest: &[String]) -> Result {
+    let examples = match rest {
+        [] => "200",
+        [flag, number] if flag == "--examples" && number.parse::<u32>().is_ok() => number,
+        _ => return Err("http-fuzz takes --examples N".into()),
+    };
+    let mut script = Command::new(python("http-fuzz", &["schemathesis"])?);
+    cargo("build", &["build", "--package", "firn"], &[])?;
+    script.arg("tests/clients/http_fuzz.py");
+    run("http-fuzz", script.arg(target("debug/firn")).arg(examples))
+}
+
+/// A Python with these packages, which stay below the target directory.
+fn python(name: &str, packages: &[&str]) -> std::result::Result<PathBuf, String> {
+    let home = target(name);
     let (python, made) = (home.join("bin/python3"), home.join("made"));
     if !made.exists() {
         let mut venv = Command::new("python3");
         run("python", venv.args(["-m", "venv"]).arg(&home))?;
         let pip = ["-m", "pip", "install", "--quiet"];
-        run("pip", Command::new(&python).args(pip).args(PACKAGES))?;
+        run("pip", Command::new(&python).args(pip).args(packages))?;
         fs::write(&made, "").map_err(|error| format!("{}: {error}", made.display()))?;
     }
-    cargo("build", &["build", "--package", "firn"], &[])?;
-    let mut script = Command::new(python);
-    script.arg("tests/clients/grpc_check.py");
-    run("grpc-client", script.arg(target("debug/firn")))
+    Ok(python)
+}
+
+/// The script installs below the target directory, and builds the server if no binary is given.
+fn redis_clients(rest: &[String]) -> Result {
+    let mut script = Command::new("sh");
+    run(
+        "redis-clients",
+        script
+            .arg("tests/clients/run.sh")
+            .args(rest)
+            .env("CLIENTS_DIR", target("clients")),
+    )
 }
 
 fn sanitize(rest: &[String]) -> Result {

@@ -114,6 +114,12 @@ impl Batch {
         self
     }
 
+    pub(crate) fn has_conditions(&self) -> bool {
+        self.ops
+            .iter()
+            .any(|op| op.if_absent || op.if_exists || op.if_version.is_some())
+    }
+
     pub(crate) fn into_body(self) -> BatchBody {
         BatchBody { ops: self.ops }
     }

@@ -1,6 +1,7 @@
 //! The same calls for threads that may wait. Not for use inside an asynchronous runtime.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use firn_api::http::{BatchReply, NamespaceBody, StatsReply, VerifyReply};
@@ -73,6 +74,15 @@ impl Client {
         }
     }
 
+    /// As [`client::Client::deadline`].
+    #[must_use]
+    pub fn deadline(&self, deadline: Duration) -> Self {
+        Self {
+            inner: self.inner.deadline(deadline),
+            runtime: Arc::clone(&self.runtime),
+        }
+    }
+
     waiting! {
         /// Reads a key.
         get(key: impl AsRef<[u8]>) -> Option<Entry>;
@@ -140,6 +150,14 @@ impl Watch {
     /// As [`watch::Watch::next_version`].
     pub fn next_version(&self) -> Option<u64> {
         self.inner.next_version()
+    }
+
+    /// As [`watch::Watch::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(&mut self) -> Result<u64> {
+        self.runtime.block_on(self.inner.begin())
     }
 }
 

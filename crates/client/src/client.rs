@@ -96,6 +96,7 @@ pub struct Builder {
     address: String,
     deadline: Duration,
     retries: u32,
+    repeat_writes: bool,
 }
 
 impl Builder {
@@ -111,12 +112,28 @@ impl Builder {
         Self { retries, ..self }
     }
 
+    /// Whether writes without conditions are repeated too when a connection broke and nobody knows
+    /// whether they happened. Then they may happen twice, the second time over what somebody else
+    /// wrote in between. Default: no.
+    #[must_use]
+    pub fn repeat_writes(self, repeat_writes: bool) -> Self {
+        Self {
+            repeat_writes,
+            ..self
+        }
+    }
+
     /// The client. Nothing is sent yet.
     ///
     /// # Errors
     /// If the address is none.
     pub fn build(self) -> Result<Client> {
-        let transport = Transport::new(&self.address, self.deadline, self.retries)?;
+        let transport = Transport::new(
+            &self.address,
+            self.deadline,
+            self.retries,
+            self.repeat_writes,
+        )?;
         Ok(Client {
             transport,
             namespace: "default".into(),
@@ -146,6 +163,7 @@ impl Client {
             address: address.into(),
             deadline: Duration::from_secs(30),
             retries: 4,
+            repeat_writes: false,
         }
     }
 
@@ -155,6 +173,15 @@ impl Client {
         Self {
             namespace: name.into(),
             ..self.clone()
+        }
+    }
+
+    /// The same connections, another deadline for every call.
+    #[must_use]
+    pub fn deadline(&self, deadline: Duration) -> Self {
+        Self {
+            transport: self.transport.with_deadline(deadline),
+            namespace: self.namespace.clone(),
         }
     }
 
@@ -240,6 +267,7 @@ impl Client {
             options.durability.map(|d| d.name().to_owned()),
         );
         let mut call = Call::new(Method::PUT, query.after(target));
+        call.absolute = options.condition.is_none();
         call.headers.extend(options.condition.map(condition_header));
         call.body = value;
         written(&self.transport.call(call).await?.headers)
@@ -273,6 +301,7 @@ impl Client {
             options.durability.map(|d| d.name().to_owned()),
         );
         let mut call = Call::new(Method::DELETE, query.after(target));
+        call.absolute = options.condition.is_none();
         call.headers.extend(options.condition.map(condition_header));
         written(&self.transport.call(call).await?.headers)
     }
@@ -319,6 +348,7 @@ impl Client {
         let mut query = Query::default();
         query.add("durability", durability.map(|d| d.name().to_owned()));
         let mut call = Call::new(Method::POST, query.after(self.target("batch")));
+        call.absolute = !batch.has_conditions();
         call.body = encode(&batch.into_body())?;
         self.json(call).await
     }

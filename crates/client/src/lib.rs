@@ -17,7 +17,7 @@
 //! server said that it did nothing (503 with `Retry-After`), or when no connection could be made.
 //! Reads are also repeated when a connection broke. Writes then are not: whether they happened is
 //! unknown, and the error says so ([`ErrorKind::Unknown`]). Make them conditional to repeat them
-//! safely.
+//! safely, or say with [`Builder::repeat_writes`] that an unconditional write may happen twice.
 //!
 //! | Module | Owns |
 //! |---|---|
@@ -26,6 +26,7 @@
 //! | [`scan`] | ranges, page by page |
 //! | [`watch`] | the changefeed, across reconnections |
 //! | [`error`] | what can go wrong |
+//! | [`stream`] | scans and watches as streams |
 //! | [`blocking`] | the same calls for threads |
 //! | `transport` | one call: connections, deadline, repetition |
 #![deny(missing_docs)]
@@ -35,6 +36,7 @@ pub mod blocking;
 pub mod client;
 pub mod error;
 pub mod scan;
+pub mod stream;
 mod transport;
 pub mod watch;
 

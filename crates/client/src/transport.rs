@@ -1,5 +1,6 @@
 //! One call: a request out, a reply in, within the deadline, repeated where that is safe.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ pub(crate) struct Transport {
     base: String,
     deadline: Duration,
     retries: u32,
+    repeat_writes: bool,
 }
 
 /// What to send.
@@ -35,6 +37,8 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
     /// Whether doing it twice is the same as once.
     pub(crate) repeatable: bool,
+    /// Whether it is a write that leaves the same behind when it is done twice, if nobody else writes.
+    pub(crate) absolute: bool,
 }
 
 impl Call {
@@ -46,6 +50,7 @@ impl Call {
             headers: Vec::new(),
             body: Bytes::new(),
             repeatable,
+            absolute: false,
         }
     }
 }
@@ -62,7 +67,12 @@ pub(crate) struct Answer {
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Transport {
-    pub(crate) fn new(base: &str, deadline: Duration, retries: u32) -> Result<Self> {
+    pub(crate) fn new(
+        base: &str,
+        deadline: Duration,
+        retries: u32,
+        repeat_writes: bool,
+    ) -> Result<Self> {
         let with_scheme = if base.contains("://") {
             base.to_owned()
         } else {
@@ -89,7 +99,15 @@ impl Transport {
             base: format!("http://{authority}"),
             deadline,
             retries,
+            repeat_writes,
         })
+    }
+
+    pub(crate) fn with_deadline(&self, deadline: Duration) -> Self {
+        Self {
+            deadline,
+            ..self.clone()
+        }
     }
 
     pub(crate) async fn call(&self, call: Call) -> Result<Answer> {
@@ -111,7 +129,10 @@ impl Transport {
             };
             let (again, wait) = match &failed.error.kind {
                 ErrorKind::Unreachable => (true, pause),
-                ErrorKind::Unknown => (call.repeatable, pause),
+                ErrorKind::Unknown => {
+                    let again = call.repeatable || call.absolute && self.repeat_writes;
+                    (again, pause)
+                }
                 // "Nothing was written": also writes may go again. A failed log does not heal.
                 ErrorKind::Api(_) if failed.error.code() != Some(Code::LogPoisoned) => (
                     failed.retry_after.is_some(),
@@ -122,7 +143,7 @@ impl Transport {
             if !again || left == 0 {
                 return Err(failed.error);
             }
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(scattered(wait)).await;
             pause = (pause * 2).min(Duration::from_secs(2));
         }
         // The loop runs at least once and returns in its last round.
@@ -182,6 +203,13 @@ impl Transport {
         }
         Err(failure(&parts, &body))
     }
+}
+
+/// Between the time and half of it more, so that those who were refused together do not come back
+/// together.
+pub(crate) fn scattered(time: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    time + time.mul_f64((random >> 32) as f64 / f64::from(u32::MAX) / 2.0)
 }
 
 async fn read(body: Incoming) -> std::result::Result<Bytes, Failed> {

@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 
 use crate::client::{Client, Query};
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Call, Failed, chain};
+use crate::transport::{Call, Failed, chain, scattered};
 
 /// How often the server is asked to send something, and how long nothing may come.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -168,6 +168,24 @@ impl Watch {
         self.next
     }
 
+    /// The first version that it will tell; a watch from now on asks the server for it. What is
+    /// committed once this has returned will be told: read the state after it, then follow.
+    ///
+    /// # Errors
+    /// As [`Watch::next`].
+    pub async fn begin(&mut self) -> Result<u64> {
+        loop {
+            if let Some(next) = self.next {
+                return Ok(next);
+            }
+            // Its first line says where it begins: no change comes before.
+            let advanced = self.advance().await;
+            if let Err(stop) = advanced {
+                self.stopped(stop).await?;
+            }
+        }
+    }
+
     /// The next change, waiting for it and connecting again as often as needed. It may be dropped
     /// and called again without losing anything.
     ///
@@ -181,20 +199,26 @@ impl Watch {
                 Ok(None) => continue,
                 Err(stop) => stop,
             };
-            self.body = None;
-            let failed = match stop {
-                Stop::Final(error) => return Err(error),
-                Stop::Again(failed) => failed,
-            };
-            if self.away >= self.options.patience {
-                (self.away, self.pause) = (Duration::ZERO, FIRST_PAUSE);
-                return Err(failed.error);
-            }
-            let pause = failed.retry_after.unwrap_or(self.pause).max(self.pause);
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-            self.away += pause;
-            tokio::time::sleep(pause).await;
+            self.stopped(stop).await?;
         }
+    }
+
+    /// Waits until it is time to connect again, if that makes sense.
+    async fn stopped(&mut self, stop: Stop) -> Result<()> {
+        self.body = None;
+        let failed = match stop {
+            Stop::Final(error) => return Err(error),
+            Stop::Again(failed) => failed,
+        };
+        if self.away >= self.options.patience {
+            (self.away, self.pause) = (Duration::ZERO, FIRST_PAUSE);
+            return Err(failed.error);
+        }
+        let pause = failed.retry_after.unwrap_or(self.pause).max(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.away += pause;
+        tokio::time::sleep(scattered(pause)).await;
+        Ok(())
     }
 
     /// Reads a line, or connects.

@@ -6,7 +6,9 @@
 //! way of a write. What the tail's readers have in common is the [`Ring`]: the newest records, read
 //! from the log once, by whoever needs them first, and shared by all who keep up. A reader that falls
 //! behind the ring reads the segments for itself; one that falls behind those is told that it is too
-//! old. So memory is bounded by the ring and one record per watch, and no writer ever waits.
+//! old. A large record is in memory once, however many watches are at it. So memory is bounded by the
+//! ring and one record per watch, all large ones together by the log that is kept, and no writer ever
+//! waits.
 //!
 //! **What is delivered** is the durable prefix of the log ([`Feed::durable`]). A record is durable
 //! only after every batch up to it was published, and a watch never sees a batch that power loss
@@ -34,8 +36,8 @@
 //! drop record, further on in the log.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use firn_io::codec;
@@ -166,6 +168,9 @@ impl Ring {
     }
 }
 
+/// Records from this size on are shared also by watches that do not read the ring.
+const LARGE_BYTES: usize = 64 << 10;
+
 /// Runs when a watch may find something new.
 pub type WakeFn = Box<dyn FnOnce() + Send>;
 
@@ -180,6 +185,8 @@ pub struct Feed {
     woken: Condvar,
     /// The shared tail, while somebody is near it.
     pub ring: Mutex<Option<Ring>>,
+    /// Large records that some watch holds, by their first number.
+    large: Mutex<BTreeMap<SeqNo, Weak<Committed>>>,
     /// [`Ring::first`], to be looked at without the lock.
     ring_first: AtomicU64,
     /// The number of the first operation of a segment, once known.
@@ -307,6 +314,22 @@ impl Feed {
             .map(|at| at.load(Ordering::Relaxed))
             .min();
         (positions.len() as u64, lowest.map(SeqNo))
+    }
+
+    /// The record that begins with this number, if it is large and somebody holds it.
+    pub fn large(&self, first: SeqNo) -> Option<Arc<Committed>> {
+        self.large.lock().get(&first)?.upgrade()
+    }
+
+    /// A record for all who come to it while somebody holds it, if it is large.
+    pub fn share(&self, record: Committed) -> Arc<Committed> {
+        let record = Arc::new(record);
+        if record.bytes() >= LARGE_BYTES {
+            let mut large = self.large.lock();
+            large.retain(|_, held| held.strong_count() > 0);
+            large.insert(record.first, Arc::downgrade(&record));
+        }
+        record
     }
 
     /// Bytes in the ring.

@@ -83,8 +83,8 @@ pub struct Options {
     /// memtables.
     pub log_bytes: Option<u64>,
     /// Bytes of log kept for the changefeed beyond what recovery needs, so that a watch can go on
-    /// where it was after a disconnect or a restart. Default: 64 MiB, eight segments at the default
-    /// memory. 0: what recovery needs and no more.
+    /// where it was after a disconnect or a restart. Default: 0, what recovery needs and no more;
+    /// the server's is 64 MiB.
     pub changefeed_bytes: u64,
     /// How long log is kept for the changefeed after it was filled, if the bytes allow it; looked
     /// at when memtables are flushed. Default: 10 minutes.
@@ -125,7 +125,7 @@ impl Default for Options {
             level_ratio: 10,
             log_segment_bytes: None,
             log_bytes: None,
-            changefeed_bytes: 64 << 20,
+            changefeed_bytes: 0,
             changefeed_age: Duration::from_secs(600),
             log_mapped: true,
             background_sync: Some(Duration::from_secs(1)),

@@ -18,8 +18,9 @@
 //! # What a watch is told
 //!
 //! * **Only what is durable**, whatever the durability that a write asked for: no power loss takes
-//!   back what a watch has seen. A write that was acknowledged as durable was offered to watches
-//!   before; a buffered one follows within [`crate::Options::background_sync`].
+//!   back what a watch has seen, nor the version that it begins after (the log is synced for that).
+//!   A write that was acknowledged as durable was offered to watches before; a buffered one follows
+//!   within [`crate::Options::background_sync`].
 //! * **What is told is published**: a read after it sees it.
 //! * **Batches whole, in order**, each operation with its version; [`WatchBatch::version`] is that of
 //!   the last operation. A range delete is one event; a put carries its expiry.
@@ -383,6 +384,11 @@ impl Watch {
             ));
         }
         let (next, at, behind) = core.locate(options.from)?;
+        if !behind && at > core.feed.durable() && core.poisoned.lock().is_none() {
+            // Where it begins must not be lost: versions would be given out again, and who comes
+            // back would never hear of them.
+            core.sync_log(core.log()?, at)?;
+        }
         let (id, position) = core.feed.enter(next);
         Ok(Self {
             core: Arc::clone(core),
@@ -469,6 +475,13 @@ impl Watch {
         self.core.feed.on_wake(self.id, self.seen, wake);
     }
 
+    /// Lets go of memory that only makes it quick, when it will not be asked for a while.
+    pub fn rest(&mut self) {
+        if let Some(tail) = &mut self.behind {
+            tail.rest();
+        }
+    }
+
     /// The record that holds the next operation, if it is durable.
     fn fetch(&mut self) -> Result<Option<Arc<Committed>>> {
         let core = &*self.core;
@@ -512,9 +525,14 @@ impl Watch {
                     oldest: header.first.0,
                 });
             }
-            return core
-                .committed(log, &record, header)
-                .map(|c| Some(Arc::new(c)));
+            let known = core.feed.large(header.first);
+            return match known {
+                Some(known) => Ok(Some(known)),
+                None => {
+                    let committed = core.committed(log, &record, header)?;
+                    Ok(Some(core.feed.share(committed)))
+                }
+            };
         }
     }
 }
@@ -717,7 +735,10 @@ impl Core {
                 oldest: header.first.0,
             });
         }
-        let record = Arc::new(self.committed(log, &record, header)?);
+        let record = match self.feed.large(header.first) {
+            Some(known) => known,
+            None => self.feed.share(self.committed(log, &record, header)?),
+        };
         let limit = RING_BYTES.min(self.settings.given.memory_bytes / 64);
         ring.push(Arc::clone(&record), limit);
         Ok(FromRing::Record(record))

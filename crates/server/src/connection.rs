@@ -152,7 +152,8 @@ pub struct Guarded {
     stream: TcpStream,
     activity: Arc<Activity>,
     pace: Pace,
-    /// The timer of reading, and the activity that it was set for.
+    /// The timer of reading, and the activity that it was set for. It goes on while requests are
+    /// served, since setting it aside costs more than the one wake-up.
     reading: Option<(u64, Pin<Box<Sleep>>)>,
     writing: Option<Pin<Box<Sleep>>>,
     /// Bytes that were read to learn the protocol, and are to be read again.
@@ -229,10 +230,7 @@ impl Guarded {
         let allowed = match now & PHASE {
             IDLE => self.pace.idle,
             HEAD => self.pace.header,
-            _ => {
-                self.reading = None;
-                return Poll::Pending;
-            }
+            _ => return Poll::Pending,
         };
         let deadline = || Instant::now() + allowed;
         let (set_for, timer) = self

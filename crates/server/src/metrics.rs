@@ -5,7 +5,7 @@
 //! never a namespace.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use firn_engine::Stats;
@@ -40,6 +40,8 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<OpLabels, Histogram, fn() -> Histogram>,
+    /// What of these was used, to be found without hashing.
+    known: RwLock<Vec<(RequestLabels, Counter, Histogram)>>,
     /// Requests that are being served.
     pub in_flight: Gauge,
     /// Open connections.
@@ -81,6 +83,7 @@ impl Metrics {
             registry,
             requests,
             durations,
+            known: RwLock::default(),
             in_flight,
             connections,
             refused_connections,
@@ -95,12 +98,27 @@ impl Metrics {
         code: &'static str,
         took: Duration,
     ) {
-        self.requests
-            .get_or_create(&RequestLabels { proto, op, code })
-            .inc();
-        self.durations
+        let labels = RequestLabels { proto, op, code };
+        let seconds = took.as_secs_f64();
+        {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, count, duration)) = known.iter().find(|row| row.0 == labels) {
+                count.inc();
+                duration.observe(seconds);
+                return;
+            }
+        }
+        let count = self.requests.get_or_create(&labels).clone();
+        let duration = self
+            .durations
             .get_or_create(&OpLabels { proto, op })
-            .observe(took.as_secs_f64());
+            .clone();
+        count.inc();
+        duration.observe(seconds);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.iter().all(|row| row.0 != labels) {
+            known.push((labels, count, duration));
+        }
     }
 
     /// The counter of requests with this outcome, for a door that counts many at a time.

@@ -310,10 +310,8 @@ impl Index {
         let Some((head, tail)) = key.split_at_checked(self.common.len()) else {
             return if key < &self.common[..] { 0 } else { n };
         };
-        match head.cmp(&self.common) {
-            std::cmp::Ordering::Less => return 0,
-            std::cmp::Ordering::Greater => return n,
-            std::cmp::Ordering::Equal => {}
+        if common_prefix(head, &self.common) < head.len() {
+            return if *head < self.common[..] { 0 } else { n };
         }
         let wanted = ordered_prefix(tail);
         // Of the entries below one, all before the last smaller one are smaller too.

@@ -459,17 +459,38 @@ impl<B> fmt::Debug for BlobState<B> {
 /// The files of one level, and an index of their ends for searching.
 ///
 /// All keys of the level's bounds share `common` bytes; `ends` holds for every file the eight bytes
-/// of its largest key after those, as an integer that orders like the bytes. A search touches this
-/// dense array and only among equal prefixes the keys themselves.
+/// of its largest key after those, as an integer that orders like the bytes, and `starts` those of its
+/// smallest. A search touches these dense arrays and only among equal prefixes the keys themselves.
 pub struct Level<T = ()> {
     files: Vec<Arc<LevelFile<T>>>,
     common: Box<[u8]>,
     ends: Box<[u64]>,
+    starts: Box<[u64]>,
     bytes: u64,
     has_range_tombstones: bool,
     sorted: bool,
 }
 
+/// Among so many files and fewer, those that end before a key are counted: without branches that the
+/// processor would guess wrong, that is faster than halving.
+const COUNTED: usize = 32;
+
+/// Orders two strings of the same length, which are usually equal and not long.
+#[inline]
+fn order_of_heads(a: &[u8], b: &[u8]) -> Ordering {
+    match (a.last_chunk::<8>(), b.last_chunk::<8>()) {
+        (Some(end_a), Some(end_b)) if a.len() <= 16 => {
+            let same_end = u64::from_le_bytes(*end_a) == u64::from_le_bytes(*end_b);
+            if same_end && prefix(a) == prefix(b) {
+                return Ordering::Equal;
+            }
+            a.cmp(b)
+        }
+        _ => a.cmp(b),
+    }
+}
+
+#[inline]
 fn prefix(bytes: &[u8]) -> u64 {
     match bytes.first_chunk::<8>() {
         Some(chunk) => u64::from_le_bytes(*chunk).swap_bytes(),
@@ -495,6 +516,7 @@ impl<T> Level<T> {
                 files,
                 common: [].into(),
                 ends: [].into(),
+                starts: [].into(),
                 bytes,
                 has_range_tombstones,
                 sorted: false,
@@ -509,14 +531,15 @@ impl<T> Level<T> {
             }
             _ => [].into(),
         };
-        let ends = files
-            .iter()
-            .map(|f| prefix(f.meta.largest.get(common.len()..).unwrap_or(&[])));
-        let ends = ends.collect();
+        let prefix_of = |key: &[u8]| prefix(key.get(common.len()..).unwrap_or(&[]));
+        let ends = files.iter().map(|f| prefix_of(&f.meta.largest)).collect();
+        let starts = files.iter().map(|f| prefix_of(&f.meta.smallest));
+        let starts = starts.collect();
         Self {
             files,
             common,
             ends,
+            starts,
             bytes,
             has_range_tombstones,
             sorted: true,
@@ -553,17 +576,41 @@ impl<T> Level<T> {
     /// The position of the first file that does not end before `key`. REQUIRES: not L0.
     #[inline]
     pub fn position(&self, key: &[u8]) -> usize {
+        match self.look_up(key) {
+            Ok((low, wanted)) => self.among_equal(low, wanted, key),
+            Err(outside) => outside,
+        }
+    }
+
+    /// How many files end before `key` by their prefixes, and the key's own prefix; or else the
+    /// position of a key that does not begin as all others do.
+    #[inline]
+    fn look_up(&self, key: &[u8]) -> Result<(usize, u64), usize> {
         debug_assert!(self.sorted || self.files.is_empty());
         let head = key.len().min(self.common.len());
-        match key[..head].cmp(&self.common[..head]) {
-            Ordering::Less => return 0,
-            Ordering::Greater => return self.files.len(),
+        match order_of_heads(&key[..head], &self.common[..head]) {
+            Ordering::Less => return Err(0),
+            Ordering::Greater => return Err(self.files.len()),
             // A key that ends inside the common bytes is before all of them, or equal to all.
-            Ordering::Equal if key.len() < self.common.len() => return 0,
+            Ordering::Equal if key.len() < self.common.len() => return Err(0),
             Ordering::Equal => {}
         }
         let wanted = prefix(&key[head..]);
-        let low = self.ends.partition_point(|&end| end < wanted);
+        let low = if self.ends.len() <= COUNTED {
+            self.ends.iter().filter(|&&end| end < wanted).count()
+        } else {
+            self.ends.partition_point(|&end| end < wanted)
+        };
+        Ok((low, wanted))
+    }
+
+    /// The position of the first file from `low` on that does not end before `key`, whose prefix is
+    /// `wanted`; no file from `low` on ends before it by its prefix.
+    #[inline]
+    fn among_equal(&self, low: usize, wanted: u64, key: &[u8]) -> usize {
+        if self.ends.get(low) != Some(&wanted) {
+            return low;
+        }
         let equal = self.ends[low..].partition_point(|&end| end == wanted);
         low + self.files[low..low + equal].partition_point(|f| f.meta.ends_before(key))
     }
@@ -571,8 +618,20 @@ impl<T> Level<T> {
     /// The one file whose range has `key`. REQUIRES: not L0.
     #[inline]
     pub fn find(&self, key: &[u8]) -> Option<&Arc<LevelFile<T>>> {
-        let file = self.files.get(self.position(key))?;
-        (file.meta.smallest[..] <= *key).then_some(file)
+        let (low, wanted) = match self.look_up(key) {
+            Ok(found) => found,
+            Err(outside) => {
+                let file = self.files.get(outside)?;
+                return (file.meta.smallest[..] <= *key).then_some(file);
+            }
+        };
+        let at = self.among_equal(low, wanted, key);
+        let file = self.files.get(at)?;
+        let starts = match self.starts[at].cmp(&wanted) {
+            Ordering::Equal => file.meta.smallest[..] <= *key,
+            order => order.is_lt(),
+        };
+        starts.then_some(file)
     }
 
     /// The positions of the files that overlap `range`. REQUIRES: not L0.

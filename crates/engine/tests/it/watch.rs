@@ -306,6 +306,64 @@ fn from_now_on_means_what_is_committed_later() {
     assert!(db.watch(WatchOptions::default().namespace("none")).is_err());
 }
 
+/// The version that a watch begins after is not given out again after a power loss, though the writes
+/// before it did not ask for a sync.
+#[test]
+fn where_a_watch_begins_survives_power_loss() {
+    let world = World::new(1);
+    let db = world.open(tiny()).unwrap();
+    let mut batch = WriteBatch::new();
+    batch.put(&db.default_namespace(), b"a", b"").unwrap();
+    db.write(batch, &WriteOptions::buffered()).unwrap();
+    let watch = db.watch(WatchOptions::default()).unwrap();
+    let next = watch.next_version();
+    assert_eq!(next, SeqNo(2));
+    let after = World::on(world.disk.crash(1, CrashMode::DropUnsynced), 2);
+    let db = after.open(tiny()).unwrap();
+    let mut resumed = db.watch(from(next.0)).unwrap();
+    assert_eq!(db.put(b"b", b"").unwrap(), next);
+    assert_eq!(all(&mut resumed).len(), 1);
+}
+
+/// Who rests in the middle of a large record does not keep it for itself, and goes on where it was.
+#[test]
+fn resting_watches_share_what_is_large() {
+    let world = World::new(1);
+    let db = world.open(kept()).unwrap();
+    for round in 0..3 {
+        let mut batch = WriteBatch::new();
+        for key in 0..100_u8 {
+            let ns = db.default_namespace();
+            batch.put(&ns, &[round, key], &[key; 1000]).unwrap();
+        }
+        db.write(batch, &WriteOptions::sync()).unwrap();
+    }
+    fill(&db, 20);
+    let mut watches: Vec<_> = (0..5).map(|_| db.watch(from(1)).unwrap()).collect();
+    let read = db.stats().counters.watch_records;
+    for _ in 0..3 {
+        let mut held = Vec::new();
+        for watch in &mut watches {
+            let Step::Batch(batch) = watch.step().unwrap() else {
+                panic!("there is more");
+            };
+            watch.rest();
+            held.push(batch);
+        }
+        assert!(held.iter().all(|batch| told(batch) == told(&held[0])));
+    }
+    assert_eq!(
+        db.stats().counters.watch_records - read,
+        3,
+        "copied once each"
+    );
+    let left: Vec<_> = watches.iter_mut().map(all).collect();
+    assert!(
+        left.iter()
+            .all(|events| events.len() == 400 && *events == left[0])
+    );
+}
+
 /// The middle of a batch is a place to go on from, too.
 #[test]
 fn a_watch_can_begin_inside_a_batch() {

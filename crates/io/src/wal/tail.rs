@@ -93,6 +93,11 @@ impl Tail {
         self.at
     }
 
+    /// Lets go of the buffer; what was in it and is wanted still is read again.
+    pub fn rest(&mut self) {
+        (self.buf, self.buf_len) = (Vec::new(), 0);
+    }
+
     /// The next record, if it ends at or before `limit`.
     ///
     /// # Errors
@@ -111,7 +116,7 @@ impl Tail {
 
     fn find(&mut self, log: &Log, limit: Lsn) -> Result<Option<Found>, TailError> {
         if self.buf.len() > KEPT_BYTES {
-            (self.buf, self.buf_len) = (Vec::new(), 0);
+            self.rest();
         }
         loop {
             let number = self.at.segment();

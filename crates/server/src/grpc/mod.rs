@@ -23,6 +23,7 @@ mod kv;
 pub mod loopback;
 mod range;
 mod status;
+mod watch;
 mod wire;
 
 /// The messages of `proto/`.
@@ -93,6 +94,7 @@ const METHODS: &[(&str, &str, Size)] = &[
     ("/firn.v1.KV/Batch", "batch", Size::Body),
     ("/firn.v1.KV/Range", "range", Size::Small),
     ("/firn.v1.KV/DeleteRange", "delete_range", Size::Small),
+    (watch::PATH, "watch", Size::Small),
     ("/firn.v1.Namespaces/List", "namespace", Size::Small),
     ("/firn.v1.Namespaces/Get", "namespace", Size::Small),
     ("/firn.v1.Namespaces/Create", "namespace", Size::Small),
@@ -194,7 +196,10 @@ impl GrpcDoor {
                 return Err(Error::new(Code::RouteNotFound, detail));
             };
             running.set_op(op);
-            if matches!(path, health::WATCH | REFLECTION_V1 | REFLECTION_V1ALPHA) {
+            if matches!(
+                path,
+                watch::PATH | health::WATCH | REFLECTION_V1 | REFLECTION_V1ALPHA
+            ) {
                 running.set_lasting();
             }
             origin::check(&parts, self.door.local)?;
@@ -297,6 +302,7 @@ impl GrpcDoor {
             "/firn.v1.KV/DeleteRange" => {
                 call.unary(|m| kv::delete_range(Arc::clone(door), m)).await
             }
+            watch::PATH => watch::call(Arc::clone(door), call).await,
             "/firn.v1.Namespaces/List" => call.unary(|m| admin::list(Arc::clone(door), m)).await,
             "/firn.v1.Namespaces/Get" => call.unary(|m| admin::info(Arc::clone(door), m)).await,
             "/firn.v1.Namespaces/Create" => {

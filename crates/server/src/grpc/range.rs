@@ -6,22 +6,20 @@
 //! costs is two chunks and a snapshot. When it goes away the walk goes too.
 
 use std::future::Future as _;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{BufMut as _, Bytes};
+use bytes::Bytes;
 use firn_api::code::Code;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use tokio::task::JoinHandle;
-use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::codegen::tokio_stream::Stream;
 use tonic::server::{Grpc, ServerStreamingService};
 use tonic::{Request as Call, Response as Answer, Status};
 
 use crate::grpc::proto::RangeRequest;
-use crate::grpc::wire::Wire;
+use crate::grpc::wire::Rendered;
 use crate::grpc::{Calling, Reply, kv, status};
 use crate::http::Door;
 use crate::http::body::spawn_counted;
@@ -47,7 +45,7 @@ pub(crate) async fn call(door: Arc<Door>, call: Calling<'_>) -> Reply {
         door,
         running: Arc::clone(call.running),
     };
-    Grpc::new(RangeCodec)
+    Grpc::new(Rendered::default())
         .max_decoding_message_size(usize::MAX)
         .server_streaming(method, call.request)
         .await
@@ -202,39 +200,6 @@ impl Stream for Chunks {
                 Poll::Ready(Some(Ok(chunk.into())))
             }
         }
-    }
-}
-
-/// Takes requests apart, and sends messages that are bytes already.
-#[derive(Clone, Copy, Debug)]
-struct RangeCodec;
-
-impl Codec for RangeCodec {
-    type Encode = Bytes;
-    type Decode = RangeRequest;
-    type Encoder = Rendered;
-    type Decoder = Wire<RangeRequest>;
-
-    fn encoder(&mut self) -> Rendered {
-        Rendered
-    }
-
-    fn decoder(&mut self) -> Wire<RangeRequest> {
-        Wire(PhantomData)
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Rendered;
-
-impl Encoder for Rendered {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> std::result::Result<(), Status> {
-        to.reserve(item.len());
-        to.put(item);
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::marker::PhantomData;
 
+use bytes::{BufMut as _, Bytes};
 use firn_api::code::Code;
 use prost::Message;
 use tonic::Status;
@@ -55,5 +56,41 @@ impl<M: Message + Default> Decoder for Wire<M> {
             let detail = format!("the message cannot be read: {e}");
             status::of(&Error::new(Code::InvalidEncoding, detail))
         })
+    }
+}
+
+/// Reads messages `M`, writes messages that are bytes already.
+#[derive(Debug)]
+pub(crate) struct Rendered<M>(PhantomData<fn() -> M>);
+
+impl<M> Default for Rendered<M> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<M: Message + Default + Send + 'static> Codec for Rendered<M> {
+    type Encode = Bytes;
+    type Decode = M;
+    type Encoder = Self;
+    type Decoder = Wire<M>;
+
+    fn encoder(&mut self) -> Self {
+        Self::default()
+    }
+
+    fn decoder(&mut self) -> Wire<M> {
+        Wire(PhantomData)
+    }
+}
+
+impl<M> Encoder for Rendered<M> {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(item.len());
+        to.put(item);
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use firn_api::code::Code;
 use firn_api::http::{KV_CONSISTENCY, KV_EXPIRES_AT};
+use firn_api::text;
 use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
@@ -127,8 +128,12 @@ pub(crate) async fn delete(door: &Door, ns: &str, raw: &str, parts: &Parts) -> R
 
 /// The entity tag of a version.
 pub(crate) fn etag(version: u64) -> HeaderValue {
+    let mut tag = Vec::with_capacity(22);
+    tag.push(b'"');
+    text::push_number(&mut tag, version);
+    tag.push(b'"');
     // Digits and quotes are valid in a header.
-    HeaderValue::from_str(&format!("\"{version}\"")).unwrap_or(HeaderValue::from_static("\"0\""))
+    HeaderValue::from_maybe_shared(Bytes::from(tag)).unwrap_or(HeaderValue::from_static("\"0\""))
 }
 
 /// Whether the client names this media type. That it accepts anything does not count.

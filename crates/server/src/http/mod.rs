@@ -199,6 +199,7 @@ impl Door {
 
     fn livez(&self, query: Option<&str>) -> Result<Reply> {
         let params = Params::parse(query, &["verbose", "exclude"])?;
+        check_excluded(&params)?;
         Ok(text_page(
             StatusCode::OK,
             health::page("livez", &[], params.flag("verbose")?),
@@ -207,14 +208,7 @@ impl Door {
 
     async fn readyz(&self, path: &str, query: Option<&str>) -> Result<Reply> {
         let params = Params::parse(query, &["verbose", "exclude"])?;
-        for name in params.all("exclude") {
-            if !health::CHECKS.iter().any(|check| check.as_bytes() == name) {
-                let (name, known) = (name.escape_ascii(), health::CHECKS.join(", "));
-                return Err(Error::invalid(format!(
-                    "exclude: there is no check {name}; there are: {known}"
-                )));
-            }
-        }
+        check_excluded(&params)?;
         let service = self.service.clone();
         let mut checks = self
             .service
@@ -283,6 +277,19 @@ impl Door {
             )
         })
     }
+}
+
+/// Refuses to leave out checks that there are not.
+fn check_excluded(params: &Params<'_>) -> Result<()> {
+    for name in params.all("exclude") {
+        if !health::CHECKS.iter().any(|check| check.as_bytes() == name) {
+            let (name, known) = (name.escape_ascii(), health::CHECKS.join(", "));
+            return Err(Error::invalid(format!(
+                "exclude: there is no check {name}; there are: {known}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Gets rid of what nobody wanted of a request's body, so that the client comes to read the answer

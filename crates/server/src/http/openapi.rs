@@ -527,7 +527,7 @@ fn describe(operation: &Operation, path: &str) -> Value {
         .iter()
         .filter(|p| operation.parameters.contains(&p.name))
     {
-        parameters.push(json!({ "name": p.name, "in": p.place, "description": p.help, "schema": { "type": p.kind } }));
+        parameters.push(json!({ "name": p.name, "in": p.place, "description": p.help, "schema": parameter_schema(p) }));
     }
     let mut replies = serde_json::Map::new();
     for (status, help, body) in operation.replies {
@@ -574,6 +574,31 @@ fn content(body: &str) -> Value {
     }
 }
 
+/// The type of a parameter, and its values where they can be listed.
+fn parameter_schema(parameter: &Parameter) -> Value {
+    let kind = parameter.kind;
+    let values: &[&str] = match parameter.name {
+        "consistency" => &["linearizable", "lease", "stale"],
+        "durability" => &["sync", "buffered"],
+        "key_enc" => &["percent", "base64url"],
+        "enc" => &["auto", "utf8", "base64"],
+        // It may be given several times.
+        "exclude" => {
+            let one = json!({ "type": kind, "enum": crate::health::CHECKS });
+            return json!({ "type": "array", "items": one });
+        }
+        "limit" => return json!({ "type": kind, "minimum": 1 }),
+        "from" => return json!({ "type": kind, "minimum": 0 }),
+        "If-Match" | "If-None-Match" => {
+            let tag = "(W/)?\"[^\"]*\"";
+            let pattern = format!("^(\\*|{tag}( *, *{tag})*)$");
+            return json!({ "type": kind, "pattern": pattern });
+        }
+        _ => return json!({ "type": kind }),
+    };
+    json!({ "type": kind, "enum": values })
+}
+
 fn schemas() -> Value {
     let object = |required: &[&str], properties: Value| json!({ "type": "object", "required": required, "properties": properties });
     let text = || json!({ "type": "string" });
@@ -612,7 +637,7 @@ fn schemas() -> Value {
         "MgetReply": object(&["entries"], json!({ "entries": { "type": "array", "items": { "anyOf": [{ "$ref": "#/components/schemas/Entry" }, { "type": "null" }] } } })),
         "Namespace": object(&["name"], json!({ "name": text(), "approximate_keys": number(), "disk_bytes": number(), "memtable_bytes": number() })),
         "Namespaces": object(&["namespaces"], json!({ "namespaces": list("Namespace") })),
-        "Checkpoint": object(&[], json!({ "name": text() })),
+        "Checkpoint": object(&[], json!({ "name": { "type": ["string", "null"], "pattern": "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$" } })),
         "CheckpointReply": object(&["path"], json!({ "path": text() })),
         "VerifyReply": object(&["clean", "problems"], json!({
             "clean": flag(), "files": number(), "bytes": number(), "entries": number(),

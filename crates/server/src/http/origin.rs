@@ -63,10 +63,10 @@ fn is_local(host: &str) -> bool {
         _ => host,
     };
     let bare = name.trim_start_matches('[').trim_end_matches(']');
-    let lower = name.trim_end_matches('.').to_ascii_lowercase();
-    lower.is_empty()
-        || lower == "localhost"
-        || lower.ends_with(".localhost")
+    let name = name.trim_end_matches('.');
+    let last = name.rsplit('.').next();
+    name.is_empty()
+        || last.is_some_and(|label| label.eq_ignore_ascii_case("localhost"))
         || bare.parse::<IpAddr>().is_ok()
 }
 

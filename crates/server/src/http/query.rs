@@ -2,6 +2,7 @@
 //!
 //! In a query, unlike in a path, `+` is a space: that is how browsers and most libraries write one.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use firn_api::code::Code;
@@ -14,19 +15,23 @@ use crate::service::{Consistency, Service};
 
 /// The parameters of a request.
 #[derive(Debug)]
-pub(crate) struct Params {
-    pairs: Vec<(String, Vec<u8>)>,
+pub(crate) struct Params<'a> {
+    pairs: Vec<Pair<'a>>,
 }
 
-impl Params {
+/// Name and value, borrowed where nothing had to be decoded.
+type Pair<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
+
+impl<'a> Params<'a> {
     /// Reads a raw query; refuses parameters that are not in `known`.
-    pub(crate) fn parse(raw: Option<&str>, known: &[&str]) -> Result<Self> {
-        let mut pairs: Vec<(String, Vec<u8>)> = Vec::new();
+    pub(crate) fn parse(raw: Option<&'a str>, known: &[&str]) -> Result<Self> {
+        let mut pairs: Vec<Pair<'a>> = Vec::new();
         let raw = raw.unwrap_or_default();
         for pair in raw.split('&').filter(|p| !p.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let name = String::from_utf8_lossy(&decode(name)?).into_owned();
-            if !known.contains(&name.as_str()) {
+            let name = decode(name)?;
+            if !known.iter().any(|known| known.as_bytes() == &*name) {
+                let name = String::from_utf8_lossy(&name);
                 let takes = if known.is_empty() {
                     "none".into()
                 } else {
@@ -37,15 +42,13 @@ impl Params {
                 return Err(Error::new(Code::UnknownParameter, detail));
             }
             // Only checks may be excluded several times.
-            if name != "exclude" && pairs.iter().any(|(other, _)| *other == name) {
+            if &*name != b"exclude" && pairs.iter().any(|(other, _)| *other == name) {
+                let name = String::from_utf8_lossy(&name);
                 return Err(Error::invalid(format!(
                     "the parameter {name} is given twice"
                 )));
             }
-            let value = decode(value).map_err(|e| Error {
-                detail: format!("{name}: {}", e.detail),
-                ..e
-            })?;
+            let value = decode(value).map_err(|e| e.about(&String::from_utf8_lossy(&name)))?;
             pairs.push((name, value));
         }
         Ok(Self { pairs })
@@ -54,15 +57,15 @@ impl Params {
     pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.pairs
             .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| value.as_slice())
+            .find(|(n, _)| **n == *name.as_bytes())
+            .map(|(_, value)| &**value)
     }
 
     pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.pairs
             .iter()
-            .filter(move |(n, _)| n == name)
-            .map(|(_, value)| value.as_slice())
+            .filter(move |(n, _)| **n == *name.as_bytes())
+            .map(|(_, value)| &**value)
     }
 
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>> {
@@ -167,13 +170,13 @@ impl Params {
     }
 }
 
-fn decode(raw: &str) -> Result<Vec<u8>> {
-    let spaced = if raw.contains('+') {
-        raw.replace('+', " ")
-    } else {
-        raw.to_owned()
-    };
-    text::percent_decode(&spaced).map_err(|e| Error::new(Code::InvalidEncoding, e))
+fn decode(raw: &str) -> Result<Cow<'_, [u8]>> {
+    if !raw.bytes().any(|byte| matches!(byte, b'+' | b'%')) {
+        return Ok(Cow::Borrowed(raw.as_bytes()));
+    }
+    text::percent_decode(&raw.replace('+', " "))
+        .map(Cow::Owned)
+        .map_err(|e| Error::new(Code::InvalidEncoding, e))
 }
 
 #[cfg(test)]

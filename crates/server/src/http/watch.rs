@@ -1,7 +1,7 @@
 //! The changefeed over HTTP: lines of JSON, or server-sent events.
 //!
-//! A task of its own drives each [`Feed`] and sends chunks to the reply's body; it ends when the
-//! client goes away, the server stops, or the feed fails. What it sends besides changes:
+//! A task of its own ([`watch::tell`]) sends chunks to the reply's body; it ends when the client goes
+//! away, the server stops, or the feed fails. What it sends besides changes:
 //!
 //! | | NDJSON | SSE |
 //! |---|---|---|
@@ -13,7 +13,6 @@
 //! saw, as `from` or by `Last-Event-ID`.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use bytes::Bytes;
 use firn_api::code::Code;
@@ -28,16 +27,10 @@ use tokio::sync::mpsc;
 use crate::http::body::ReplyBody;
 use crate::http::query::Params;
 use crate::http::{Door, Reply, kv, problem};
+use crate::service::DEFAULT_NAMESPACE;
 use crate::service::error::{Error, Result};
-use crate::service::watch::{ChangeRef, Feed, Sink, WatchQuery};
-use crate::service::{DEFAULT_NAMESPACE, Service};
+use crate::service::watch::{self, ChangeRef, Heartbeat, Sink, Story, WatchQuery};
 
-/// Bytes rendered at a time. One more chunk may wait for the socket.
-const CHUNK_BYTES: usize = 64 << 10;
-/// Without changes, how often a sign of life is sent unless the client says.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-const HEARTBEATS: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(300);
 /// How long a browser waits before it connects again.
 const SSE_BEGIN: &[u8] = b"retry: 1000\n";
 
@@ -70,18 +63,14 @@ pub(crate) async fn get(door: &Door, ns: Option<Cow<'_, str>>, parts: &Parts) ->
             "the start of the range is not before its end",
         ));
     }
-    let heartbeat = params
-        .parsed("heartbeat", firn_api::duration::parse)?
-        .unwrap_or(HEARTBEAT);
-    if !HEARTBEATS.contains(&heartbeat) {
-        return Err(Error::invalid("heartbeat must be from 100ms to 5m"));
-    }
+    let heartbeat = Heartbeat::every(params.parsed("heartbeat", firn_api::duration::parse)?)?;
     let sse = kv::accepts(parts, SSE);
     let renderer = Renderer {
         out: Vec::new(),
         sse,
         enc: params.enc()?,
         keys_only: params.flag("keys_only")?,
+        path: parts.uri.path().into(),
     };
     let query = WatchQuery {
         namespace,
@@ -96,11 +85,8 @@ pub(crate) async fn get(door: &Door, ns: Option<Cow<'_, str>>, parts: &Parts) ->
     if sse {
         feed.sink.out.extend_from_slice(SSE_BEGIN);
     }
-    let progress = feed.progress();
-    feed.sink.progress(progress);
     let (chunks, received) = mpsc::channel(1);
-    let path = parts.uri.path().to_owned();
-    tokio::spawn(drive(door.service.clone(), feed, heartbeat, path, chunks));
+    tokio::spawn(watch::tell(door.service.clone(), feed, heartbeat, chunks));
     let mut reply = Reply::new(ReplyBody::task(received));
     let kind = HeaderValue::from_static(if sse { SSE } else { NDJSON });
     let headers = reply.headers_mut();
@@ -119,71 +105,13 @@ fn last_event_id(parts: &Parts) -> Result<Option<u64>> {
     })
 }
 
-/// Tells a client what there is until one of them ends.
-async fn drive(
-    service: Service,
-    mut feed: Feed<Renderer>,
-    heartbeat: Duration,
-    path: String,
-    chunks: mpsc::Sender<Bytes>,
-) {
-    loop {
-        let filling = tokio::task::spawn_blocking(move || {
-            let outcome = feed.fill(CHUNK_BYTES);
-            (feed, outcome)
-        });
-        // A cancelled job means that the runtime stops: a stream without an end.
-        let Ok((back, outcome)) = filling.await else {
-            return;
-        };
-        feed = back;
-        if let Err(error) = &outcome {
-            // Who reads on while the server stops is told that it stops.
-            if error.code == Code::ShuttingDown || service.is_draining() {
-                let progress = feed.progress();
-                feed.sink.end(progress);
-            } else {
-                feed.sink.failed(error, &path);
-            }
-        }
-        // Sent also when there is nothing to send: who is gone shows here.
-        let chunk = std::mem::take(&mut feed.sink.out);
-        if !chunk.is_empty() && chunks.send(chunk.into()).await.is_err() {
-            return;
-        }
-        match outcome {
-            Err(_) => return,
-            Ok(false) if !service.is_draining() => {}
-            Ok(false) => {
-                let progress = feed.progress();
-                feed.sink.end(progress);
-                let _ = chunks.send(std::mem::take(&mut feed.sink.out).into()).await;
-                return;
-            }
-            Ok(true) => tokio::select! {
-                () = feed.changed() => {}
-                () = chunks.closed() => return,
-                () = service.draining() => {
-                    let progress = feed.progress();
-                    feed.sink.end(progress);
-                    let _ = chunks.send(std::mem::take(&mut feed.sink.out).into()).await;
-                    return;
-                }
-                () = tokio::time::sleep(heartbeat) => {
-                    let progress = feed.progress();
-                    feed.sink.progress(progress);
-                }
-            },
-        }
-    }
-}
-
 /// Renders changes.
 struct Renderer {
     out: Vec<u8>,
     sse: bool,
     enc: Enc,
     keys_only: bool,
+    path: Box<str>,
 }
 
 impl Renderer {
@@ -194,35 +122,6 @@ impl Renderer {
     fn number(&mut self, name: &str, number: u64) {
         self.push(name);
         text::push_number(&mut self.out, number);
-    }
-
-    /// Everything up to `version` was told.
-    fn progress(&mut self, version: u64) {
-        if self.sse {
-            self.number(": progress\nid: ", version);
-            self.push("\n\n");
-        } else {
-            self.number("{\"progress\":", version);
-            self.push("}\n");
-        }
-    }
-
-    fn end(&mut self, progress: u64) {
-        if self.sse {
-            self.number("event: end\nid: ", progress);
-            self.push("\ndata: ");
-        }
-        self.number("{\"end\":true,\"progress\":", progress);
-        self.push(if self.sse { "}\n\n" } else { "}\n" });
-    }
-
-    fn failed(&mut self, error: &Error, path: &str) {
-        if self.sse {
-            self.push("event: failed\ndata: ");
-        }
-        let line = serde_json::json!({ "error": problem::body_of(error, path) });
-        self.push(&line.to_string());
-        self.push(if self.sse { "\n\n" } else { "\n" });
     }
 
     fn render(&mut self, change: &ChangeRef<'_>) -> std::result::Result<(), text::NotUtf8> {
@@ -290,5 +189,42 @@ impl Sink for Renderer {
 
     fn waiting_bytes(&self) -> usize {
         self.out.len()
+    }
+}
+
+impl Story for Renderer {
+    type Chunk = Bytes;
+
+    fn progress(&mut self, version: u64) {
+        if self.sse {
+            self.number(": progress\nid: ", version);
+            self.push("\n\n");
+        } else {
+            self.number("{\"progress\":", version);
+            self.push("}\n");
+        }
+    }
+
+    fn end(&mut self, progress: u64) {
+        if self.sse {
+            self.number("event: end\nid: ", progress);
+            self.push("\ndata: ");
+        }
+        self.number("{\"end\":true,\"progress\":", progress);
+        self.push(if self.sse { "}\n\n" } else { "}\n" });
+    }
+
+    fn failed(&mut self, error: Error) {
+        if self.sse {
+            self.push("event: failed\ndata: ");
+        }
+        let line = serde_json::json!({ "error": problem::body_of(&error, &self.path) });
+        self.push(&line.to_string());
+        self.push(if self.sse { "\n\n" } else { "\n" });
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let chunk = std::mem::take(&mut self.out);
+        (!chunk.is_empty()).then(|| chunk.into())
     }
 }

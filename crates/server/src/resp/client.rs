@@ -293,8 +293,8 @@ pub(crate) fn hello(s: &mut Session, args: Args<'_>) -> Done {
                 new_name = Some(name(args.get(at + 1), "Client names")?);
                 at += 1;
             }
-            option => {
-                let option = text(option);
+            _ => {
+                let option = text(args.get(at));
                 return Err(refuse_with(format!(
                     "ERR Syntax error in HELLO option '{option}'"
                 )));
@@ -392,22 +392,20 @@ pub(crate) fn info(s: &mut Session, _: Args<'_>) -> Done {
     Ok(())
 }
 
+fn client_type(name: &str) -> Result<String, Stop> {
+    let lower = name.to_lowercase();
+    match lower.as_str() {
+        "normal" | "master" | "replica" | "slave" | "pubsub" => Ok(lower),
+        _ => Err(refuse_with(format!("ERR Unknown client type '{name}'"))),
+    }
+}
+
 pub(crate) fn list(s: &mut Session, args: Args<'_>) -> Done {
     let (mut kind, mut ids) = (None, None);
     match (args.len(), args.get(2).to_ascii_lowercase().as_slice()) {
         (2, _) => {}
         (4, b"type") => {
-            let wanted = text(args.get(3)).to_lowercase();
-            if !matches!(
-                wanted.as_str(),
-                "normal" | "master" | "replica" | "slave" | "pubsub"
-            ) {
-                return Err(refuse_with(format!(
-                    "ERR Unknown client type '{}'",
-                    text(args.get(3))
-                )));
-            }
-            kind = Some(wanted);
+            kind = Some(client_type(&text(args.get(3)))?);
         }
         (4.., b"id") => {
             let list: Option<Vec<i64>> = args.from(3).iter().map(integer).collect();
@@ -465,7 +463,10 @@ pub(crate) fn kill(s: &mut Session, args: Args<'_>) -> Done {
             }
             b"addr" => chosen.retain(|c| c.address == value),
             b"laddr" => chosen.retain(|c| c.local == value),
-            b"type" => chosen.retain(|c| c.kind() == value.to_lowercase()),
+            b"type" => {
+                let kind = client_type(&value)?;
+                chosen.retain(|c| c.kind() == kind);
+            }
             b"user" if value == "default" => {}
             b"user" => return Err(refuse_with(format!("ERR No such user '{value}'"))),
             b"maxage" => {

@@ -223,6 +223,12 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                 Next::Input | Next::Flush | Next::Close => {
                     settle(&mut connection.session).await;
                     connection.session.acked();
+                    if !connection.session.out.bytes.is_empty() {
+                        // Whoever else has sent something is served first, and all replies leave
+                        // together: a client that serves many connections is then woken once, not
+                        // for each reply.
+                        tokio::task::yield_now().await;
+                    }
                     if next == Next::Flush && !connection.session.closing {
                         socket.write(&mut connection.session.out.bytes).await?;
                         next = connection.run();
@@ -243,6 +249,8 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                 Next::Hold(Hold::Thread) => {
                     let moved = tokio::task::spawn_blocking(move || {
                         connection.session.on_thread = true;
+                        // The way here is not what the command costs.
+                        connection.session.start_clock();
                         let next = connection.run();
                         connection.session.on_thread = false;
                         (connection, next)

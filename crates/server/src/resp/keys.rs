@@ -459,13 +459,28 @@ pub(crate) fn keys(s: &mut Session, args: Args<'_>) -> Done {
     Ok(())
 }
 
+/// Redis reads a cursor as C reads an unsigned number: nothing is 0, and signs are allowed.
+fn cursor_number(text: &[u8]) -> Option<u64> {
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        [] => return Some(0),
+        digits => (false, digits),
+    };
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(if negative {
+        number.wrapping_neg()
+    } else {
+        number
+    })
+}
+
 pub(crate) fn scan(s: &mut Session, args: Args<'_>) -> Done {
     const INVALID: Stop = refuse("ERR invalid cursor");
-    let text = std::str::from_utf8(args.get(1)).unwrap_or_default();
-    let cursor: u64 = match text.parse() {
-        Ok(cursor) if !text.starts_with('+') => cursor,
-        _ => return Err(INVALID),
-    };
+    let cursor = cursor_number(args.get(1)).ok_or(INVALID)?;
     let (mut pattern, mut count, mut wanted) = (None, 10, true);
     let mut at = 2;
     while at < args.len() {
@@ -687,7 +702,9 @@ pub(crate) fn object_freq(s: &mut Session, args: Args<'_>) -> Done {
 
 pub(crate) fn memory_usage(s: &mut Session, args: Args<'_>) -> Done {
     if args.len() == 5 && args.get(3).eq_ignore_ascii_case(b"samples") {
-        int(args.get(4))?;
+        if int(args.get(4))? < 0 {
+            return Err(SYNTAX);
+        }
     } else if args.len() != 3 {
         return Err(SYNTAX);
     }
@@ -707,18 +724,22 @@ pub(crate) fn dump(s: &mut Session, args: Args<'_>) -> Done {
 
 pub(crate) fn restore(s: &mut Session, args: Args<'_>) -> Done {
     let (mut replace, mut absolute) = (false, false);
+    let (mut idle, mut frequency) = (false, false);
     let mut at = 4;
     while at < args.len() {
         match args.get(at).to_ascii_lowercase().as_slice() {
             b"replace" => replace = true,
             b"absttl" => absolute = true,
-            b"idletime" if at + 1 < args.len() => {
+            // Redis keeps one of them, by its policy.
+            b"idletime" if at + 1 < args.len() && !frequency => {
+                idle = true;
                 at += 1;
                 if int(args.get(at))? < 0 {
                     return Err(refuse("ERR Invalid IDLETIME value, must be >= 0"));
                 }
             }
-            b"freq" if at + 1 < args.len() => {
+            b"freq" if at + 1 < args.len() && !idle => {
+                frequency = true;
                 at += 1;
                 if !(0..=255).contains(&int(args.get(at))?) {
                     return Err(refuse("ERR Invalid FREQ value, must be >= 0 and <= 255"));
@@ -758,6 +779,11 @@ pub(crate) fn restore(s: &mut Session, args: Args<'_>) -> Done {
 /// Reads the number of a database.
 pub(crate) fn database_index(text: &[u8]) -> Result<usize, Stop> {
     let index = crate::resp::parse::integer(text).ok_or(NOT_AN_INTEGER)?;
+    if i32::try_from(index).is_err() {
+        return Err(refuse(
+            "ERR value is out of range, value must between -2147483648 and 2147483647",
+        ));
+    }
     usize::try_from(index)
         .ok()
         .filter(|&index| index < DATABASES)

@@ -8,16 +8,35 @@ use std::time::Duration;
 use crate::resp::client::REDIS_VERSION;
 use crate::resp::glob;
 use crate::resp::parse::{Args, integer};
-use crate::resp::session::{Hold, SYNTAX, Session, Stop, refuse, refuse_with};
-use crate::resp::shared::{DATABASES, Shared};
+use crate::resp::session::{
+    Hold, SYNTAX, Session, Stop, bad_subcommand, is_help, refuse, refuse_with,
+};
+use crate::resp::shared::{Calls, DATABASES, Shared};
 use crate::resp::strings::int;
 use crate::resp::table::{COMMANDS, Command, find, find_sub};
 
 type Done = Result<(), Stop>;
 
-/// Never runs: a container is called with a subcommand, which runs instead.
-pub(crate) fn container(_: &mut Session, _: Args<'_>) -> Done {
-    Err(SYNTAX)
+/// `HELP`: with any other subcommand that runs instead.
+pub(crate) fn container(s: &mut Session, args: Args<'_>) -> Done {
+    let Some(command) = named(args.get(0)) else {
+        return Err(SYNTAX);
+    };
+    let subs = command.subcommands();
+    s.out.array(2 * subs.clone().count() + 3);
+    let name = command.name.to_uppercase();
+    let head = format!("{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:");
+    s.out.simple(&head);
+    for sub in subs {
+        let (_, name) = sub.name.split_once('|').unwrap_or_default();
+        let space = if sub.syntax.is_empty() { "" } else { " " };
+        s.out
+            .simple(&format!("{}{space}{}", name.to_uppercase(), sub.syntax));
+        s.out.simple(&format!("    {}", sub.summary));
+    }
+    s.out.simple("HELP");
+    s.out.simple("    Print this help.");
+    Ok(())
 }
 
 pub(crate) fn accepted(s: &mut Session, _: Args<'_>) -> Done {
@@ -143,7 +162,10 @@ fn describe_keys(s: &mut Session, command: &Command) {
     }
 }
 
-pub(crate) fn command(s: &mut Session, _: Args<'_>) -> Done {
+pub(crate) fn command(s: &mut Session, args: Args<'_>) -> Done {
+    if is_help(args) {
+        return container(s, args);
+    }
     s.out.array(top().count());
     for command in top() {
         describe(s, command);
@@ -194,7 +216,7 @@ pub(crate) fn command_info(s: &mut Session, args: Args<'_>) -> Done {
     for name in names.iter() {
         match named(name) {
             Some(command) => describe(s, command),
-            None => s.out.null_array(),
+            None => s.out.null(),
         }
     }
     Ok(())
@@ -386,17 +408,17 @@ fn info_persistence(shared: &Shared, page: &mut String) {
 }
 
 fn info_stats(shared: &Shared, page: &mut String) {
-    let commands = shared.commands.load(Ordering::Relaxed);
-    let counters = shared.service.db().stats().counters;
+    let totals = shared.totals();
+    let all = shared.commands.load(Ordering::Relaxed);
     lines! { page,
-        "total_connections_received": shared.accepted.load(Ordering::Relaxed),
-        "total_commands_processed": commands,
-        "instantaneous_ops_per_sec": commands / uptime(shared).as_secs().max(1),
-        "rejected_connections": shared.metrics.refused_connections.get(),
-        "expired_keys": counters.expired_dropped,
+        "total_connections_received": totals.accepted,
+        "total_commands_processed": totals.commands,
+        "instantaneous_ops_per_sec": all / uptime(shared).as_secs().max(1),
+        "rejected_connections": totals.refused,
+        "expired_keys": totals.expired,
         "evicted_keys": 0,
-        "keyspace_hits": counters.read_hits,
-        "keyspace_misses": counters.reads.saturating_sub(counters.read_hits),
+        "keyspace_hits": totals.hits,
+        "keyspace_misses": totals.misses,
         "pubsub_channels": shared.hub.len().0,
         "pubsub_patterns": shared.hub.len().1,
         "latest_fork_usec": 0,
@@ -416,13 +438,15 @@ fn info_replication(shared: &Shared, page: &mut String) {
 
 fn info_commandstats(shared: &Shared, page: &mut String) {
     for (row, command) in COMMANDS.iter().enumerate() {
-        let (ok, bad) = shared.calls(row);
-        if ok + bad > 0 {
+        let Calls { ok, bad, ns } = shared.calls(row);
+        let calls = ok + bad;
+        if calls > 0 {
             let _ = write!(
                 page,
-                "cmdstat_{}:calls={},usec=0,usec_per_call=0.00,rejected_calls=0,failed_calls={bad}\r\n",
+                "cmdstat_{}:calls={calls},usec={},usec_per_call={:.2},rejected_calls=0,failed_calls={bad}\r\n",
                 command.name,
-                ok + bad
+                ns / 1_000,
+                ns as f64 / 1_000.0 / calls as f64,
             );
         }
     }
@@ -557,6 +581,10 @@ pub(crate) fn config_set(s: &mut Session, args: Args<'_>) -> Done {
         for at in (0..pairs.len()).step_by(2) {
             let name = String::from_utf8_lossy(pairs.get(at)).to_lowercase();
             let value = pairs.get(at + 1);
+            let again = |other: usize| pairs.get(other).eq_ignore_ascii_case(name.as_bytes());
+            if check_only && (0..at).step_by(2).any(again) {
+                return Err(failed(&name, "duplicate parameter"));
+            }
             let number = || {
                 integer(value)
                     .ok_or_else(|| failed(&name, "argument couldn't be parsed into an integer"))
@@ -614,8 +642,10 @@ pub(crate) fn config_set(s: &mut Session, args: Args<'_>) -> Done {
     Ok(())
 }
 
-pub(crate) fn config_resetstat(s: &mut Session, args: Args<'_>) -> Done {
-    accepted(s, args)
+pub(crate) fn config_resetstat(s: &mut Session, _: Args<'_>) -> Done {
+    s.shared.reset_stats();
+    s.out.ok();
+    Ok(())
 }
 
 // ---- SLOWLOG ------------------------------------------------------------------------------------
@@ -623,16 +653,12 @@ pub(crate) fn config_resetstat(s: &mut Session, args: Args<'_>) -> Done {
 pub(crate) fn slowlog_get(s: &mut Session, args: Args<'_>) -> Done {
     let count = match args.len() {
         2 => 10,
-        3 => match int(args.get(2))? {
-            -1 => i64::MAX,
-            count if count >= 0 => count,
+        3 => match integer(args.get(2)) {
+            Some(-1) => i64::MAX,
+            Some(count) if count >= 0 => count,
             _ => return Err(refuse("ERR count should be greater than or equal to -1")),
         },
-        _ => {
-            return Err(refuse(
-                "ERR wrong number of arguments for 'slowlog|get' command",
-            ));
-        }
+        _ => return Err(bad_subcommand("SLOWLOG", args)),
     };
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let shared = Arc::clone(&s.shared);

@@ -13,7 +13,7 @@ use crate::resp::client::{Client, Mail};
 use crate::resp::glob;
 use crate::resp::parse::Args;
 use crate::resp::reply::{Out, Proto};
-use crate::resp::session::{Session, Stop, refuse_with};
+use crate::resp::session::{Session, Stop, bad_subcommand, refuse_with};
 
 type Done = Result<(), Stop>;
 
@@ -248,9 +248,7 @@ pub(crate) fn publish(s: &mut Session, args: Args<'_>) -> Done {
 
 pub(crate) fn channels(s: &mut Session, args: Args<'_>) -> Done {
     if args.len() > 3 {
-        return Err(refuse_with(
-            "ERR wrong number of arguments for 'pubsub|channels' command".into(),
-        ));
+        return Err(bad_subcommand("PUBSUB", args));
     }
     let pattern = (args.len() > 2).then(|| args.get(2));
     let shared = Arc::clone(&s.shared);

@@ -34,7 +34,7 @@ use crate::resp::pubsub::Subscriptions;
 use crate::resp::reply::{Out, Proto};
 use crate::resp::shared::{DATABASES, Event, Shared};
 use crate::resp::table::{COMMANDS, Command, How, find, find_sub};
-use crate::resp::txn::{Queue, Watched};
+use crate::resp::txn::{self, Queue, Watched};
 use crate::service::error::Error;
 use crate::service::now::stripe_of;
 use crate::service::rate;
@@ -192,6 +192,19 @@ struct RunOfWrites {
     commands: usize,
 }
 
+/// What a row of the table did.
+#[derive(Clone, Copy, Debug)]
+pub struct Count {
+    /// The row.
+    pub row: u16,
+    /// How often it ran well.
+    pub ok: u32,
+    /// How often it failed.
+    pub bad: u32,
+    /// How long it took in all.
+    pub ns: u64,
+}
+
 /// Whether commands are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyMode {
@@ -256,8 +269,8 @@ pub struct Session {
     admitted: bool,
     /// The reply of the command that runs is the version it writes.
     answer_version: bool,
-    /// How often each row ran since it was last told, and how often it failed.
-    pub counts: Vec<(u16, u32, u32)>,
+    /// What each row did since it was last told.
+    pub counts: Vec<Count>,
 }
 
 impl Session {
@@ -442,15 +455,15 @@ impl Session {
             if matches!(COMMANDS[usize::from(row)].how, How::Read | How::Modify) {
                 self.service().note_read(took);
             }
-            match self
-                .counts
-                .iter_mut()
-                .find(|(counted, _, _)| *counted == row)
-            {
-                Some((_, ok, bad)) => *(if failed { bad } else { ok }) += 1,
-                None => self
-                    .counts
-                    .push((row, u32::from(!failed), u32::from(failed))),
+            let (ok, bad) = (u32::from(!failed), u32::from(failed));
+            let ns = took.as_nanos() as u64;
+            match self.counts.iter_mut().find(|count| count.row == row) {
+                Some(count) => {
+                    count.ok += ok;
+                    count.bad += bad;
+                    count.ns += ns;
+                }
+                None => self.counts.push(Count { row, ok, bad, ns }),
             }
         }
         if took.as_micros() >= u128::from(self.shared.slow_log.threshold()) {
@@ -466,20 +479,27 @@ impl Session {
             return Err(unknown_command(args));
         };
         if !command.takes(args.len()) {
+            if command.name == "exec" {
+                txn::forget(self);
+                return Err(refuse(
+                    "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command",
+                ));
+            }
             self.fail_queue();
             return Err(wrong_arity(command));
         }
         // A container runs its subcommand, except where it means something by itself.
         if args.len() > 1 && command.how == How::Container {
-            let Some(sub) = find_sub(command.name, args.get(1)) else {
+            if let Some(sub) = find_sub(command.name, args.get(1)) {
+                *row = sub;
+                command = &COMMANDS[usize::from(sub)];
+                if !command.takes(args.len()) {
+                    self.fail_queue();
+                    return Err(wrong_arity(command));
+                }
+            } else if !is_help(args) {
                 self.fail_queue();
                 return Err(unknown_subcommand(command, args.get(1)));
-            };
-            *row = sub;
-            command = &COMMANDS[usize::from(sub)];
-            if !command.takes(args.len()) {
-                self.fail_queue();
-                return Err(wrong_arity(command));
             }
         }
         self.client.note_command(*row);
@@ -981,6 +1001,19 @@ fn runs_in_multi(command: &Command) -> bool {
     )
 }
 
+/// A container without a subcommand of that name answers `HELP` itself.
+pub(crate) fn is_help(args: Args<'_>) -> bool {
+    args.len() == 2 && args.get(1).eq_ignore_ascii_case(b"help")
+}
+
+/// What some containers say to too many arguments.
+pub(crate) fn bad_subcommand(container: &str, args: Args<'_>) -> Stop {
+    let name = String::from_utf8_lossy(args.get(1)).into_owned();
+    refuse_with(format!(
+        "ERR unknown subcommand or wrong number of arguments for '{name}'. Try {container} HELP."
+    ))
+}
+
 fn unknown_command(args: Args<'_>) -> Stop {
     let shown = |bytes: &[u8], most: usize| {
         String::from_utf8_lossy(bytes.get(..most).unwrap_or(bytes)).into_owned()
@@ -999,6 +1032,12 @@ fn unknown_command(args: Args<'_>) -> Stop {
 }
 
 fn unknown_subcommand(command: &Command, name: &[u8]) -> Stop {
+    if name.eq_ignore_ascii_case(b"help") {
+        return refuse_with(format!(
+            "ERR wrong number of arguments for '{}|help' command",
+            command.name
+        ));
+    }
     let shown = String::from_utf8_lossy(name.get(..128).unwrap_or(name)).into_owned();
     refuse_with(format!(
         "ERR unknown subcommand '{shown}'. Try {} HELP.",

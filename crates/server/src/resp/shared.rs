@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::resp::client::Client;
 use crate::resp::parse::Args;
 use crate::resp::pubsub::Hub;
+use crate::resp::session::Count;
 use crate::resp::table::COMMANDS;
 use crate::service::{DEFAULT_NAMESPACE, Service};
 
@@ -112,9 +113,71 @@ pub struct Shared {
     pub commands: AtomicU64,
     next_client: AtomicU64,
     notify: AtomicU32,
+    /// As it was set, though nothing is told.
+    notify_asked: AtomicU32,
     databases: RwLock<[Option<Namespace>; DATABASES]>,
     cursors: Mutex<Cursors>,
     counters: Vec<[OnceLock<Counter>; 2]>,
+    nanos: Vec<AtomicU64>,
+    forgotten: Mutex<Forgotten>,
+}
+
+/// What a row did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    /// How often it ran well.
+    pub ok: u64,
+    /// How often it failed.
+    pub bad: u64,
+    /// How long it took in all.
+    pub ns: u64,
+}
+
+impl Calls {
+    fn since(self, before: Self) -> Self {
+        Self {
+            ok: self.ok.saturating_sub(before.ok),
+            bad: self.bad.saturating_sub(before.bad),
+            ns: self.ns.saturating_sub(before.ns),
+        }
+    }
+}
+
+/// What `INFO stats` counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Connections.
+    pub accepted: u64,
+    /// Connections that were too many.
+    pub refused: u64,
+    /// Commands.
+    pub commands: u64,
+    /// Reads that found something.
+    pub hits: u64,
+    /// Reads that found nothing.
+    pub misses: u64,
+    /// Expired entries that were dropped.
+    pub expired: u64,
+}
+
+impl Totals {
+    fn since(self, before: Self) -> Self {
+        Self {
+            accepted: self.accepted.saturating_sub(before.accepted),
+            refused: self.refused.saturating_sub(before.refused),
+            commands: self.commands.saturating_sub(before.commands),
+            hits: self.hits.saturating_sub(before.hits),
+            misses: self.misses.saturating_sub(before.misses),
+            expired: self.expired.saturating_sub(before.expired),
+        }
+    }
+}
+
+/// What was counted before the last `CONFIG RESETSTAT`.
+#[derive(Debug, Default)]
+struct Forgotten {
+    calls: Vec<Calls>,
+    totals: Totals,
 }
 
 impl Shared {
@@ -154,9 +217,12 @@ impl Shared {
             commands: AtomicU64::new(0),
             next_client: AtomicU64::new(1),
             notify: AtomicU32::new(0),
+            notify_asked: AtomicU32::new(0),
             databases: RwLock::default(),
             cursors: Mutex::default(),
             counters: COMMANDS.iter().map(|_| Default::default()).collect(),
+            nanos: COMMANDS.iter().map(|_| AtomicU64::new(0)).collect(),
+            forgotten: Mutex::default(),
         }
     }
 
@@ -166,19 +232,21 @@ impl Shared {
         self.next_client.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Counts commands, by row: how many went well, how many did not.
-    pub fn count(&self, counts: &mut Vec<(u16, u32, u32)>, took: Duration) {
+    /// Counts commands, by row.
+    pub fn count(&self, counts: &mut Vec<Count>, took: Duration) {
         let op = match counts[..] {
             [] => return,
-            [(row, _, _)] => COMMANDS[usize::from(row)].name,
+            [Count { row, .. }] => COMMANDS[usize::from(row)].name,
             _ => "pipeline",
         };
         self.metrics.observe("resp", op, took);
-        for (row, ok, bad) in counts.drain(..) {
+        for Count { row, ok, bad, ns } in counts.drain(..) {
             self.commands
                 .fetch_add(u64::from(ok + bad), Ordering::Relaxed);
-            let counters = &self.counters[usize::from(row)];
-            let name = COMMANDS[usize::from(row)].name;
+            let row = usize::from(row);
+            self.nanos[row].fetch_add(ns, Ordering::Relaxed);
+            let counters = &self.counters[row];
+            let name = COMMANDS[row].name;
             for (amount, counter, code) in [(ok, &counters[0], "ok"), (bad, &counters[1], "error")]
             {
                 if amount > 0 {
@@ -190,11 +258,47 @@ impl Shared {
         }
     }
 
-    /// How often a row ran: well, and with an error.
-    pub fn calls(&self, row: usize) -> (u64, u64) {
+    /// What a row did, since the start or the last `CONFIG RESETSTAT`.
+    pub fn calls(&self, row: usize) -> Calls {
+        let before = self.forgotten.lock().calls.get(row).copied();
+        self.all_calls(row).since(before.unwrap_or_default())
+    }
+
+    fn all_calls(&self, row: usize) -> Calls {
         let read = |counter: &OnceLock<Counter>| counter.get().map_or(0, Counter::get);
         let counters = &self.counters[row];
-        (read(&counters[0]), read(&counters[1]))
+        Calls {
+            ok: read(&counters[0]),
+            bad: read(&counters[1]),
+            ns: self.nanos[row].load(Ordering::Relaxed),
+        }
+    }
+
+    /// Totals, since the start or the last `CONFIG RESETSTAT`.
+    pub fn totals(&self) -> Totals {
+        let before = self.forgotten.lock().totals;
+        self.all_totals().since(before)
+    }
+
+    fn all_totals(&self) -> Totals {
+        let engine = self.service.db().stats().counters;
+        Totals {
+            accepted: self.accepted.load(Ordering::Relaxed),
+            refused: self.metrics.refused_connections.get(),
+            commands: self.commands.load(Ordering::Relaxed),
+            hits: engine.read_hits,
+            misses: engine.reads.saturating_sub(engine.read_hits),
+            expired: engine.expired_dropped,
+        }
+    }
+
+    /// `INFO` counts from here on. The metrics go on: who scrapes them wants them to grow.
+    pub fn reset_stats(&self) {
+        let (calls, totals) = (
+            (0..COMMANDS.len()).map(|row| self.all_calls(row)).collect(),
+            self.all_totals(),
+        );
+        *self.forgotten.lock() = Forgotten { calls, totals };
     }
 
     // ---- databases ------------------------------------------------------------------------------
@@ -277,6 +381,7 @@ impl Shared {
                 None => return false,
             }
         }
+        self.notify_asked.store(flags, Ordering::Relaxed);
         // Without a place to tell it, nothing is told.
         if flags & (notify::KEYSPACE | notify::KEYEVENT) == 0 {
             flags = 0;
@@ -287,13 +392,15 @@ impl Shared {
 
     /// Prints it.
     pub fn notify_text(&self) -> String {
-        let flags = self.notify();
+        let flags = self.notify_asked.load(Ordering::Relaxed);
         let mut text = String::new();
         let all = flags & notify::ALL == notify::ALL;
         if all {
             text.push('A');
         }
-        for (letter, flag) in NOTIFY {
+        // Redis prints the places last.
+        let (places, classes) = NOTIFY.split_at(2);
+        for (letter, flag) in classes[..10].iter().chain(places).chain(&classes[10..]) {
             if flags & flag != 0 && !(all && notify::ALL & flag != 0) {
                 text.push(char::from(*letter));
             }

@@ -326,7 +326,7 @@ commands! {
     "config|set" -4 "admin noscript loading stale" Direct (0 0 0) "server" "2.0.0" "parameter value [parameter value ...]"
         "Changes parameters of the slow log and of key events." operate::config_set;
     "config|resetstat" 2 "admin noscript loading stale" Direct (0 0 0) "server" "2.0.0" ""
-        "Accepted; counters go on." operate::config_resetstat;
+        "Makes the counters of INFO start again; metrics go on." operate::config_resetstat;
     "slowlog" -2 "admin loading stale" Container (0 0 0) "server" "2.2.12" "subcommand"
         "About slow commands." operate::container;
     "slowlog|get" -2 "admin loading stale" Direct (0 0 0) "server" "2.2.12" "[count]"

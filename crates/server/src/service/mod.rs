@@ -398,10 +398,10 @@ impl ReadCost {
         u128::from(self.average_ns.load(Ordering::Relaxed)) <= INLINE_READ.as_nanos()
     }
 
+    /// One long read by itself does not count as much as it took, lest a thread that the system
+    /// put aside for a while is taken for a slow disk.
     fn note(&self, elapsed: Duration) {
-        let ns = u64::try_from(elapsed.as_nanos())
-            .unwrap_or(u64::MAX)
-            .min(1 << 40);
+        let ns = elapsed.min(INLINE_READ * 12).as_nanos() as u64;
         let old = self.average_ns.load(Ordering::Relaxed);
         self.average_ns
             .store(old - old / 16 + ns / 16, Ordering::Relaxed);
@@ -419,6 +419,8 @@ mod tests {
             cost.note(Duration::from_micros(1));
         }
         assert!(cost.is_low());
+        cost.note(Duration::from_secs(1));
+        assert!(cost.is_low(), "one is not many");
         for _ in 0..16 {
             cost.note(Duration::from_micros(100));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use firn_api::code::Code;
 use firn_client::{
     Batch, Client, Condition, DeleteOptions, Durability, ErrorKind, PutOptions, ScanOptions,
+    WatchOptions,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -164,6 +165,24 @@ async fn what_is_safe_is_repeated_and_nothing_else() {
     let client = Client::connect(&scripted(&["", DONE]).await).unwrap();
     let error = client.put("a", "x").await.unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Unknown), "{error}");
+    // Unless that was allowed, and there is no condition that the first one may have changed.
+    let client = async |replies| {
+        let builder = Client::builder(&scripted(replies).await).repeat_writes(true);
+        builder.build().unwrap()
+    };
+    let twice = client(&["", DONE]).await;
+    assert_eq!(twice.put("a", "x").await.unwrap().version, 8);
+    let once = client(&["", DONE]).await;
+    let options = PutOptions {
+        condition: Some(Condition::Absent),
+        ..PutOptions::default()
+    };
+    let error = once.put_with("a", "x", &options).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Unknown), "{error}");
+    let checked = Batch::new().check("a", Condition::Exists).put("b", "");
+    let once = client(&["", DONE]).await;
+    let error = once.batch(checked).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Unknown), "{error}");
     // Nobody there.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -183,6 +202,12 @@ async fn what_is_safe_is_repeated_and_nothing_else() {
         client.get("a").await.unwrap_err().kind,
         ErrorKind::Deadline
     ));
+    let client = Client::connect(&address).unwrap();
+    let hurried = client.deadline(Duration::from_millis(100));
+    assert!(matches!(
+        hurried.get("a").await.unwrap_err().kind,
+        ErrorKind::Deadline
+    ));
     // Not an address; not an API.
     assert!(Client::connect("https://x").is_err());
     assert!(Client::connect("a b").is_err());
@@ -191,4 +216,38 @@ async fn what_is_safe_is_repeated_and_nothing_else() {
     let client = Client::connect(&scripted(&[FOREIGN]).await).unwrap();
     let error = client.get("a").await.unwrap_err();
     assert_eq!((error.code(), error.problem().unwrap().status), (None, 502));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_and_watches_are_streams() {
+    use tonic::codegen::tokio_stream::StreamExt as _;
+    let server = Running::start().await;
+    for key in 0..25 {
+        server.client.put(format!("{key:02}"), "").await.unwrap();
+    }
+    let scan = server.client.scan(ScanOptions {
+        page: Some(10),
+        ..ScanOptions::default()
+    });
+    let mut stream = scan.into_stream();
+    let mut count = 0;
+    while let Some(entry) = stream.next().await {
+        assert_eq!(entry.unwrap().key, format!("{count:02}"));
+        count += 1;
+    }
+    assert_eq!(count, 25);
+    assert!(stream.next().await.is_none(), "it stays at its end");
+    let changes = server.client.watch(WatchOptions::from(1)).into_stream();
+    let versions: Vec<_> = changes.take(25).map(|c| c.unwrap().version).collect().await;
+    assert_eq!(versions, (1..=25).collect::<Vec<_>>());
+    let mut missing = server
+        .client
+        .namespace("none")
+        .scan(ScanOptions::default())
+        .into_stream();
+    for _ in 0..2 {
+        let error = missing.next().await.unwrap().unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+    }
+    server.stop().await;
 }

@@ -1,8 +1,11 @@
 //! The RESP door over real sockets.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use firn_engine::Durability;
+use firn_io::Env;
+use firn_io::clock::ManualClock;
 use tokio::io::AsyncReadExt;
 
 use crate::resp_client::{Reply, Resp, bulk, encode, ok};
@@ -685,4 +688,64 @@ async fn connections_are_named_silenced_and_killed() {
     // Idle connections end when the server does.
     server.stop().await;
     assert_eq!(client.next().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_limited_as_requests_are() {
+    let clock = Arc::new(ManualClock::new(1_800_000_000_000));
+    let env = Env {
+        clock: clock.clone(),
+        ..Env::os(2)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Running::start_by(env, dir, |config| {
+        config.limits.rate = 2;
+        config.limits.rate_burst = 4;
+    })
+    .await;
+    let mut client = Resp::connect(server.resp.unwrap()).await;
+    let replies = client
+        .pipeline(&["SET a 1", "GET a", "MULTI", "SET a 2", "SET b 2", "PING"])
+        .await;
+    let queued = Reply::Simple("QUEUED".into());
+    assert_eq!(replies[..4], [ok(), bulk("1"), ok(), queued]);
+    for refused in &replies[4..] {
+        let text = refused.error();
+        assert!(
+            text.contains("limits.rate is 2 requests a second"),
+            "{text}"
+        );
+    }
+    // Another connection of the same client has no burst of its own.
+    let mut other = Resp::connect(server.resp.unwrap()).await;
+    assert!(other.line("GET a").await.error().contains("limits.rate"));
+    // A transaction that lost a command is not run without it.
+    clock.advance(Duration::from_secs(1));
+    let replies = client.pipeline(&["EXEC", "GET a"]).await;
+    assert!(replies[0].error().starts_with("EXECABORT"));
+    assert_eq!(replies[1], bulk("1"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_and_help() {
+    let (server, mut client) = start().await;
+    client
+        .pipeline(&["SET a 1", "GET a", "GET none", "GET"])
+        .await;
+    let info = client.line("INFO all").await.text();
+    assert!(info.contains("cmdstat_get:calls=3,usec="), "{info}");
+    assert!(info.contains("failed_calls=1\r\n"), "{info}");
+    assert_eq!(client.line("CONFIG RESETSTAT").await, ok());
+    let info = client.line("INFO all").await.text();
+    assert!(!info.contains("cmdstat_get:"), "{info}");
+    assert!(info.contains("keyspace_hits:0\r\n"), "{info}");
+    for container in ["CLIENT", "CONFIG", "COMMAND", "OBJECT", "PUBSUB", "SLOWLOG"] {
+        let help = client.line(&format!("{container} HELP")).await;
+        let first = help.items()[0].text();
+        assert!(first.starts_with(&format!("{container} <subcommand>")));
+        let wrong = client.line(&format!("{container} HELP x")).await;
+        assert!(wrong.error().contains("|help' command"), "{wrong:?}");
+    }
+    server.stop().await;
 }

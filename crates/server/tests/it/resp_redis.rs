@@ -158,7 +158,7 @@ impl Choice {
         let key = self.key();
         let mut words: Vec<String> = Vec::new();
         let mut put = |list: &[&str]| words.extend(list.iter().map(|word| (*word).to_owned()));
-        match self.below(48) {
+        match self.below(56) {
             0..=4 => {
                 put(&["SET", &key, &self.value()]);
                 for _ in 0..self.below(3) {
@@ -267,7 +267,7 @@ impl Choice {
                 8 => put(&["HELLO", "4"]),
                 _ => put(&["AUTH", self.of(&["default", "other"]), "x"]),
             },
-            _ => match self.below(8) {
+            47 => match self.below(8) {
                 0 => put(&["NOSUCH", &key, &self.value()]),
                 1 => put(&["GET"]),
                 2 => put(&["SET", &key]),
@@ -277,6 +277,215 @@ impl Choice {
                 6 => put(&["RENAME", &key]),
                 _ => put(&["CLIENT", "SETNAME", self.of(&["me", "a b"])]),
             },
+            // The order is all that differs.
+            48 => {
+                put(&["SCAN", self.of(&["0", "0", "0", "x", "-0", "1.5", ""])]);
+                for _ in 0..self.below(3) {
+                    match self.below(5) {
+                        0 => put_all(
+                            &mut words,
+                            &["MATCH", self.of(&["k*", "*", "k[13]", "none"])],
+                        ),
+                        1 => put_all(&mut words, &["COUNT", "1000"]),
+                        2 => put_all(&mut words, &["count", &self.number()]),
+                        3 => put_all(
+                            &mut words,
+                            &["TYPE", self.of(&["string", "String", "list"])],
+                        ),
+                        _ => words.push(self.of(&["MATCH", "COUNT", "NOSUCH"]).into()),
+                    }
+                }
+                // All of them in one page: others end there and here at other keys.
+                put_all(&mut words, &["COUNT", "1000"]);
+            }
+            49 => match self.below(10) {
+                0 => put(&["OBJECT", "HELP", "x"]),
+                1 => put(&["OBJECT", "REFCOUNT"]),
+                2 => put(&["OBJECT", "FREQ", &key]),
+                3 => put(&[
+                    "OBJECT",
+                    self.of(&["ENCODING", "IDLETIME", "NOSUCH"]),
+                    "none",
+                ]),
+                4 => put(&["OBJECT", "ENCODING"]),
+                5 => put(&["MEMORY", "USAGE", "none"]),
+                6 => put(&["MEMORY", "USAGE", "none", "SAMPLES", &self.number()]),
+                7 => put(&["MEMORY", "USAGE", &key, "NOSUCH", "1"]),
+                8 => put(&["DUMP", "none"]),
+                _ => put(&["OBJECT"]),
+            },
+            50 => match self.below(12) {
+                0 => put(&["COMMAND", "GETKEYS", "MSET", &key, "1", "b", "2"]),
+                1 => put(&["COMMAND", "GETKEYS", "GET", "a", "b"]),
+                2 => put(&["COMMAND", "GETKEYS", "PING", "x"]),
+                3 => put(&["COMMAND", "GETKEYS", "NOSUCH", &key]),
+                4 => put(&["COMMAND", "INFO", "nosuch"]),
+                5 => put(&["COMMAND", "DOCS", "nosuch"]),
+                6 => put(&["COMMAND", "NOSUCH"]),
+                7 => put(&["COMMAND", "LIST", "FILTERBY", "PATTERN", "xx*"]),
+                8 => put(&["COMMAND", "LIST", "NOSUCH", "PATTERN", "xx*"]),
+                9 => put(&["COMMAND", "LIST", "FILTERBY", "NOSUCH", "xx*"]),
+                10 => put(&["COMMAND", "GETKEYS"]),
+                _ => put(&[
+                    "COMMAND",
+                    "GETKEYS",
+                    self.of(&["RENAME", "COPY", "DEL"]),
+                    "a",
+                    "b",
+                ]),
+            },
+            51 => match self.below(12) {
+                0 => put(&["CONFIG", "GET", self.of(&["save", "nosuch", "databases"])]),
+                1 => put(&["CONFIG", "GET"]),
+                2 => put(&["CONFIG", "SET", "slowlog-max-len", &self.number()]),
+                3 => put(&["CONFIG", "SET", "slowlog-max-len"]),
+                4 => put(&["CONFIG", "SET", "slowlog-log-slower-than", "-2"]),
+                5 => put(&[
+                    "CONFIG",
+                    "SET",
+                    "slowlog-max-len",
+                    "128",
+                    "slowlog-max-len",
+                    "1",
+                ]),
+                6 => put(&[
+                    "CONFIG",
+                    "SET",
+                    "notify-keyspace-events",
+                    self.of(&["KEA", "", "Kg$", "q", "A", "Ex"]),
+                ]),
+                7 => put(&["CONFIG", "GET", "notify-keyspace-events"]),
+                8 => put(&["CONFIG", "NOSUCH", "x"]),
+                9 => put(&["CONFIG"]),
+                10 => put(&["CONFIG", "RESETSTAT", "x"]),
+                _ => put(&["CONFIG", "RESETSTAT"]),
+            },
+            52 => match self.below(20) {
+                0 => put(&["CLIENT", "REPLY", "NOSUCH"]),
+                1 => put(&["CLIENT", "KILL", "1.2.3.4:5"]),
+                2 => put(&["CLIENT", "KILL", "ID", "0"]),
+                3 => put(&["CLIENT", "KILL", "ID", "999999"]),
+                4 => put(&["CLIENT", "KILL", "NOSUCH", "1"]),
+                5 => put(&["CLIENT", "KILL", "TYPE", "nosuch"]),
+                6 => put(&["CLIENT", "KILL", "ADDR", "1.2.3.4:5", "SKIPME"]),
+                7 => put(&["CLIENT", "KILL", "USER", "nobody"]),
+                8 => put(&["CLIENT", "LIST", "TYPE", "nosuch"]),
+                9 => put(&["CLIENT", "LIST", "ID", "x"]),
+                10 => put(&["CLIENT", "LIST", "ID", "999999"]),
+                11 => put(&["CLIENT", "NO-EVICT", self.of(&["ON", "off", "x"])]),
+                12 => put(&["CLIENT"]),
+                13 => put(&["CLIENT", "ID", "x"]),
+                14 => put(&["CLIENT", "LIST", "NOSUCH"]),
+                15 => put(&["HELLO", self.of(&["x", "1", "2 2"])]),
+                16 => put(&["HELLO", "3", "NOSUCH"]),
+                17 => put(&["HELLO", "3", "SETNAME"]),
+                18 => put(&["HELLO", "3", "SETNAME", "a b"]),
+                _ => put(&["HELLO", "3", "AUTH", "other", "x"]),
+            },
+            53 => match self.below(16) {
+                0 => put(&["SLOWLOG", "GET", self.of(&["-2", "x", "0"])]),
+                1 => put(&["SLOWLOG", self.of(&["RESET", "NOSUCH", "LEN"]), "x"]),
+                2 => put(&["SLOWLOG"]),
+                3 => put(&["LATENCY", self.of(&["LATEST", "RESET", "NOSUCH"])]),
+                4 => put(&["LATENCY", "HISTORY", "none"]),
+                5 => put(&["ROLE", "x"]),
+                6 => put(&["WAIT", self.of(&["x", "0"]), self.of(&["x", "-1", "0"])]),
+                7 => put(&["PUBLISH", "nobody", "x"]),
+                8 => put(&["PUBSUB", "CHANNELS", "x*"]),
+                9 => put(&["PUBSUB", "NUMSUB", "a", "b"]),
+                10 => put(&["PUBSUB", "NUMPAT"]),
+                11 => put(&["PUBSUB", self.of(&["NOSUCH", "NUMPAT"]), "x"]),
+                12 => put(&["CLUSTER", "NOSUCH"]),
+                13 => put(&["ACL", self.of(&["WHOAMI", "NOSUCH"])]),
+                14 => put(&["BGSAVE", "NOSUCH"]),
+                _ => put(&["TIME", "x"]),
+            },
+            54 => match self.below(8) {
+                0 => put(&["RESTORE", &key, "0", "nonsense"]),
+                1 => put(&["RESTORE", &key, &self.number(), "nonsense", "NOSUCH"]),
+                2 => put(&["RESTORE", &key, "-1", "x", "REPLACE"]),
+                3 => put(&[
+                    "RESTORE",
+                    &key,
+                    "0",
+                    "x",
+                    "REPLACE",
+                    "IDLETIME",
+                    &self.number(),
+                ]),
+                4 => put(&["RESTORE", &key, "0", "x", "REPLACE", "FREQ", "256"]),
+                5 => put(&["RANDOMKEY", "x"]),
+                6 => put(&["FLUSHALL", "SYNC", "ASYNC"]),
+                _ => put(&[
+                    "COPY",
+                    &key,
+                    &self.key(),
+                    self.of(&["DB", "NOSUCH", "REPLACE"]),
+                ]),
+            },
+            // Any command with any arguments.
+            _ => {
+                let name = self.of(&[
+                    "GET",
+                    "SET",
+                    "SETNX",
+                    "SETEX",
+                    "PSETEX",
+                    "GETSET",
+                    "GETDEL",
+                    "GETEX",
+                    "MGET",
+                    "MSET",
+                    "MSETNX",
+                    "STRLEN",
+                    "APPEND",
+                    "GETRANGE",
+                    "SETRANGE",
+                    "INCR",
+                    "INCRBY",
+                    "DECRBY",
+                    "INCRBYFLOAT",
+                    "DEL",
+                    "EXISTS",
+                    "TYPE",
+                    "EXPIRE",
+                    "PEXPIRE",
+                    "EXPIREAT",
+                    "PEXPIREAT",
+                    "TTL",
+                    "EXPIRETIME",
+                    "PERSIST",
+                    "RENAME",
+                    "RENAMENX",
+                    "COPY",
+                    "TOUCH",
+                    "KEYS",
+                    "DBSIZE",
+                    "SELECT",
+                    "ECHO",
+                    "PING",
+                    "WATCH",
+                    "UNWATCH",
+                    "LASTSAVE",
+                    "SUBSTR",
+                    "DUMP",
+                ]);
+                put(&[name]);
+                for _ in 0..self.below(5) {
+                    let word = match self.below(5) {
+                        0 | 1 => self.key(),
+                        2 => self.value(),
+                        3 => self.number(),
+                        _ => self
+                            .of(&[
+                                "NX", "XX", "GET", "EX", "PX", "EXAT", "KEEPTTL", "PERSIST", "GT",
+                                "DB", "REPLACE",
+                            ])
+                            .into(),
+                    };
+                    words.push(word);
+                }
+            }
         }
         words
     }
@@ -302,6 +511,19 @@ fn same(words: &[String], ours: &Reply, theirs: &Reply) -> bool {
             let tick = if name.starts_with('P') { 2_000 } else { 2 };
             (*a < 0) == (*b < 0) && (a - b).abs() <= tick
         }
+        // Cursor, then keys in any order.
+        (Reply::Array(a), Reply::Array(b)) if name == "SCAN" => {
+            let sorted = |list: &[Reply]| {
+                let mut texts: Vec<_> = list[1].items().iter().map(Reply::text).collect();
+                texts.sort();
+                texts
+            };
+            a[0] == b[0] && sorted(a) == sorted(b)
+        }
+        // The version of the format is another; what RESTORE takes is tested elsewhere.
+        (Reply::Bulk(_), Reply::Bulk(_)) if name == "DUMP" => true,
+        // Ours says so too, but not at the same moment.
+        (Reply::Int(_), Reply::Int(_)) if name == "LASTSAVE" => true,
         // Redis counts keys that have expired until it comes across them.
         (Reply::Int(a), Reply::Int(b)) if name == "DBSIZE" => a <= b,
         _ => ours == theirs,
@@ -320,6 +542,7 @@ async fn compare(seed: u64, commands: usize, version: u8, redis: &Redis, server:
     let mut choice = Choice(Rng::new(seed));
     // The commands that wait for EXEC: their replies come with it.
     let mut queued: Option<Vec<Vec<String>>> = None;
+    let mut differences = Vec::new();
     for number in 0..commands {
         let words = choice.command();
         let texts: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -334,7 +557,11 @@ async fn compare(seed: u64, commands: usize, version: u8, redis: &Redis, server:
                 }
             }
             _ => {
-                assert!(same(&words, &a, &b), "{}", told());
+                if !same(&words, &a, &b) {
+                    // The state may agree all the same: a few more say more.
+                    differences.push(told());
+                    assert!(differences.len() < 8, "{differences:#?}");
+                }
                 if a == Reply::Simple("QUEUED".into()) {
                     queued.as_mut().unwrap().push(words);
                 } else if words[0] == "MULTI" && a == ok() {
@@ -345,6 +572,7 @@ async fn compare(seed: u64, commands: usize, version: u8, redis: &Redis, server:
             }
         }
     }
+    assert!(differences.is_empty(), "{differences:#?}");
 }
 
 fn setting(name: &str, default: u64) -> u64 {

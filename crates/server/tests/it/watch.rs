@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use firn_client::{Batch, Change, Client, WatchEvent, WatchOptions};
+use firn_client::{
+    Batch, Change, Client, Durability, PutOptions, ScanOptions, WatchEvent, WatchOptions,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -370,5 +372,97 @@ async fn the_blocking_client_iterates() {
         (event.version, watch.next_version())
     });
     assert_eq!(read.await.unwrap(), (1, Some(2)));
+    server.stop().await;
+}
+
+/// What a follower knows of a key.
+type State = std::collections::BTreeMap<bytes::Bytes, (u64, bytes::Bytes)>;
+
+async fn state(client: &Client) -> State {
+    let mut scan = client.scan(ScanOptions {
+        page: Some(7),
+        ..ScanOptions::default()
+    });
+    let mut state = State::new();
+    while let Some(entry) = scan.next().await.unwrap() {
+        state.insert(entry.key, (entry.version, entry.value));
+    }
+    state
+}
+
+fn apply(state: &mut State, event: WatchEvent) {
+    let version = event.version;
+    match event.change {
+        Change::Put { key, value, .. } => {
+            let known = state.entry(key).or_default();
+            if known.0 < version {
+                *known = (version, value);
+            }
+        }
+        Change::Delete { key } => {
+            if state.get(&key).is_some_and(|known| known.0 < version) {
+                state.remove(&key);
+            }
+        }
+        Change::DeleteRange { start, end } => {
+            state.retain(|key, known| known.0 > version || *key < start || *key >= end);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whoever opens a watch, reads the state in pages while others write, and then follows, has the state.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_read_during_a_watch_and_the_changes_applied_are_the_state() {
+    let server = Running::start_with(|config| config.memory_bytes = 8 << 20).await;
+    let writer = async |seed| {
+        let mut rng = firn_io::rng::Rng::new(seed);
+        let key = |n: u64| format!("{n:03}");
+        for round in 0..150 {
+            let at = rng.below(200);
+            match rng.below(8) {
+                0 => drop(server.client.delete(key(at)).await.unwrap()),
+                1 => {
+                    let end = key(at + rng.below(9) + 1);
+                    server.client.delete_range(key(at), end).await.unwrap();
+                }
+                2 => {
+                    let batch = Batch::new().delete_prefix(&key(at)[..2]);
+                    let batch = batch.put(key(at), "again").delete(key(at + 1));
+                    server.client.batch(batch).await.unwrap();
+                }
+                3 if round % 16 == 0 => server.client.flush().await.unwrap(),
+                _ => {
+                    let value = vec![b'v'; 1 + rng.below(4_000) as usize];
+                    let options = PutOptions {
+                        durability: rng.one_in(2).then_some(Durability::Buffered),
+                        ..PutOptions::default()
+                    };
+                    let put = server.client.put_with(key(at), value, &options);
+                    put.await.unwrap();
+                }
+            }
+        }
+    };
+    let follower = async || {
+        let mut watch = server.client.watch(WatchOptions::default());
+        watch.begin().await.unwrap();
+        (state(&server.client).await, watch)
+    };
+    let ((), (), (), early, late) =
+        tokio::join!(writer(1), writer(2), writer(3), follower(), async {
+            // Somewhere in the middle.
+            while server.client.stats().await.unwrap().last_version < 200 {}
+            follower().await
+        });
+    let last = server.client.put("last", "").await.unwrap().version;
+    let expected = state(&server.client).await;
+    assert!(expected.len() > 20);
+    for (mut state, mut watch) in [early, late] {
+        while watch.next_version().unwrap() <= last {
+            apply(&mut state, watch.next().await.unwrap());
+        }
+        assert_eq!(state, expected);
+    }
     server.stop().await;
 }

@@ -274,6 +274,94 @@ pub struct DeleteRangeResponse {
     #[prost(enumeration = "Durability", tag = "2")]
     pub durability: i32,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Every namespace; instead of namespace.
+    #[prost(bool, tag = "2")]
+    pub all_namespaces: bool,
+    #[prost(message, optional, tag = "3")]
+    pub range: ::core::option::Option<KeyRange>,
+    /// The first version to be told. Absent: what is committed from now on.
+    #[prost(uint64, optional, tag = "4")]
+    pub from_version: ::core::option::Option<u64>,
+    /// Without values.
+    #[prost(bool, tag = "5")]
+    pub keys_only: bool,
+    /// How often there is a message without events, from 100 to 300000; absent: 15000.
+    #[prost(uint64, optional, tag = "6")]
+    pub heartbeat_ms: ::core::option::Option<u64>,
+}
+/// What has changed since the last message. The first one, without events, says where the watch begins.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<WatchEvent>,
+    /// Everything up to this version was told, or is not of this watch.
+    #[prost(uint64, tag = "2")]
+    pub progress: u64,
+}
+/// A change.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchEvent {
+    /// The sequence number: the version of the key from now on.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// The last sequence number of its batch.
+    #[prost(uint64, tag = "2")]
+    pub commit: u64,
+    /// Another change of the same batch follows: they take effect together.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+    #[prost(string, tag = "4")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(oneof = "watch_event::Change", tags = "5, 6, 7, 8")]
+    pub change: ::core::option::Option<watch_event::Change>,
+}
+/// Nested message and enum types in `WatchEvent`.
+pub mod watch_event {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Put {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub key: ::prost::bytes::Bytes,
+        /// Empty if only keys were asked for.
+        #[prost(bytes = "bytes", tag = "2")]
+        pub value: ::prost::bytes::Bytes,
+        /// When it expires, in Unix milliseconds. No event will say so.
+        #[prost(uint64, optional, tag = "3")]
+        pub expires_at_ms: ::core::option::Option<u64>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Delete {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub key: ::prost::bytes::Bytes,
+    }
+    /// No key of the range exists. As it was written: the watch may be of a part of it only.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct DeleteRange {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub start: ::prost::bytes::Bytes,
+        /// Exclusive.
+        #[prost(bytes = "bytes", tag = "2")]
+        pub end: ::prost::bytes::Bytes,
+    }
+    /// The namespace does not exist, with everything in it.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct DropNamespace {
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        #[prost(message, tag = "5")]
+        Put(Put),
+        #[prost(message, tag = "6")]
+        Delete(Delete),
+        #[prost(message, tag = "7")]
+        DeleteRange(DeleteRange),
+        #[prost(message, tag = "8")]
+        DropNamespace(DropNamespace),
+    }
+}
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
