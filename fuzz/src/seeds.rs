@@ -575,6 +575,7 @@ fn edits() -> Vec<(&'static str, VersionEdit)> {
             term: 3,
             index: 500,
         }),
+        applied_state: Some(b"raft".as_slice().into()),
         snapshot_end: false,
         ops: vec![flushed, second],
     };
