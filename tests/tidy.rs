@@ -66,12 +66,13 @@ const EMBEDDED: &[(&str, &[&str])] = &[
 
 /// Crates whose modules stand in an order, which their `lib.rs` documents after the words
 /// "Module order": a module names only modules before it.
-const ORDERED: &[&str] = &["crates/io", "crates/engine"];
+const ORDERED: &[&str] = &["crates/io", "crates/engine", "crates/replica"];
 
 /// Libraries of which every public item is documented.
 const DOCUMENTED: &[&str] = &[
     "crates/io",
     "crates/engine",
+    "crates/replica",
     "crates/api",
     "crates/server",
     "crates/client",

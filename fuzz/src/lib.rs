@@ -15,6 +15,7 @@ mod http;
 mod log;
 mod manifest;
 pub mod mutate;
+mod replica;
 mod resp;
 pub mod seeds;
 mod table;
@@ -32,6 +33,7 @@ use firn_io::rng::SeededEntropy;
 pub use crate::http::{dialects, grpc, http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
+pub use crate::replica::{replica_command, replica_entry, replica_message};
 pub use crate::resp::resp;
 pub use crate::table::{blob, blob_records, block, table, table_parts};
 
@@ -54,6 +56,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("current", current),
     ("text", text),
     ("http", http),
+    ("replica_entry", replica_entry),
+    ("replica_command", replica_command),
+    ("replica_message", replica_message),
     ("dialects", dialects),
     ("grpc", grpc),
     ("resp", resp),

@@ -7,11 +7,13 @@ use firn_engine::range_del::RangeTombstone;
 use firn_engine::sstable::{TableOptions, TableWriter};
 use firn_engine::version::edit::{Applied, Op, VersionEdit};
 use firn_engine::version::manifest::ManifestWriter;
-use firn_engine::{Compression, Db, Options, WriteBatch, WriteOptions};
+use firn_engine::{Compression, Condition, Db, Options, Outcome, WriteBatch, WriteOptions};
 use firn_io::error::Error;
 use firn_io::fs::mem::MemFs;
 use firn_io::fs::{Fs, OpenMode};
 use firn_io::wal::{Log, LogOptions};
+use firn_replica::command::{CommandBuilder, Write};
+use firn_replica::{message, types as replica};
 
 use crate::{manifest, put_bytes, table, world};
 
@@ -79,6 +81,9 @@ pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
         ("current", vec![("seven", b"MANIFEST-000007\n".to_vec())]),
         ("text", texts()),
         ("http", requests()),
+        ("replica_entry", replica_entries()),
+        ("replica_command", vec![("two", replica_command())]),
+        ("replica_message", replica_messages()),
         ("dialects", dialects()),
         ("grpc", messages()),
         ("resp", commands()),
@@ -261,6 +266,87 @@ fn batch() -> Vec<u8> {
     })
     .expect("a sound log");
     last
+}
+
+fn replica_command() -> Vec<u8> {
+    let mut batch = WriteBatch::new();
+    batch.put(NamespaceId(0), b"key", b"value").expect("short");
+    batch
+        .require(NamespaceId(0), b"key", Condition::VersionEquals(SeqNo(300)))
+        .expect("short");
+    let mut builder = CommandBuilder::default();
+    builder.add(&Write::batch(&mut batch));
+    builder.add(&Write::create_namespace("n"));
+    builder.finish(1 << 40).to_vec()
+}
+
+fn replica_log() -> Vec<(&'static str, replica::Entry)> {
+    let node = |address: &str| replica::Member {
+        address: address.to_owned(),
+    };
+    let membership = replica::Membership {
+        voters: vec![[1].into(), [1, 2].into()],
+        nodes: [(1, node("a:1")), (2, node("b:1"))].into(),
+    };
+    let payloads = [
+        ("blank", replica::Payload::Blank),
+        (
+            "command",
+            replica::Payload::Command(replica_command().into()),
+        ),
+        ("members", replica::Payload::Membership(membership)),
+    ];
+    let entry = |index: usize, payload| replica::Entry {
+        id: replica::LogId {
+            term: 3,
+            index: index as u64,
+        },
+        payload,
+    };
+    let numbered = payloads.into_iter().enumerate();
+    numbered
+        .map(|(index, (name, payload))| (name, entry(index, payload)))
+        .collect()
+}
+
+fn replica_entries() -> Vec<Seed> {
+    let entries = replica_log().into_iter();
+    entries
+        .map(|(name, entry)| (name, entry.to_bytes()))
+        .collect()
+}
+
+fn replica_messages() -> Vec<Seed> {
+    let vote = replica::Vote {
+        term: 3,
+        node: 2,
+        committed: true,
+    };
+    let last = Some(replica::LogId { term: 2, index: 9 });
+    let append = message::AppendRequest {
+        vote,
+        previous: None,
+        committed: None,
+        entries: replica_log().into_iter().map(|(_, entry)| entry).collect(),
+    };
+    let ask = message::VoteRequest {
+        vote,
+        last,
+        transfer: true,
+    };
+    let outcome = Outcome::ConditionFailed {
+        index: 1,
+        actual: Some(SeqNo(7)),
+    };
+    let id = replica::LogId { term: 3, index: 4 };
+    let higher = message::AppendAnswer::HigherVote(vote);
+    vec![
+        ("append", message::Request::Append(append).encode()),
+        ("vote", message::Request::Vote(ask).encode()),
+        ("read_index", message::Request::ReadIndex.encode()),
+        ("higher", message::Answer::Append(higher).encode()),
+        ("done", message::Answer::Propose(id, vec![outcome]).encode()),
+    ]
 }
 
 fn options() -> Options {
@@ -489,6 +575,7 @@ fn edits() -> Vec<(&'static str, VersionEdit)> {
             term: 3,
             index: 500,
         }),
+        applied_state: Some(b"raft".as_slice().into()),
         snapshot_end: false,
         ops: vec![flushed, second],
     };

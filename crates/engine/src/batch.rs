@@ -231,12 +231,12 @@ impl WriteBatch {
     }
 
     /// What must hold for it to be written.
-    pub(crate) fn requirements(&self) -> &[Requirement] {
+    pub fn requirements(&self) -> &[Requirement] {
         &self.requirements
     }
 
     /// Gives the first operation its sequence number and returns the log record.
-    pub(crate) fn seal(&mut self, base: SeqNo) -> &[u8] {
+    pub fn seal(&mut self, base: SeqNo) -> &[u8] {
         self.encoded[..8].copy_from_slice(&base.0.to_le_bytes());
         self.encoded[8..12].copy_from_slice(&self.count.to_le_bytes());
         &self.encoded

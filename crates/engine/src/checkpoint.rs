@@ -18,15 +18,17 @@ use firn_io::fs::{OpenMode, parent_of};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::key::SeqNo;
+use crate::external::state::External;
+use crate::key::{NamespaceId, SeqNo};
 use crate::names;
 use crate::tree::{Levels, Tree};
 use crate::version::edit::{Op, VersionEdit};
 use crate::work;
 
-/// Makes a checkpoint in `dir`, which must not exist.
-pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
-    core.log()?;
+/// Makes a checkpoint in `dir`, which must not exist. Returns where the replicated log stood, if
+/// another log is the database's.
+pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<Option<VersionEdit>> {
+    core.check_writable()?;
     let _one_at_a_time = core.checkpoint.lock();
     if core.env.fs.exists(dir)? {
         return Err(Error::InvalidArgument(format!(
@@ -34,12 +36,12 @@ pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
             dir.display()
         )));
     }
-    let (pinned, last_seqno) = pin(core)?;
+    let pinned = pin(core)?;
     let mut partial = dir.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     clear(core, &partial)?;
-    let result = fill(core, &partial, &pinned, last_seqno).and_then(|()| {
+    let result = fill(core, &partial, &pinned).and_then(|()| {
         core.env.fs.rename(&partial, dir)?;
         if let Some(parent) = parent_of(dir) {
             core.env.fs.sync_dir(parent)?;
@@ -50,10 +52,18 @@ pub fn checkpoint(core: &Arc<Core>, dir: &Path) -> Result<()> {
         // The first error is the one to report.
         let _ = clear(core, &partial);
     }
-    result
+    result.map(|()| pinned.position)
 }
 
-type Pinned = Vec<(Arc<Tree>, Arc<Levels>)>;
+/// The state at one instant.
+struct Pinned {
+    trees: Vec<(NamespaceId, String, Arc<Levels>)>,
+    /// The newest operation.
+    last_seqno: SeqNo,
+    /// Where the replicated log stood and which namespace would have been next, if another log is
+    /// the database's. Otherwise the copy is told by the time it is written: it knows no log.
+    position: Option<VersionEdit>,
+}
 
 /// Lifts the restriction on flushes, however the checkpoint ends.
 struct FlushGate<'a>(&'a Arc<Core>);
@@ -61,12 +71,18 @@ struct FlushGate<'a>(&'a Arc<Core>);
 impl Drop for FlushGate<'_> {
     fn drop(&mut self) {
         self.0.work.lock().flush_only_up_to = None;
+        if let Some(external) = &self.0.external {
+            external.lift_gate();
+        }
         work::schedule(self.0);
     }
 }
 
 /// Steps 1 to 3: the levels of all trees at one instant.
-fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
+fn pin(core: &Arc<Core>) -> Result<Pinned> {
+    if let Some(external) = &core.external {
+        return pin_external(core, external);
+    }
     let _no_namespace_change = core.namespace_change.lock();
     core.check_open()?;
     let cut = {
@@ -80,23 +96,51 @@ fn pin(core: &Arc<Core>) -> Result<(Pinned, SeqNo)> {
     let _gate = FlushGate(core);
     work::wait_for_flushes(core)?;
     let trees = core.trees.load();
-    let pinned = trees
-        .iter()
-        .map(|t| (Arc::clone(t), Arc::clone(&t.state().levels)))
-        .collect();
-    Ok((pinned, cut))
+    let levels = |t: &Arc<Tree>| (t.id, t.name.to_string(), Arc::clone(&t.state().levels));
+    Ok(Pinned {
+        trees: trees.iter().map(levels).collect(),
+        last_seqno: cut,
+        position: None,
+    })
+}
+
+/// The same where another log is the database's: the state at one cut of that log. Namespaces come
+/// and go with the cuts, so the manifest has those of this one.
+fn pin_external(core: &Arc<Core>, external: &External) -> Result<Pinned> {
+    core.check_open()?;
+    {
+        let commit = core.lock_commit();
+        external.cut(core.trees.load().iter(), commit.last_seqno);
+        external.close_gate();
+    }
+    let _gate = FlushGate(core);
+    work::wait_for_flushes(core)?;
+    let versions = &core.versions;
+    let namespaces = versions.namespaces().into_iter();
+    Ok(Pinned {
+        trees: namespaces
+            .map(|(id, name)| (id, name, versions.current(id)))
+            .collect(),
+        last_seqno: versions.last_seqno(),
+        position: Some(VersionEdit {
+            applied: versions.applied(),
+            applied_state: versions.applied_state(),
+            next_namespace: Some(versions.next_namespace()),
+            ..VersionEdit::default()
+        }),
+    })
 }
 
 /// Step 4, but for the rename.
-fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned, last_seqno: SeqNo) -> Result<()> {
+fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned) -> Result<()> {
     let fs = &core.env.fs;
     fs.create_dir_durable(dir)?;
     let mut ops = Vec::new();
-    for (tree, levels) in pinned {
-        let namespace = tree.id;
+    for (namespace, name, levels) in &pinned.trees {
+        let namespace = *namespace;
         ops.push(Op::CreateNamespace {
             id: namespace,
-            name: tree.name.to_string(),
+            name: name.clone(),
         });
         for blob in levels.blobs() {
             let meta = blob.file.meta.clone();
@@ -124,11 +168,14 @@ fn fill(core: &Arc<Core>, dir: &Path, pinned: &Pinned, last_seqno: SeqNo) -> Res
         }
         ops.push(Op::Flushed {
             namespace,
-            seqno: last_seqno,
+            seqno: pinned.last_seqno,
         });
     }
-    let mut edit = VersionEdit::of(ops);
-    edit.last_seqno = Some(last_seqno);
+    let mut edit = VersionEdit {
+        ops,
+        ..pinned.position.clone().unwrap_or_default()
+    };
+    edit.last_seqno = Some(pinned.last_seqno);
     core.versions.write_copy(dir, edit)?;
     fs.sync_dir(dir)?;
     Ok(())

@@ -20,6 +20,7 @@ use crate::cache::BlockCache;
 use crate::compaction::pacing::Pacer;
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
+use crate::external::state::External;
 use crate::feed::Feed;
 use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::names;
@@ -258,8 +259,10 @@ pub struct Core {
     pub observer: Arc<Observer>,
     /// Cached blocks.
     pub cache: Arc<BlockCache>,
-    /// The log; `None` if open for reading only.
+    /// The log; `None` if open for reading only, or if another log is the database's.
     pub log: Option<Log>,
+    /// What is known of the other log that the database has instead of its own.
+    pub external: Option<External>,
     /// The manifest and the files it names.
     pub versions: VersionSet<TableSlot, BlobFile>,
     /// What must stay readable.
@@ -330,7 +333,19 @@ impl Core {
     pub fn log(&self) -> Result<&Log> {
         self.log
             .as_ref()
-            .ok_or(Error::Closed("the database is open for reading only"))
+            .ok_or(Error::Closed(if self.external.is_some() {
+                "the database is written by its replicated log only"
+            } else {
+                "the database is open for reading only"
+            }))
+    }
+
+    /// Refuses what changes files where they are only read.
+    pub fn check_writable(&self) -> Result<()> {
+        match &self.external {
+            Some(_) => Ok(()),
+            None => self.log().map(|_| ()),
+        }
     }
 
     /// Refuses calls after close.
@@ -416,9 +431,22 @@ impl Core {
 
     /// Retires the active memtable of a tree. Under the commit lock. Returns whether there is a
     /// memtable to flush.
+    ///
+    /// Where another log is the database's, the memtables of all trees are retired together.
     pub fn rotate(&self, commit: &CommitState, tree: &Tree) -> Result<bool> {
+        if let Some(external) = &self.external {
+            return Ok(external.cut(self.trees.load().iter(), commit.last_seqno));
+        }
         let end = self.log()?.appended();
         Ok(tree.rotate(commit.last_seqno, end))
+    }
+
+    /// What expired at this time, in Unix milliseconds, may be dropped from files.
+    pub fn droppable_ms(&self) -> u64 {
+        match &self.external {
+            Some(external) => external.flushed_ms(),
+            None => self.env.clock.unix_ms(),
+        }
     }
 
     /// Recounts the memory of memtables after some were dropped.

@@ -12,6 +12,8 @@ use crate::commit::{Commit, Ticket, WriteOptions};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::event::{EventListener, LevelStats, LogStats, MemoryStats, NamespaceStats, Stats};
+use crate::external::apply::Applier;
+use crate::external::state::ExternalLog;
 use crate::key::{NamespaceId, SeqNo};
 use crate::options::{LEVELS, MAX_NAMESPACE_BYTES, Options};
 use crate::read::{Scan, ScanOptions};
@@ -99,7 +101,26 @@ impl Db {
 
     /// The same, in a world of the caller's.
     pub fn open_with(env: Env, dir: impl AsRef<Path>, options: Options) -> Result<Self> {
-        let core = recovery::open(env, dir.as_ref(), options)?;
+        Self::of(recovery::open(env, dir.as_ref(), options)?)
+    }
+
+    /// Opens the database in `dir` as the state of a replicated log, which is then its only log:
+    /// [`Db`] reads, the [`Applier`] writes. See [`crate::external`].
+    ///
+    /// Errors as [`Db::open`]; or its own log has operations that are in no SSTable: it was not
+    /// closed.
+    pub fn open_external(
+        env: Env,
+        dir: impl AsRef<Path>,
+        options: Options,
+        log: Arc<dyn ExternalLog>,
+    ) -> Result<(Self, Applier)> {
+        let core = recovery::open_external(env, dir.as_ref(), options, log)?;
+        let applier = Applier::new(Arc::clone(&core));
+        Ok((Self::of(core)?, applier))
+    }
+
+    fn of(core: Arc<Core>) -> Result<Self> {
         let tree = core.trees.load().get(NamespaceId::default()).cloned();
         let default = tree.ok_or_else(|| Error::NamespaceNotFound(DEFAULT_NAMESPACE.into()))?;
         Ok(Self {
@@ -433,7 +454,7 @@ impl Db {
     /// where the file system allows. It is a database of its own. Errors: `dir` exists.
     pub fn checkpoint(&self, dir: &Path) -> Result<()> {
         self.core().check_open()?;
-        checkpoint::checkpoint(self.core(), dir)
+        checkpoint::checkpoint(self.core(), dir).map(|_| ())
     }
 
     /// Reads everything and checks every checksum and invariant, while the database is in use.
@@ -616,7 +637,7 @@ fn stats(core: &Arc<Core>) -> Stats {
 }
 
 fn close(core: &Arc<Core>) -> Result<()> {
-    if core.log.is_none() {
+    if core.log.is_none() && core.external.is_none() {
         core.closed.store(true, Ordering::Release);
         return Ok(());
     }
@@ -647,6 +668,10 @@ fn close(core: &Arc<Core>) -> Result<()> {
     // somebody else's.
     let _no_change = core.namespace_change.lock();
     work::wait_stopped(core);
+    if core.external.is_some() {
+        *core.lock.lock() = None;
+        return Ok(());
+    }
     let log = core.log()?;
     let synced = core.sync_log(log, log.appended());
     let ended = synced.and_then(|()| log.close().map_err(|error| core.poison(&error)));

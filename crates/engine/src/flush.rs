@@ -91,11 +91,11 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
 }
 
 /// Writes what readers may still need of a memtable.
-fn write(core: &Arc<Core>, tree: &Tree, immutable: &Immutable) -> Result<Written> {
+pub(crate) fn write(core: &Arc<Core>, tree: &Tree, immutable: &Immutable) -> Result<Written> {
     let memtable = &immutable.memtable;
     let visible_at = core.snapshots.visible_at();
     let tombstones = memtable.range_tombstones();
-    let now_ms = core.env.clock.unix_ms();
+    let now_ms = core.droppable_ms();
     let mut filter = DropFilter::new(&visible_at, &tombstones, now_ms, |_| false);
     let options = OutputOptions {
         table: core.settings.table_options(false),

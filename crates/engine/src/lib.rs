@@ -12,9 +12,10 @@
 //! Module order, bottom first (a module names only modules above it in this list): `sync`,
 //! `prefetch`, `error`, `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
 //! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `core`, `read`, `multi_get`,
-//! `compaction::output`, `flush`, `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `verify`,
-//! `repair`, `inspect`, `recovery`, `db`.
+//! `compaction::drop`, `publish`, `snapshot`, `tree`, `external::state`, `feed`, `core`, `read`,
+//! `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
+//! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`,
+//! `inspect`, `recovery`, `db`.
 
 #![deny(missing_docs)]
 
@@ -28,6 +29,7 @@ pub mod core;
 pub mod db;
 pub mod error;
 pub mod event;
+pub mod external;
 pub mod feed;
 pub mod flush;
 pub mod inspect;
@@ -59,6 +61,8 @@ pub use crate::commit::{Commit, Ticket, WriteOptions};
 pub use crate::db::{DEFAULT_NAMESPACE, Db, Namespace, Snapshot};
 pub use crate::error::{Error, Result};
 pub use crate::event::{Counters, Event, EventListener, Stats};
+pub use crate::external::apply::{Applier, Outcome};
+pub use crate::external::state::ExternalLog;
 pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};

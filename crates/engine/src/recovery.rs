@@ -36,6 +36,8 @@ use crate::core::{
 };
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
+use crate::external::own_log;
+use crate::external::state::{External, ExternalLog};
 use crate::feed::{DropRecord, Feed};
 use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::memtable::{Loader, Run};
@@ -50,6 +52,29 @@ use crate::work;
 
 /// Opens the database in `dir`.
 pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
+    open_as(env, dir, options, None)
+}
+
+/// Opens the database in `dir` with another log in place of its own.
+pub fn open_external(
+    env: Env,
+    dir: &Path,
+    options: Options,
+    log: Arc<dyn ExternalLog>,
+) -> Result<Arc<Core>> {
+    if options.read_only {
+        let detail = "a replicated log writes: read_only must be off";
+        return Err(Error::InvalidArgument(detail.into()));
+    }
+    open_as(env, dir, options, Some(log))
+}
+
+fn open_as(
+    env: Env,
+    dir: &Path,
+    options: Options,
+    external: Option<Arc<dyn ExternalLog>>,
+) -> Result<Arc<Core>> {
     let settings = Settings::new(options)?;
     let started = env.clock.monotonic();
     let read_only = settings.given.read_only;
@@ -74,6 +99,13 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         VersionSet::open(env.clone(), dir, purger)?
     };
     versions.check_files_exist()?;
+    if external.is_none() && !read_only && versions.applied().is_some() {
+        let detail = "it is a replica's: writes go through its cluster";
+        return Err(Error::InvalidArgument(format!(
+            "{}: {detail}",
+            dir.display()
+        )));
+    }
 
     let mut trees = Trees::default();
     for (id, name) in versions.namespaces() {
@@ -89,7 +121,16 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
         ..LogOptions::default()
     };
     let apply = |record: wal::Record<'_>| replay.apply(&wal_dir, &record);
-    let (log, report) = if read_only && log_options.from.is_none() && !env.fs.exists(&wal_dir)? {
+    let mut env = env;
+    let external = match external {
+        Some(log) => Some(External::open(log, &mut env, dir, &versions)?),
+        None => None,
+    };
+    let (log, report) = if external.is_some() {
+        let own = own_log::check(&env, &wal_dir, &versions)?;
+        remove_orphans(&env, dir, &versions)?;
+        (None, own)
+    } else if read_only && log_options.from.is_none() && !env.fs.exists(&wal_dir)? {
         // A checkpoint: everything is in SSTables, and nobody has written to it yet.
         (None, wal::reader::ScanReport::default())
     } else if read_only {
@@ -121,6 +162,7 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     let core = Arc::new(Core {
         pacer: Pacer::new(Arc::clone(&env.clock), settings.memtable_bytes as u64)
             .with_l0_trigger(settings.given.l0_compaction_trigger),
+        external,
         env,
         dir: dir.to_path_buf(),
         observer,
@@ -158,8 +200,10 @@ pub fn open(env: Env, dir: &Path, options: Options) -> Result<Arc<Core>> {
     }
     core.recount_memtables();
     if !read_only {
-        listen_to_syncs(&core)?;
-        retire_replayed(&core)?;
+        if core.log.is_some() {
+            listen_to_syncs(&core)?;
+            retire_replayed(&core)?;
+        }
         // Without the ballast the database works; a full disk then has less room for deletes.
         let _ = work::place_ballast(&core);
         work::schedule(&core);

@@ -218,6 +218,8 @@ impl Plan {
             last_seqno: Some(self.last_seqno),
             log_start: self.log_start.map(|lsn| lsn.0),
             applied: self.applied,
+            // What was repaired may lack data: it is no longer what the log's other copies have.
+            applied_state: None,
             snapshot_end: false,
         })
     }

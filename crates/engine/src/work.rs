@@ -21,6 +21,8 @@ use crate::compaction::run::{self, Job};
 use crate::core::{Attempts, Core, WorkState};
 use crate::error::Result;
 use crate::event::Event;
+use crate::external::flush::flush_oldest;
+use crate::external::state::External;
 use crate::flush;
 use crate::names;
 use crate::tree::Tree;
@@ -40,8 +42,13 @@ pub fn schedule(core: &Arc<Core>) {
     }
     // What rests comes back here by its timer.
     if !work.flush.must_rest() {
-        for tree in core.trees.load().iter() {
-            submit_flush(core, &mut work, tree);
+        match &core.external {
+            Some(external) => submit_cut(core, &mut work, external),
+            None => {
+                for tree in core.trees.load().iter() {
+                    submit_flush(core, &mut work, tree);
+                }
+            }
         }
     }
     let most = core.env.exec.threads().saturating_sub(1).max(1);
@@ -85,8 +92,35 @@ fn run_flush(core: &Arc<Core>, tree: &Arc<Tree>) {
     finish(core, work, Task::Flush, result);
 }
 
+/// Has the oldest cut of the replicated log flushed, if there is one.
+fn submit_cut(core: &Arc<Core>, work: &mut WorkState, external: &External) {
+    if !external.begin_flush() {
+        return;
+    }
+    work.flushes += 1;
+    let core = Arc::clone(core);
+    let exec = Arc::clone(&core.env.exec);
+    exec.submit(Priority::High, Box::new(move || run_cut(&core)));
+}
+
+fn run_cut(core: &Arc<Core>) {
+    let result = flush_oldest(core);
+    core.recount_memtables();
+    trim(core);
+    let mut work = core.work.lock();
+    work.flushes -= 1;
+    if let Some(external) = &core.external {
+        external.end_flush();
+    }
+    finish(core, work, Task::Flush, result);
+}
+
 fn run_compaction(core: &Arc<Core>, job: Job) {
-    let result = run::run(core, &job);
+    let result = match run::run(core, &job) {
+        // Its namespace was dropped under it.
+        Err(_) if job.is_obsolete() => Ok(()),
+        result => result,
+    };
     trim(core);
     let mut work = core.work.lock();
     // Under the lock: who picks must not read the levels of before, then find the marks gone.
@@ -332,13 +366,16 @@ pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
         if let Some(error) = &work.flush.last_error {
             return Some(Err(error.duplicate()));
         }
-        let due = core.trees.load().iter().any(|tree| {
-            let state = tree.state();
-            state.immutables.last().is_some_and(|oldest| {
-                work.flush_only_up_to
-                    .is_none_or(|most| oldest.last_seqno <= most)
-            })
-        });
+        let due = core.external.as_ref().is_some_and(External::has_due);
+        let due = due
+            || core.external.is_none()
+                && core.trees.load().iter().any(|tree| {
+                    let state = tree.state();
+                    state.immutables.last().is_some_and(|oldest| {
+                        work.flush_only_up_to
+                            .is_none_or(|most| oldest.last_seqno <= most)
+                    })
+                });
         if due && work.flushes == 0 && core.closed.load(Ordering::Acquire) {
             return Some(Err(crate::core::closing()));
         }

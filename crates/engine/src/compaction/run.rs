@@ -51,6 +51,11 @@ impl Job {
         Self { tree, plan, levels }
     }
 
+    /// Whether what it compacts is gone.
+    pub fn is_obsolete(&self) -> bool {
+        self.tree.is_dropped()
+    }
+
     /// Takes the marks back.
     pub fn release(&self) {
         for file in self.plan.files() {
@@ -187,7 +192,7 @@ fn merge(core: &Arc<Core>, job: &Job) -> Result<Merged> {
     let (mut input, tombstones) = open_inputs(core, plan)?;
     let visible_at = core.snapshots.visible_at();
     let below = Below::new(&job.levels, plan.output_level, plan.bottommost);
-    let now_ms = core.env.clock.unix_ms();
+    let now_ms = core.droppable_ms();
     let mut filter = DropFilter::new(&visible_at, &tombstones, now_ms, |key: &[u8]| {
         below.is_empty_at(key)
     });

@@ -18,6 +18,7 @@
 //!          19 applied position   term varint | index varint
 //!          20 next namespace     varint
 //!          21 end of snapshot    (empty)
+//!          22 applied state      bytes, whose meaning is the replicated log's
 //! file      number, file bytes, raw bytes, entries, tombstones, range tombstones varint
 //!           | smallest bytes | largest bytes | flags u8 (1: the largest is exclusive)
 //!           | min seqno, max seqno varint | n varint, n times: blob number, count, bytes varint
@@ -29,6 +30,7 @@
 //! changed or used again.**
 
 use std::fmt;
+use std::sync::Arc;
 
 use firn_io::codec::{Reader, put_bytes, put_u8, put_varint_u32, put_varint_u64};
 
@@ -52,6 +54,7 @@ mod tag {
     pub(super) const APPLIED: u32 = 19;
     pub(super) const NEXT_NAMESPACE: u32 = 20;
     pub(super) const SNAPSHOT_END: u32 = 21;
+    pub(super) const APPLIED_STATE: u32 = 22;
     pub(super) const FIRST_OPTIONAL: u32 = 128;
 }
 
@@ -131,6 +134,9 @@ pub struct VersionEdit {
     pub log_start: Option<u64>,
     /// The last replicated command that the SSTables have.
     pub applied: Option<Applied>,
+    /// What the replicated log wants to know of itself as of `applied`; the engine gives it no
+    /// meaning.
+    pub applied_state: Option<Arc<[u8]>>,
     /// The edits so far describe the whole state: the end of what a new manifest starts with.
     pub snapshot_end: bool,
 }
@@ -319,6 +325,9 @@ impl VersionEdit {
             put_varint_u64(&mut body, applied.index);
             put_field(out, tag::APPLIED, &body);
         }
+        if let Some(state) = &self.applied_state {
+            put_field(out, tag::APPLIED_STATE, state);
+        }
         if self.snapshot_end {
             put_field(out, tag::SNAPSHOT_END, &[]);
         }
@@ -412,6 +421,7 @@ impl VersionEdit {
                     index: r.varint_u64()?,
                 });
             }
+            tag::APPLIED_STATE => self.applied_state = Some(r.take(r.remaining())?.into()),
             tag::SNAPSHOT_END => self.snapshot_end = true,
             tag::FIRST_OPTIONAL.. => {
                 r.take(r.remaining())?;
@@ -493,6 +503,7 @@ pub(crate) mod tests {
                 term: 2,
                 index: 128,
             }),
+            applied_state: Some(b"raft".as_slice().into()),
             snapshot_end: true,
         }
     }
@@ -516,6 +527,7 @@ pub(crate) mod tests {
             &[18, 3, 0x80, 0x80, 4],
             &[20, 1, 3],
             &[19, 3, 2, 0x80, 1],
+            &[22, 4], b"raft",
             &[21, 0],
         ];
         assert_eq!(out, want.concat());
@@ -646,6 +658,7 @@ pub(crate) mod tests {
             numbers in proptest::array::uniform4(any::<Option<u64>>()),
             next_namespace: Option<u32>,
             snapshot_end: bool,
+            applied_state: Option<Vec<u8>>,
         ) {
             let edit = VersionEdit {
                 ops,
@@ -654,6 +667,7 @@ pub(crate) mod tests {
                 last_seqno: numbers[1].map(SeqNo),
                 log_start: numbers[2],
                 applied: numbers[3].map(|n| Applied { term: n >> 32, index: n }),
+                applied_state: applied_state.map(Into::into),
                 snapshot_end,
             };
             let mut out = Vec::new();

@@ -63,12 +63,14 @@ struct State<T, B> {
     last_seqno: SeqNo,
     log_start: Option<u64>,
     applied: Option<Applied>,
+    applied_state: Option<Arc<[u8]>>,
 }
 
 impl<T, B> Clone for State<T, B> {
     fn clone(&self) -> Self {
         Self {
             namespaces: self.namespaces.clone(),
+            applied_state: self.applied_state.clone(),
             ..*self
         }
     }
@@ -82,6 +84,7 @@ impl<T, B> Default for State<T, B> {
             last_seqno: SeqNo::ZERO,
             log_start: None,
             applied: None,
+            applied_state: None,
         }
     }
 }
@@ -124,6 +127,9 @@ impl<T, B> State<T, B> {
         state.last_seqno = state.last_seqno.max(edit.last_seqno.unwrap_or_default());
         state.log_start = state.log_start.max(edit.log_start);
         state.applied = state.applied.max(edit.applied);
+        if edit.applied_state.is_some() {
+            state.applied_state.clone_from(&edit.applied_state);
+        }
         Ok(staged)
     }
 
@@ -158,6 +164,7 @@ impl<T, B> State<T, B> {
             last_seqno: Some(self.last_seqno),
             log_start: self.log_start,
             applied: self.applied,
+            applied_state: self.applied_state.clone(),
             snapshot_end: false,
         }
     }
@@ -628,15 +635,21 @@ impl<T, B> VersionSet<T, B> {
         self.inner.lock().state.applied
     }
 
+    /// What goes with [`VersionSet::applied`]; see [`VersionEdit::applied_state`].
+    pub fn applied_state(&self) -> Option<Arc<[u8]>> {
+        self.inner.lock().state.applied_state.clone()
+    }
+
     /// Writes a manifest and CURRENT into another directory, with `edit` as the whole state; durable
-    /// on return, but for the names that other calls made there.
+    /// on return, but for the names that other calls made there. The number of the next namespace
+    /// is this set's where the edit has none.
     pub fn write_copy(&self, dir: &Path, mut edit: VersionEdit) -> Result<()> {
         let id = self.next_file_id();
         edit.next_file = Some(FileId(id.0 + 1));
         {
             let inner = self.inner.lock();
-            edit.next_namespace = Some(inner.state.next_namespace);
-            edit.applied = inner.state.applied;
+            edit.next_namespace
+                .get_or_insert(inner.state.next_namespace);
         }
         ManifestWriter::create(&*self.env.fs, dir, id, edit)?;
         manifest::set_current(&*self.env.fs, dir, id)

@@ -5,6 +5,7 @@
 //! * [`segment`]: the files, their headers, how they come and go.
 //! * [`reader`]: replay; what is a torn tail and what is damage.
 //! * [`writer`]: [`Log`], append and group commit.
+//! * [`lookup`]: single records, by position.
 //! * [`tail`]: reading the log while it is written.
 //!
 //! # How a record becomes durable
@@ -44,12 +45,14 @@
 //!    as clean without the disk having it.
 //! 5. The log goes on in the same segment. No step needs disk space.
 
+pub mod lookup;
 pub mod reader;
 pub mod record;
 pub mod segment;
 pub mod tail;
 pub mod writer;
 
+pub use crate::wal::lookup::{Lookup, starts_of};
 pub use crate::wal::reader::{Record, ScanReport};
 pub use crate::wal::record::{Lsn, MAX_KIND, MAX_PAYLOAD_BYTES};
 pub use crate::wal::tail::{Tail, TailError};

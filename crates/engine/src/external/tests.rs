@@ -1,0 +1,351 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use firn_io::Env;
+use firn_io::clock::ManualClock;
+use firn_io::exec::{Executor, Stepper};
+use firn_io::fs::mem::{CrashMode, MemFs};
+use firn_io::rng::{Rng, SeededEntropy};
+
+use crate::batch::{BatchReader, Condition, Requirement, WriteBatch};
+use crate::external::apply::{Applier, Change, Outcome};
+use crate::external::state::ExternalLog;
+use crate::key::{NamespaceId, SeqNo};
+use crate::options::Options;
+use crate::version::edit::Applied;
+use crate::{Db, Error, ScanOptions, WriteOptions};
+
+#[derive(Debug, Default)]
+struct FakeLog {
+    synced: AtomicU64,
+    flushed: AtomicU64,
+}
+
+impl ExternalLog for FakeLog {
+    fn sync_to(&self, index: u64) -> firn_io::Result<()> {
+        self.synced.fetch_max(index, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn flushed(&self, applied: Applied) {
+        assert!(self.synced.load(Ordering::Relaxed) >= applied.index);
+        self.flushed.fetch_max(applied.index, Ordering::Relaxed);
+    }
+}
+
+struct Node {
+    disk: MemFs,
+    exec: Arc<Stepper>,
+    log: Arc<FakeLog>,
+    db: Db,
+    applier: Applier,
+}
+
+fn options() -> Options {
+    Options {
+        memory_bytes: 8 << 20,
+        memtable_bytes: Some(16 << 10),
+        ballast_bytes: 0,
+        min_blob_bytes: 600,
+        ..Options::default()
+    }
+}
+
+const DIR: &str = "/db";
+
+impl Node {
+    fn open(disk: MemFs, seed: u64) -> Self {
+        let clock = Arc::new(ManualClock::new(7));
+        let exec = Arc::new(Stepper::new(seed, clock.clone()));
+        let env = Env {
+            fs: Arc::new(disk.clone()),
+            clock,
+            entropy: Arc::new(SeededEntropy::new(seed)),
+            exec: exec.clone(),
+        };
+        let log = Arc::new(FakeLog::default());
+        let opened = Db::open_external(env, DIR, options(), log.clone());
+        let (db, applier) = opened.expect("it opens");
+        Self {
+            disk,
+            exec,
+            log,
+            db,
+            applier,
+        }
+    }
+
+    fn next(&self) -> usize {
+        self.applier.applied().0.map_or(0, |at| at.index as usize)
+    }
+
+    /// Everything that readers see, with versions and expiries.
+    fn contents(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for namespace in self.db.namespaces() {
+            out.push(format!("{} {:?}", namespace.name(), namespace.id()));
+            let mut scan = self.db.scan(&namespace, ScanOptions::default()).unwrap();
+            while scan.next().unwrap() {
+                let entry = self.db.get_entry(&namespace, scan.key()).unwrap().unwrap();
+                out.push(format!("{:?} {entry:?}", scan.key()));
+            }
+        }
+        out
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(Vec<Requirement>, WriteBatch),
+    Create(String),
+    Drop(String),
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    time_ms: u64,
+    steps: Vec<Step>,
+}
+
+fn apply(node: &Node, index: usize, entry: &mut Entry) -> Vec<Outcome> {
+    let mut sealed = Vec::new();
+    for step in &mut entry.steps {
+        sealed.push(match step {
+            Step::Write(_, batch) => batch.seal(SeqNo::ZERO).to_vec(),
+            _ => Vec::new(),
+        });
+    }
+    let changes: Vec<Change<'_>> = entry
+        .steps
+        .iter()
+        .zip(&sealed)
+        .map(|(step, bytes)| match step {
+            Step::Write(requirements, _) => Change::Write {
+                requirements,
+                batch: BatchReader::new(bytes).unwrap(),
+            },
+            Step::Create(name) => Change::CreateNamespace(name),
+            Step::Drop(name) => Change::DropNamespace(name),
+        })
+        .collect();
+    let position = Applied {
+        term: 1,
+        index: index as u64,
+    };
+    let owner = format!("owner {index}").into_bytes().into();
+    node.applier
+        .apply(position, entry.time_ms, Some(owner), &changes)
+        .unwrap()
+}
+
+fn history(rng: &mut Rng, len: usize) -> Vec<Entry> {
+    let mut time_ms = 1000;
+    let key = |rng: &mut Rng| format!("k{:02}", rng.below(40)).into_bytes();
+    (0..len)
+        .map(|_| {
+            time_ms += rng.below(50);
+            // A leader whose clock is behind.
+            let told = time_ms - rng.below(40);
+            let steps = (0..rng.between(0, 3))
+                .map(|_| match rng.below(12) {
+                    0 => Step::Create(format!("n{}", rng.below(3))),
+                    1 => Step::Drop(format!("n{}", rng.below(3))),
+                    _ => {
+                        let namespace = NamespaceId(rng.below(5) as u32);
+                        let mut batch = WriteBatch::new();
+                        for _ in 0..rng.between(1, 4) {
+                            let value = vec![rng.below(256) as u8; rng.below(900) as usize];
+                            let key = key(rng);
+                            match rng.below(8) {
+                                0 => batch.delete(namespace, &key),
+                                1 => batch.delete_range(namespace, &key, b"k99"),
+                                2 | 3 => batch.put_expiring(
+                                    namespace,
+                                    &key,
+                                    &value,
+                                    time_ms + rng.below(200),
+                                ),
+                                _ => batch.put(NamespaceId(0), &key, &value),
+                            }
+                            .unwrap();
+                        }
+                        let mut requirements = Vec::new();
+                        if rng.one_in(2) {
+                            let condition = match rng.below(2) {
+                                0 => Condition::Absent,
+                                _ => Condition::Exists,
+                            };
+                            requirements.push(Requirement {
+                                namespace: NamespaceId(0),
+                                key: key(rng),
+                                condition,
+                            });
+                        }
+                        Step::Write(requirements, batch)
+                    }
+                })
+                .collect();
+            Entry {
+                time_ms: told,
+                steps,
+            }
+        })
+        .collect()
+}
+
+/// A database that crashes, flushes and compacts at any time goes through the same states, and gives
+/// the same answers, as one that never does.
+#[test]
+fn replay_after_crashes_gives_the_same_state_at_every_entry() {
+    for seed in 0..30 {
+        let mut rng = Rng::new(seed);
+        let mut entries = history(&mut rng, 150);
+        let calm = Node::open(MemFs::new(), 1);
+        let mut wanted = Vec::new();
+        for (index, entry) in entries.iter_mut().enumerate() {
+            let outcomes = apply(&calm, index + 1, entry);
+            wanted.push((outcomes, calm.contents()));
+        }
+        let mut node = Node::open(MemFs::new(), seed);
+        let mut crashes = 0;
+        while node.next() < entries.len() {
+            let index = node.next();
+            let outcomes = apply(&node, index + 1, &mut entries[index]);
+            assert_eq!(outcomes, wanted[index].0, "seed {seed}, entry {index}");
+            for _ in 0..rng.below(3) {
+                node.exec.run_one();
+            }
+            if rng.one_in(15) {
+                node.applier.flush_soon().unwrap();
+            }
+            if rng.one_in(30) {
+                assert_eq!(node.contents(), wanted[index].1, "seed {seed}, {index}");
+            }
+            if rng.one_in(25) && crashes < 12 {
+                crashes += 1;
+                let modes = [CrashMode::DropUnsynced, CrashMode::KeepAll, CrashMode::Torn];
+                let disk = node.disk.crash(rng.next_u64(), modes[rng.index(3)]);
+                let known = node.log.flushed.load(Ordering::Relaxed);
+                node.exec.clear();
+                std::mem::forget(node.db);
+                node = Node::open(disk, rng.next_u64());
+                let (applied, owner) = node.applier.applied();
+                let index = applied.map_or(0, |at| at.index);
+                assert!(index >= known, "what was flushed is there");
+                if index > 0 {
+                    assert_eq!(*owner, *format!("owner {index}").as_bytes());
+                    let wanted = &wanted[index as usize - 1].1;
+                    assert_eq!(&node.contents(), wanted, "seed {seed}, at {index}");
+                }
+            }
+        }
+        assert_eq!(node.contents(), wanted[entries.len() - 1].1, "seed {seed}");
+        // A copy goes through the same as well, namespaces that come later included.
+        let copy = Path::new("/copy");
+        node.db.checkpoint(copy).unwrap();
+        let report = node.db.verify().unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        node.db.close().unwrap();
+    }
+}
+
+#[test]
+fn a_checkpoint_is_the_state_after_one_entry() {
+    let mut rng = Rng::new(5);
+    let mut entries = history(&mut rng, 120);
+    let node = Node::open(MemFs::new(), 1);
+    let reference = Node::open(MemFs::new(), 2);
+    for (index, entry) in entries.iter_mut().enumerate().take(60) {
+        apply(&node, index + 1, &mut entry.clone());
+        apply(&reference, index + 1, entry);
+    }
+    node.db.checkpoint(Path::new("/copy")).unwrap();
+    for (index, entry) in entries.iter_mut().enumerate().take(90).skip(60) {
+        apply(&node, index + 1, &mut entry.clone());
+        node.exec.run_all();
+    }
+    let clock = Arc::new(ManualClock::new(7));
+    let env = Env {
+        fs: Arc::new(node.disk.clone()),
+        exec: Arc::new(Stepper::new(3, clock.clone())),
+        entropy: Arc::new(SeededEntropy::new(3)),
+        clock,
+    };
+    let log = Arc::new(FakeLog::default());
+    let (db, applier) = Db::open_external(env, "/copy", options(), log.clone()).unwrap();
+    assert_eq!(applier.applied().0.unwrap().index, 60);
+    let copy = Node {
+        disk: node.disk.clone(),
+        exec: Arc::clone(&node.exec),
+        log,
+        db,
+        applier,
+    };
+    assert_eq!(copy.contents(), reference.contents());
+    for (index, entry) in entries.iter_mut().enumerate().skip(60) {
+        let wanted = apply(&reference, index + 1, &mut entry.clone());
+        assert_eq!(apply(&copy, index + 1, entry), wanted);
+    }
+    assert_eq!(copy.contents(), reference.contents());
+}
+
+fn world(disk: &MemFs) -> Env {
+    let clock = Arc::new(ManualClock::new(7));
+    Env {
+        fs: Arc::new(disk.clone()),
+        exec: Arc::new(Stepper::new(1, clock.clone())),
+        entropy: Arc::new(SeededEntropy::new(1)),
+        clock,
+    }
+}
+
+#[test]
+fn nobody_else_writes() {
+    let disk = MemFs::new();
+    let node = Node::open(disk.clone(), 1);
+    let batch = || {
+        let mut batch = WriteBatch::new();
+        batch.put(NamespaceId(0), b"k", b"v").unwrap();
+        batch
+    };
+    let refused = node.db.write(batch(), &WriteOptions::default());
+    assert!(matches!(refused, Err(Error::Closed(_))), "{refused:?}");
+    assert!(node.db.create_namespace("n").is_err());
+    let mut entry = Entry {
+        time_ms: 9,
+        steps: vec![Step::Write(Vec::new(), batch())],
+    };
+    apply(&node, 3, &mut entry);
+    assert_eq!(node.db.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    let again = node
+        .applier
+        .apply(Applied { term: 1, index: 3 }, 9, None, &[]);
+    assert!(again.is_err(), "an entry is applied once");
+    node.db.close().unwrap();
+    drop(node);
+    // Nor as a database with a log of its own, once it belongs to a cluster.
+    let opened = Db::open_with(world(&disk), DIR, options());
+    assert!(matches!(opened, Err(Error::InvalidArgument(_))));
+    let read_only = Options {
+        read_only: true,
+        ..options()
+    };
+    let db = Db::open_with(world(&disk), DIR, read_only).unwrap();
+    assert_eq!(db.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
+fn a_database_with_unflushed_writes_of_its_own_is_refused() {
+    let disk = MemFs::new();
+    let db = Db::open_with(world(&disk), DIR, options()).unwrap();
+    db.put(b"k", b"v").unwrap();
+    let crashed = disk.fork();
+    db.close().unwrap();
+    let log = || Arc::new(FakeLog::default());
+    let refused = Db::open_external(world(&crashed), DIR, options(), log());
+    assert!(matches!(refused, Err(Error::InvalidArgument(_))));
+    let (db, applier) = Db::open_external(world(&disk), DIR, options(), log()).unwrap();
+    assert_eq!(db.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert_eq!(applier.applied().0, None);
+}

@@ -1,0 +1,1274 @@
+//! A node: the log, the state machine and consensus, put together and kept running.
+//!
+//! A node lives on one thread, in a current-thread runtime: consensus, the application of entries and
+//! the loops below are tasks that never run at the same time, and none of them waits for a disk. The
+//! log syncs on an executor of its own; flushes, compactions and snapshots run on the engine's. A
+//! [`Node`] is a handle that any thread may use: [`Node::start_thread`] makes the thread, and a
+//! simulator calls [`Node::start`] in a runtime of its own, with many nodes.
+//!
+//! * *Proposals.* Writes queue up. While [`ENTRIES_IN_FLIGHT`] entries are on their way to a majority,
+//!   what comes meanwhile is put together into the next one: many clients share an entry, a write of
+//!   the log, a sync, a message to each follower. On a node that does not lead, the queue goes to the
+//!   leader as one request. It is passed on once only: two nodes that take each other for the leader
+//!   do not play ball.
+//! * *Reads.* Whoever wants to read queues up too; one question to a majority serves all that came
+//!   before it was asked. Then the node waits until it has applied what it was told.
+//! * *Upkeep.* When the log has grown beyond its budget a snapshot is made, after which consensus lets
+//!   go of old entries. While values may expire and somebody reads, the leader lets time pass by an
+//!   empty entry a second.
+//!
+//! # Failure
+//!
+//! An error of the log or of the state machine ends consensus on this node for good: it answers
+//! nothing but that it has failed, and [`Status::failure`] says why. Nothing is repaired in place.
+//!
+//! # Starting
+//!
+//! 1. HOME: whose directory is it, which state is in force.
+//! 2. The engine, at the entry that its manifest has.
+//! 3. The log, which must reach at least that far. Only a state that a snapshot just brought may be
+//!    ahead of it: then what the log has is replaced by the mark that the snapshot's entries are gone.
+//! 4. Consensus, which applies what the log knows to be committed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use firn_engine::{Db, Options, Outcome};
+use firn_io::Env;
+use firn_io::exec::{Executor, Priority, ThreadPool};
+use openraft::errors::{
+    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
+use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
+use openraft::{ChangeMembers, Raft, ReadPolicy, ServerState};
+use openraft_rt::{Instant, WatchReceiver};
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::command::{CommandBuilder, Write};
+use crate::error::{Error, Result};
+use crate::home::Home;
+use crate::log_store::{LogStore, LogStoreOptions};
+use crate::machine::{ApplyListener, LogLink, Machine, Snapshot};
+use crate::message::{
+    Answer, AppendAnswer, AppendRequest, Refusal, Request, TransferAnswer, TransferRequest,
+    VoteAnswer, VoteRequest,
+};
+use crate::raft::config::{
+    self, Data, RaftLogId, Reply, Types, config, log_id, membership, raft_log_id, raft_vote, vote,
+};
+use crate::raft::log::RaftLog;
+use crate::raft::machine::{RaftMachine, raft_snapshot};
+use crate::raft::net::RaftNet;
+use crate::raft::rt;
+use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
+use crate::transport::{BoxFuture, Class, Peer, Transport};
+use crate::types::{LogId, Member, Membership, NodeId};
+
+pub use crate::raft::config::Timing;
+
+/// Entries with writes that may be on their way to a majority at once. With one, a write that comes
+/// just too late waits for two rounds; with many, entries are small.
+pub const ENTRIES_IN_FLIGHT: usize = 2;
+/// An entry takes no further writes when it has this many bytes.
+pub const ENTRY_BYTES: usize = 1 << 20;
+/// An entry takes at most this many writes.
+pub const ENTRY_WRITES: usize = 4096;
+/// How far time may be behind while somebody reads and values may expire.
+pub const TIME_STEP: Duration = Duration::from_secs(1);
+/// How far a learner may be behind to get a vote, in entries.
+pub const PROMOTION_LAG: u64 = 1000;
+/// How often the length of the log is looked at.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// First and longest pause before a write or read is tried again that found no leader.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
+const RETRY_MOST: Duration = Duration::from_millis(200);
+
+/// How a node is started.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// Its number, never used by another node of the cluster.
+    pub id: NodeId,
+    /// Its directory.
+    pub root: PathBuf,
+    /// Of the engine. At least two background threads are needed.
+    pub engine: Options,
+    /// Of the log.
+    pub log: LogStoreOptions,
+    /// Of elections.
+    pub timing: Timing,
+    /// Bytes of log beyond which a snapshot is made and old entries go. Default: 256 MiB.
+    pub log_bytes: u64,
+    /// Entries that stay in the log although a snapshot has them. Default (`None`): 10,000.
+    pub kept_entries: Option<u64>,
+    /// How long a write or a read may take, retries included. Default: 10 s.
+    pub request_timeout: Duration,
+    /// Bytes of writes that may wait for their turn; beyond that they are refused. Default: 64 MiB.
+    pub queue_bytes: usize,
+    /// Is told of every entry that is applied.
+    pub listener: Option<ApplyListener>,
+}
+
+impl NodeOptions {
+    /// With every default.
+    pub fn new(id: NodeId, root: impl Into<PathBuf>) -> Self {
+        Self {
+            id,
+            root: root.into(),
+            engine: Options::default(),
+            log: LogStoreOptions::default(),
+            timing: Timing::default(),
+            log_bytes: 256 << 20,
+            kept_entries: None,
+            request_timeout: Duration::from_secs(10),
+            queue_bytes: 64 << 20,
+            listener: None,
+        }
+    }
+}
+
+impl fmt::Debug for NodeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeOptions")
+            .field("id", &self.id)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The world outside of a node.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Of the engine.
+    pub env: Env,
+    /// Of the log: the same disk, but an executor of its own, so that a sync waits for nothing.
+    pub log_env: Env,
+    /// The other nodes.
+    pub transport: Arc<dyn Transport>,
+}
+
+type Proposed = Result<(LogId, Vec<Outcome>)>;
+
+/// Writes that stay together.
+struct PendingWrite {
+    writes: Vec<Write>,
+    bytes: usize,
+    /// Another node passed them on.
+    is_forwarded: bool,
+    answer: oneshot::Sender<Proposed>,
+}
+
+struct PendingRead {
+    is_forwarded: bool,
+    answer: oneshot::Sender<Result<u64>>,
+}
+
+struct Queue<T> {
+    items: Mutex<VecDeque<T>>,
+    came: Notify,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            items: Mutex::default(),
+            came: Notify::new(),
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    fn push(&self, item: T) {
+        self.items.lock().push_back(item);
+        self.came.notify_one();
+    }
+
+    /// All that wait, when there are any.
+    async fn some(&self, is_closed: &AtomicBool) -> Option<()> {
+        loop {
+            if is_closed.load(Ordering::Acquire) {
+                return None;
+            }
+            if !self.items.lock().is_empty() {
+                return Some(());
+            }
+            self.came.notified().await;
+        }
+    }
+}
+
+struct Inner {
+    id: NodeId,
+    raft: Raft<Types, RaftMachine>,
+    machine: Machine,
+    log: LogStore,
+    world: World,
+    runtime: Handle,
+    options: NodeOptions,
+    writes: Queue<PendingWrite>,
+    queued_bytes: AtomicUsize,
+    in_flight: AtomicUsize,
+    room: Notify,
+    reads: Queue<PendingRead>,
+    is_closed: AtomicBool,
+}
+
+/// A running node. Cheap to clone; all clones are one node, which runs until [`Node::shutdown`].
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.inner.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who leads, seen from a node.
+enum Leader {
+    Me,
+    Other(Peer),
+    Nobody,
+}
+
+impl Node {
+    /// Starts a node in the runtime of the caller, which must be a current-thread one.
+    ///
+    /// Errors: the directory is another node's, or damaged, or cannot be read; the log ends before the
+    /// state. Nothing was changed then, and the node must not be started under this number until the
+    /// reason is known.
+    pub async fn start(options: NodeOptions, world: World) -> Result<Self> {
+        let settings = config(&options.timing, options.kept_entries)?;
+        Self::start_with(options, world, settings).await
+    }
+
+    pub(crate) async fn start_with(
+        options: NodeOptions,
+        world: World,
+        settings: openraft::Config,
+    ) -> Result<Self> {
+        let runtime = Handle::current();
+        if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
+            let detail = "a node needs a current-thread runtime";
+            return Err(Error::InvalidArgument(detail.into()));
+        }
+        rt::seed(world.env.entropy.next_u64() ^ options.id);
+        let home = Home::open(Arc::clone(&world.env.fs), &options.root, options.id)?;
+        let (log_dir, installed) = (home.log_dir(), home.installed());
+        let link = Arc::new(LogLink::default());
+        let machine = Machine::open(
+            world.env.clone(),
+            home,
+            options.engine.clone(),
+            Arc::clone(&link),
+            options.listener.clone(),
+        )?;
+        let applied = machine.applied();
+        let is_installed = applied.is_some() && applied == installed;
+        let log = LogStore::open(
+            world.log_env.clone(),
+            &log_dir,
+            options.id,
+            applied.filter(|_| !is_installed),
+            &options.log,
+        )?;
+        if let Some(applied) = applied.filter(|_| is_installed)
+            && log.id_at(applied.index) != Some(applied)
+            && log.bounds().0 < Some(applied)
+        {
+            // Of what the log has, the snapshot knows better.
+            log.truncate_after(None)?;
+            log.purge(applied)?;
+        }
+        link.set_log(log.clone());
+        let net = RaftNet {
+            id: options.id,
+            transport: Arc::clone(&world.transport),
+            log_timeout: options.timing.election_max,
+        };
+        let raft = Raft::new(
+            options.id,
+            Arc::new(settings),
+            net,
+            RaftLog(log.clone()),
+            RaftMachine(machine.clone()),
+        );
+        let raft = raft
+            .await
+            .map_err(|error| Error::Failed(error.to_string()))?;
+        let node = Self {
+            inner: Arc::new(Inner {
+                id: options.id,
+                raft,
+                machine,
+                log,
+                world,
+                runtime,
+                options,
+                writes: Queue::default(),
+                queued_bytes: AtomicUsize::new(0),
+                in_flight: AtomicUsize::new(0),
+                room: Notify::new(),
+                reads: Queue::default(),
+                is_closed: AtomicBool::new(false),
+            }),
+        };
+        let inner = &node.inner;
+        inner.runtime.spawn(propose(Arc::clone(inner)));
+        inner.runtime.spawn(answer_reads(Arc::clone(inner)));
+        inner.runtime.spawn(keep_up(Arc::clone(inner)));
+        Ok(node)
+    }
+
+    /// Starts a node on a thread of its own.
+    pub fn start_thread(options: NodeOptions, world: World) -> Result<NodeThread> {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    // Whoever starts it waits for this.
+                    let _ = tell.send(Err(Error::Failed(format!("no runtime: {error}"))));
+                    return;
+                }
+            };
+            runtime.block_on(async {
+                let started = Self::start(options, world).await;
+                let is_running = started.is_ok();
+                // As above.
+                let _ = tell.send(started);
+                if is_running {
+                    // Ends when the handle says so or is gone.
+                    let _ = stopped.await;
+                }
+            });
+        };
+        let thread = ThreadPool::new(1);
+        thread.submit(Priority::High, Box::new(run));
+        let started = told.recv();
+        let node = started.unwrap_or(Err(Error::Failed("its thread ended".into())))?;
+        Ok(NodeThread {
+            node,
+            stop: Some(stop),
+            _thread: thread,
+        })
+    }
+
+    /// Makes a cluster of these nodes, all with a vote. Called once, on one of them, when all are
+    /// empty. Durable when it returns.
+    pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        self.on_runtime(async move {
+            let result = inner.raft.initialize(members).await;
+            result.map_err(|error| match error {
+                RaftError::APIError(InitializeError::NotAllowed(_)) => {
+                    Error::InvalidArgument("the node belongs to a cluster already".into())
+                }
+                RaftError::APIError(InitializeError::NotInMembers(_)) => {
+                    Error::InvalidArgument("the node is not among the members".into())
+                }
+                RaftError::Fatal(error) => Error::Failed(error.to_string()),
+            })?;
+            // The library answers when it has the entry, which may be before the disk has.
+            let synced = inner.machine_job(|inner| Ok(inner.log.sync()?));
+            synced.await
+        })
+        .await
+    }
+
+    /// Does what another node asks and answers. May be called from any thread.
+    pub async fn handle(&self, request: Bytes) -> Bytes {
+        let inner = Arc::clone(&self.inner);
+        let answer = self.on_runtime(async move { Ok(inner.answer(&request).await) });
+        // The thread ended under it: what it had begun by then may be in force.
+        let ended = |_| Answer::Refused(Refusal::Unknown("the node was closed".into()));
+        let answer = answer.await.unwrap_or_else(ended);
+        answer.encode().into()
+    }
+
+    /// Installs a snapshot that a leader sent. Answers whom this node follows then.
+    pub async fn install_snapshot(
+        &self,
+        from: crate::types::Vote,
+        snapshot: Snapshot,
+    ) -> Result<crate::types::Vote> {
+        let inner = Arc::clone(&self.inner);
+        self.on_runtime(async move {
+            let failed = |error: std::io::Error| Error::Failed(error.to_string());
+            let snapshot = raft_snapshot(snapshot).map_err(failed)?;
+            let installed = inner.raft.install_full_snapshot(raft_vote(from), snapshot);
+            let response = installed.await;
+            let response = response.map_err(|error| Error::Failed(error.to_string()))?;
+            Ok(vote(&response.vote))
+        })
+        .await
+    }
+
+    /// The database, to read without any promise of how recent it is.
+    pub fn db(&self) -> Db {
+        self.inner.machine.db()
+    }
+
+    /// A number that two nodes have in common that applied the same entries, if their states are the
+    /// same. Reads everything.
+    pub fn content_hash(&self) -> Result<u64> {
+        self.inner.machine.content_hash()
+    }
+
+    /// Has a snapshot made now, after which entries may be purged.
+    pub async fn snapshot(&self) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        self.on_runtime(async move { inner.trigger_snapshot().await })
+            .await
+    }
+
+    /// Stops taking part, flushes, and closes everything.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.stop().await;
+        let inner = Arc::clone(&self.inner);
+        inner
+            .machine_job(|inner| {
+                let machine = inner.machine.close();
+                machine.and(inner.log.close())
+            })
+            .await
+    }
+
+    /// Stops taking part and leaves everything as it is.
+    pub(crate) async fn stop(&self) {
+        let inner = Arc::clone(&self.inner);
+        inner.is_closed.store(true, Ordering::Release);
+        inner.writes.came.notify_one();
+        inner.reads.came.notify_one();
+        inner.room.notify_one();
+        // Errors: the runtime is gone, and the node with it.
+        let _ = self
+            .on_runtime(async move {
+                // It answers no error.
+                let _ = inner.raft.shutdown().await;
+                inner.fail_all(&|| Error::Closed);
+                Ok(())
+            })
+            .await;
+    }
+
+    /// Runs on the node's thread whatever the caller's is.
+    async fn on_runtime<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        match self.inner.runtime.spawn(work).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    /// Puts writes into the queue and waits for what becomes of them.
+    async fn submit(&self, writes: Vec<Write>, is_forwarded: bool) -> Proposed {
+        self.inner.submit(writes, is_forwarded).await
+    }
+
+    /// Up to which entry a linearizable read needs, by one try.
+    async fn read_index(&self, level: ReadLevel) -> Result<(u64, Option<u64>)> {
+        if level == ReadLevel::Lease {
+            let inner = Arc::clone(&self.inner);
+            let read = async move { inner.lease_index().await };
+            let (index, term) = self.on_runtime(read).await?;
+            return Ok((index, Some(term)));
+        }
+        let (answer, answered) = oneshot::channel();
+        self.inner.reads.push(PendingRead {
+            is_forwarded: false,
+            answer,
+        });
+        let index = answered.await.unwrap_or(Err(Error::Closed))?;
+        Ok((index, None))
+    }
+
+    /// Tries until it succeeds, fails for good, or time is up. What may have been written is not tried
+    /// again.
+    async fn retry<T, F: Future<Output = Result<T>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+        late: Error,
+    ) -> Result<T> {
+        let tries = async {
+            let mut pause = RETRY_FIRST;
+            loop {
+                match attempt().await {
+                    Err(Error::NotLeader { .. } | Error::NoQuorum)
+                        if !self.inner.is_closed.load(Ordering::Acquire) =>
+                    {
+                        sleep(pause).await;
+                        pause = (pause * 2).min(RETRY_MOST);
+                    }
+                    result => return result,
+                }
+            }
+        };
+        let result = timeout(self.inner.options.request_timeout, tries).await;
+        result.unwrap_or(Err(late))
+    }
+}
+
+/// A node on a thread of its own, which ends with it.
+#[derive(Debug)]
+pub struct NodeThread {
+    node: Node,
+    stop: Option<oneshot::Sender<()>>,
+    /// Dropped last: it waits for the thread.
+    _thread: ThreadPool,
+}
+
+impl NodeThread {
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl Drop for NodeThread {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The thread may have ended.
+            let _ = stop.send(());
+        }
+    }
+}
+
+fn not_leader(forward: &ForwardToLeader<Types>) -> Error {
+    Error::NotLeader {
+        leader: forward.leader_id,
+    }
+}
+
+fn write_error(error: RaftError<Types, ClientWriteError<Types>>) -> Error {
+    match error {
+        RaftError::Fatal(error) => Error::Failed(error.to_string()),
+        RaftError::APIError(error) => client_error(error),
+    }
+}
+
+fn client_error(error: ClientWriteError<Types>) -> Error {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
+        ClientWriteError::LogEntryDiscarded(_) => Error::Unknown("the leader changed".into()),
+        ClientWriteError::ChangeMembershipError(error) => Error::InvalidArgument(error.to_string()),
+        ClientWriteError::PreconditionFailed(error) => Error::InvalidArgument(error.to_string()),
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::NotLeader(leader) => Error::NotLeader { leader },
+        Refusal::NoQuorum => Error::NoQuorum,
+        Refusal::Unknown(detail) => Error::Unknown(detail),
+        Refusal::Overloaded => Error::Overloaded,
+        Refusal::Malformed(detail) => Error::Protocol(detail),
+        // It did nothing, and somebody else will lead.
+        Refusal::Failed(_) => Error::NotLeader { leader: None },
+    }
+}
+
+fn refusal(error: Error) -> Refusal {
+    match error {
+        Error::NotLeader { leader } => Refusal::NotLeader(leader),
+        Error::NoQuorum => Refusal::NoQuorum,
+        Error::Unknown(detail) => Refusal::Unknown(detail),
+        Error::Overloaded => Refusal::Overloaded,
+        Error::InvalidArgument(detail) => Refusal::Malformed(detail),
+        error => Refusal::Failed(error.to_string()),
+    }
+}
+
+impl Inner {
+    fn leader(&self) -> Leader {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        match metrics.current_leader {
+            Some(id) if id == self.id => Leader::Me,
+            Some(id) => match metrics.membership_config.get_node(&id) {
+                Some(member) => Leader::Other(Peer {
+                    id,
+                    address: member.address.clone(),
+                }),
+                None => Leader::Nobody,
+            },
+            None => Leader::Nobody,
+        }
+    }
+
+    /// Does something that reads or writes files without holding up the thread.
+    async fn machine_job<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = oneshot::channel();
+        let inner = Arc::clone(self);
+        let job = move || {
+            // Whoever asked may be gone.
+            let _ = tell.send(work(&inner));
+        };
+        self.world.env.exec.submit(Priority::Low, Box::new(job));
+        told.await.unwrap_or(Err(Error::Closed))
+    }
+
+    async fn submit(&self, writes: Vec<Write>, is_forwarded: bool) -> Proposed {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let bytes = writes.iter().map(|write| write.as_bytes().len() + 64).sum();
+        // One write is taken however large it is, if nothing else waits.
+        let before = self.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        if before > 0 && before + bytes > self.options.queue_bytes {
+            self.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(Error::Overloaded);
+        }
+        let (answer, answered) = oneshot::channel();
+        self.writes.push(PendingWrite {
+            writes,
+            bytes,
+            is_forwarded,
+            answer,
+        });
+        let lost = || Err(Error::Unknown("the node was closed".into()));
+        answered.await.unwrap_or_else(|_| lost())
+    }
+
+    /// Takes the next entry's worth of writes out of the queue: all passed on by others, or none.
+    fn take_writes(&self) -> Vec<PendingWrite> {
+        let mut queue = self.writes.items.lock();
+        let mut taken = Vec::new();
+        let (mut bytes, mut count) = (0, 0);
+        while let Some(next) = queue.pop_front() {
+            (bytes, count) = (bytes + next.bytes, count + next.writes.len());
+            taken.push(next);
+            if bytes >= ENTRY_BYTES || count >= ENTRY_WRITES {
+                break;
+            }
+        }
+        self.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        taken
+    }
+
+    fn fail_all(&self, error: &dyn Fn() -> Error) {
+        for pending in self.take_writes() {
+            let _ = pending.answer.send(Err(error()));
+        }
+        for pending in self.reads.items.lock().drain(..) {
+            let _ = pending.answer.send(Err(error()));
+        }
+    }
+
+    /// Proposes writes as one entry.
+    async fn propose_entry(self: &Arc<Self>, pending: Vec<PendingWrite>) {
+        let mut builder = CommandBuilder::default();
+        for write in pending.iter().flat_map(|pending| &pending.writes) {
+            builder.add(write);
+        }
+        let data = Data(builder.finish(self.world.env.clock.unix_ms()));
+        let (tell, told) = oneshot::channel();
+        let reply = Reply(Box::new(move |result| {
+            // The task below waits for it, unless the node is gone.
+            let _ = tell.send(result);
+        }));
+        if let Err(error) = self.raft.client_write_ff(data, Some(reply)).await {
+            for pending in pending {
+                let _ = pending.answer.send(Err(Error::Failed(error.to_string())));
+            }
+            return;
+        }
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let result = told.await;
+            inner.in_flight.fetch_sub(1, Ordering::AcqRel);
+            inner.room.notify_one();
+            match result {
+                Ok(Ok(response)) => {
+                    let id = log_id(&response.log_id);
+                    let mut outcomes = response.data.into_iter();
+                    for pending in pending {
+                        let own = outcomes.by_ref().take(pending.writes.len()).collect();
+                        // Whoever asked may have given up.
+                        let _ = pending.answer.send(Ok((id, own)));
+                    }
+                }
+                Ok(Err(error)) => {
+                    // The only one that says that nothing was written.
+                    let leader = match &error {
+                        ClientWriteError::ForwardToLeader(forward) => Some(forward.leader_id),
+                        _ => None,
+                    };
+                    for pending in pending {
+                        let told = match leader {
+                            Some(leader) => Error::NotLeader { leader },
+                            None => Error::Unknown(error.to_string()),
+                        };
+                        // As above.
+                        let _ = pending.answer.send(Err(told));
+                    }
+                }
+                Err(_) => {
+                    for pending in pending {
+                        let lost = Error::Unknown("the node stopped".into());
+                        // As above.
+                        let _ = pending.answer.send(Err(lost));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Passes writes on to the leader, as one request.
+    fn forward_writes(self: &Arc<Self>, leader: &Peer, pending: Vec<PendingWrite>) {
+        let (own, forwarded): (Vec<_>, Vec<_>) = pending
+            .into_iter()
+            .partition(|pending| !pending.is_forwarded);
+        for pending in forwarded {
+            let told = Error::NotLeader {
+                leader: Some(leader.id),
+            };
+            // Whoever asked may have given up.
+            let _ = pending.answer.send(Err(told));
+        }
+        if own.is_empty() {
+            return;
+        }
+        let writes: Vec<Write> = own.iter().flat_map(|p| p.writes.iter().cloned()).collect();
+        let count = writes.len();
+        let request = Request::Propose(writes).encode().into();
+        let timeout = self.options.request_timeout;
+        let call = self
+            .world
+            .transport
+            .call(leader, Class::Log, request, timeout);
+        self.runtime.spawn(async move {
+            let answer = match call.await {
+                Ok(bytes) => match Answer::decode(&bytes) {
+                    Ok(Answer::Propose(id, outcomes)) if outcomes.len() == count => {
+                        Ok((id, outcomes))
+                    }
+                    Ok(Answer::Refused(refusal)) => Err(refusal),
+                    // It may well have written.
+                    other => Err(Refusal::Unknown(format!("the leader answered {other:?}"))),
+                },
+                Err(crate::transport::TransportError::Unreachable(_)) => {
+                    Err(Refusal::NotLeader(None))
+                }
+                Err(error) => Err(Refusal::Unknown(format!("the leader: {error}"))),
+            };
+            match answer {
+                Ok((id, outcomes)) => {
+                    let mut outcomes = outcomes.into_iter();
+                    for pending in own {
+                        let its = outcomes.by_ref().take(pending.writes.len()).collect();
+                        // Whoever asked may have given up.
+                        let _ = pending.answer.send(Ok((id, its)));
+                    }
+                }
+                Err(refusal) => {
+                    for pending in own {
+                        // As above.
+                        let _ = pending.answer.send(Err(refused(refusal.clone())));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Asks a majority whether this node still leads; the index up to which a read needs the state.
+    async fn quorum_index(&self) -> Result<u64> {
+        let read = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
+        read.map(|(id, _)| id.index()).map_err(read_error)
+    }
+
+    /// The same by the lease alone, and the term of the lease.
+    async fn lease_index(&self) -> Result<(u64, u64)> {
+        let term = self.raft.metrics().borrow_watched().current_term;
+        let read = self.raft.get_read_log_id(ReadPolicy::LeaseRead).await;
+        let index = read.map(|(id, _)| id.index()).map_err(read_error)?;
+        Ok((index, term))
+    }
+
+    async fn ask_leader_for_index(&self, leader: &Peer) -> Result<u64> {
+        let request = Request::ReadIndex.encode().into();
+        let timeout = self.options.timing.election_max * 2;
+        let call = self
+            .world
+            .transport
+            .call(leader, Class::Urgent, request, timeout);
+        let bytes = call.await.map_err(|_| Error::NoQuorum)?;
+        match Answer::decode(&bytes)? {
+            Answer::ReadIndex(index) => Ok(index),
+            Answer::Refused(refusal) => Err(refused(refusal)),
+            other => Err(Error::Protocol(format!("{other:?}"))),
+        }
+    }
+
+    /// Lets time pass if it is behind, values may expire, and this node leads.
+    fn pass_time(&self) {
+        let is_behind = || {
+            let now = self.world.env.clock.unix_ms();
+            now.saturating_sub(self.machine.time_ms()) >= TIME_STEP.as_millis() as u64
+        };
+        let is_quiet = self.in_flight.load(Ordering::Acquire) == 0;
+        if is_quiet && self.machine.may_expire() && is_behind() {
+            let (answer, _) = oneshot::channel();
+            self.writes.push(PendingWrite {
+                writes: Vec::new(),
+                bytes: 0,
+                is_forwarded: true,
+                answer,
+            });
+        }
+    }
+
+    async fn trigger_snapshot(&self) -> Result<()> {
+        let triggered = self.raft.trigger().snapshot().await;
+        triggered.map_err(|error| Error::Failed(error.to_string()))
+    }
+
+    async fn answer(&self, request: &Bytes) -> Answer {
+        let request = match Request::decode(request) {
+            Ok(request) => request,
+            Err(error) => return Answer::Refused(Refusal::Malformed(error.to_string())),
+        };
+        let failed = |detail: String| Answer::Refused(Refusal::Failed(detail));
+        match request {
+            Request::Append(request) => match self.append(request).await {
+                Ok(answer) => Answer::Append(answer),
+                Err(error) => failed(error.to_string()),
+            },
+            Request::Vote(request) => match self.raft.vote(raft_vote_request(&request)).await {
+                Ok(answer) => vote_answer(&answer),
+                Err(error) => failed(error.to_string()),
+            },
+            Request::PreVote(request) => {
+                match self.raft.pre_vote(raft_vote_request(&request)).await {
+                    Ok(answer) => vote_answer(&answer),
+                    Err(error) => failed(error.to_string()),
+                }
+            }
+            Request::Transfer(request) => self.begin_transfer(request).await,
+            Request::ReadIndex => {
+                let (answer, answered) = oneshot::channel();
+                self.reads.push(PendingRead {
+                    is_forwarded: true,
+                    answer,
+                });
+                match answered.await.unwrap_or(Err(Error::Closed)) {
+                    Ok(index) => Answer::ReadIndex(index),
+                    Err(error) => Answer::Refused(refusal(error)),
+                }
+            }
+            Request::Propose(writes) => match self.submit(writes, true).await {
+                Ok((id, outcomes)) => Answer::Propose(id, outcomes),
+                Err(error) => Answer::Refused(refusal(error)),
+            },
+            Request::SnapshotOffer { .. }
+            | Request::SnapshotChunk(_)
+            | Request::SnapshotInstall { .. } => {
+                let detail = "snapshots come by the transport";
+                Answer::Refused(Refusal::Malformed(detail.into()))
+            }
+        }
+    }
+
+    async fn append(&self, request: AppendRequest) -> Result<AppendAnswer> {
+        let entries = request.entries.into_iter().map(config::raft_entry);
+        let rpc = AppendEntriesRequest {
+            vote: raft_vote(request.vote),
+            prev_log_id: request.previous.map(raft_log_id),
+            leader_commit: request.committed.map(raft_log_id),
+            entries: entries.collect::<Result<_>>()?,
+        };
+        let answer = self.raft.append_entries(rpc).await;
+        let answer = answer.map_err(|error| Error::Failed(error.to_string()))?;
+        Ok(match answer {
+            AppendEntriesResponse::Success => AppendAnswer::Taken,
+            AppendEntriesResponse::PartialSuccess(id) => {
+                AppendAnswer::TakenUpTo(id.as_ref().map(log_id))
+            }
+            AppendEntriesResponse::Conflict => AppendAnswer::Conflict,
+            AppendEntriesResponse::HigherVote(higher) => AppendAnswer::HigherVote(vote(&higher)),
+        })
+    }
+
+    async fn begin_transfer(&self, request: TransferRequest) -> Answer {
+        let last = request.last.map(raft_log_id);
+        let rpc = TransferLeaderRequest::new(raft_vote(request.from), request.to, last);
+        match self.raft.handle_transfer_leader(rpc).await {
+            Ok(Ok(())) => Answer::Transfer(TransferAnswer::Begun),
+            Ok(Err(TransferLeaderError::VoteChanged { actual, .. })) => {
+                Answer::Transfer(TransferAnswer::VoteChanged(vote(&actual)))
+            }
+            Ok(Err(TransferLeaderError::LogNotFlushed { actual, .. })) => {
+                let actual: Option<RaftLogId> = actual;
+                Answer::Transfer(TransferAnswer::LogTooShort(actual.as_ref().map(log_id)))
+            }
+            Err(error) => Answer::Refused(Refusal::Failed(error.to_string())),
+        }
+    }
+
+    /// Refuses a change that would leave fewer voters within reach than a majority. A leader that
+    /// has just begun is given time to hear of the others.
+    async fn check_quorum_after(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+        let mut tries = 2 * (self.options.timing.election_max.as_millis() / 10).max(1);
+        loop {
+            let checked = self.check_heard(voters);
+            tries -= 1;
+            if checked.is_ok() || tries == 0 {
+                return checked;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn check_heard(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+        let status = self.status();
+        let is_heard = |id: &NodeId| {
+            let fresh = self.options.timing.election_max * 2;
+            *id == self.id
+                || status
+                    .heard
+                    .get(id)
+                    .is_some_and(|ago| ago.is_some_and(|a| a < fresh))
+        };
+        let heard = voters.iter().filter(|id| is_heard(id)).count();
+        if heard <= voters.len() / 2 {
+            return Err(Error::InvalidArgument(format!(
+                "of the {} voters that there would be, only {heard} can be reached: no majority",
+                voters.len()
+            )));
+        }
+        Ok(())
+    }
+
+    async fn change(&self, change: MemberChange) -> Result<()> {
+        let status = self.status();
+        if status.leader != Some(self.id) {
+            return Err(Error::NotLeader {
+                leader: status.leader,
+            });
+        }
+        let voters: BTreeSet<NodeId> = status.membership.voters.iter().flatten().copied().collect();
+        let unknown = |id: &NodeId| !status.membership.nodes.contains_key(id);
+        let (members, stay) = match change {
+            MemberChange::AddLearner(id, member) => {
+                if !unknown(&id) {
+                    return Err(Error::InvalidArgument(format!(
+                        "node {id} is a member already"
+                    )));
+                }
+                if status.membership.nodes.len() >= crate::types::MAX_NODES {
+                    let most = crate::types::MAX_NODES;
+                    return Err(Error::InvalidArgument(format!(
+                        "there are {most} nodes already"
+                    )));
+                }
+                (ChangeMembers::AddNodes([(id, member)].into()), true)
+            }
+            MemberChange::Promote(ids) => {
+                for id in &ids {
+                    if unknown(id) {
+                        return Err(Error::InvalidArgument(format!("node {id} is no member")));
+                    }
+                    let has = status.progress.get(id).copied().flatten();
+                    let behind = status
+                        .last_index
+                        .unwrap_or(0)
+                        .saturating_sub(has.unwrap_or(0));
+                    if has.is_none() || behind > PROMOTION_LAG {
+                        return Err(Error::InvalidArgument(format!(
+                            "node {id} is {behind} entries behind, more than {PROMOTION_LAG}"
+                        )));
+                    }
+                }
+                self.check_quorum_after(&voters.union(&ids).copied().collect())
+                    .await?;
+                (ChangeMembers::AddVoterIds(ids), true)
+            }
+            MemberChange::Demote(ids) => {
+                self.check_quorum_after(&voters.difference(&ids).copied().collect())
+                    .await?;
+                (ChangeMembers::RemoveVoters(ids), true)
+            }
+            MemberChange::Remove(ids) => {
+                if let Some(id) = ids.iter().find(|id| unknown(id)) {
+                    return Err(Error::InvalidArgument(format!("node {id} is no member")));
+                }
+                let left: BTreeSet<NodeId> = voters.difference(&ids).copied().collect();
+                self.check_quorum_after(&left).await?;
+                if left.len() < voters.len() {
+                    let gone = voters.intersection(&ids).copied().collect();
+                    let demote = ChangeMembers::RemoveVoters(gone);
+                    let demoted = self.raft.change_membership(demote, true).await;
+                    demoted.map_err(write_error)?;
+                }
+                (ChangeMembers::RemoveNodes(ids), false)
+            }
+        };
+        let changed = self.raft.change_membership(members, stay).await;
+        changed.map(drop).map_err(write_error)
+    }
+
+    fn status(&self) -> Status {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let failure = metrics
+            .running_state
+            .as_ref()
+            .err()
+            .map(ToString::to_string);
+        let role = match metrics.state {
+            _ if failure.is_some() => Role::Stopped,
+            ServerState::Learner => Role::Learner,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Leader => Role::Leader,
+            ServerState::Shutdown => Role::Stopped,
+        };
+        let progress = metrics.replication.iter().flatten();
+        let heard = metrics.heartbeat.iter().flatten();
+        Status {
+            node: self.id,
+            role,
+            failure,
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_index: metrics.last_log_index,
+            committed: metrics.local_committed.as_ref().map(log_id),
+            applied: self.machine.applied(),
+            purged: metrics.purged.as_ref().map(log_id),
+            membership: membership(metrics.membership_config.membership()),
+            progress: progress
+                .map(|(id, matched)| (*id, matched.as_ref().map(|id| id.index)))
+                .collect(),
+            heard: heard
+                .map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed())))
+                .collect(),
+        }
+    }
+}
+
+fn read_error(error: RaftError<Types, LinearizableReadError<Types>>) -> Error {
+    match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+            not_leader(&forward)
+        }
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Error::NoQuorum,
+        RaftError::Fatal(error) => Error::Failed(error.to_string()),
+    }
+}
+
+fn raft_vote_request(request: &VoteRequest) -> RaftVoteRequest<Types> {
+    let last = request.last.map(raft_log_id);
+    let mut rpc = RaftVoteRequest::new(raft_vote(request.vote), last);
+    rpc.leadership_transfer = request.transfer;
+    rpc
+}
+
+fn vote_answer(answer: &openraft::raft::VoteResponse<Types>) -> Answer {
+    Answer::Vote(VoteAnswer {
+        vote: vote(&answer.vote),
+        granted: answer.vote_granted,
+        last: answer.last_log_id.as_ref().map(log_id),
+    })
+}
+
+/// Proposes what is queued, or passes it on.
+async fn propose(inner: Arc<Inner>) {
+    while inner.writes.some(&inner.is_closed).await.is_some() {
+        match inner.leader() {
+            Leader::Me => {
+                while inner.in_flight.load(Ordering::Acquire) >= ENTRIES_IN_FLIGHT
+                    && !inner.is_closed.load(Ordering::Acquire)
+                {
+                    inner.room.notified().await;
+                }
+                let pending = inner.take_writes();
+                inner.propose_entry(pending).await;
+            }
+            Leader::Other(peer) => {
+                let pending = inner.take_writes();
+                inner.forward_writes(&peer, pending);
+            }
+            Leader::Nobody => {
+                for pending in inner.take_writes() {
+                    let nobody = Error::NotLeader { leader: None };
+                    // Whoever asked may have given up.
+                    let _ = pending.answer.send(Err(nobody));
+                }
+            }
+        }
+    }
+}
+
+/// Answers up to which entry those need the state who want to read: one question for all who wait.
+async fn answer_reads(inner: Arc<Inner>) {
+    while inner.reads.some(&inner.is_closed).await.is_some() {
+        let waiting: Vec<PendingRead> = inner.reads.items.lock().drain(..).collect();
+        let (result, passed_on) = match inner.leader() {
+            Leader::Me => {
+                inner.pass_time();
+                (inner.quorum_index().await, false)
+            }
+            Leader::Other(peer) if waiting.iter().any(|read| !read.is_forwarded) => {
+                (inner.ask_leader_for_index(&peer).await, true)
+            }
+            Leader::Other(peer) => {
+                let leader = Some(peer.id);
+                (Err(Error::NotLeader { leader }), false)
+            }
+            Leader::Nobody => (Err(Error::NotLeader { leader: None }), false),
+        };
+        for read in waiting {
+            let told = match &result {
+                // Asked for by a node that took this one for the leader: it shall ask the leader.
+                _ if passed_on && read.is_forwarded => Err(Error::NotLeader { leader: None }),
+                Ok(index) => Ok(*index),
+                Err(Error::NotLeader { leader }) => Err(Error::NotLeader { leader: *leader }),
+                Err(Error::Failed(detail)) => Err(Error::Failed(detail.clone())),
+                Err(_) => Err(Error::NoQuorum),
+            };
+            // Whoever asked may have given up.
+            let _ = read.answer.send(told);
+        }
+    }
+}
+
+/// Keeps the log within its budget.
+async fn keep_up(inner: Arc<Inner>) {
+    while !inner.is_closed.load(Ordering::Acquire) {
+        sleep(UPKEEP).await;
+        let kept = inner.options.kept_entries.unwrap_or(0);
+        let applied = inner.machine.applied().map_or(0, |id| id.index);
+        let snapshot = inner.machine.current_snapshot();
+        let snapshot = snapshot.and_then(|s| s.meta.last).map_or(0, |id| id.index);
+        let has_grown = applied.saturating_sub(snapshot) > kept.max(1);
+        if has_grown && inner.log.disk_bytes() > inner.options.log_bytes {
+            // Its failure is the node's, which everybody is told.
+            let _ = inner.trigger_snapshot().await;
+        }
+    }
+}
+
+impl Replicator for Node {
+    fn propose(&self, write: Write) -> BoxFuture<'_, Result<Written>> {
+        Box::pin(async move {
+            let attempt = || self.submit(vec![write.clone()], false);
+            let late = Error::Unknown("no answer in time".into());
+            let (id, outcomes) = self.retry(attempt, late).await?;
+            let outcome = outcomes.into_iter().next();
+            let outcome = outcome.ok_or(Error::Protocol("no outcome".into()))?;
+            Ok(Written { id, outcome })
+        })
+    }
+
+    fn read_barrier(&self, level: ReadLevel) -> BoxFuture<'_, Result<ReadPoint>> {
+        Box::pin(async move {
+            if level == ReadLevel::Stale {
+                return Ok(ReadPoint {
+                    db: self.db(),
+                    index: None,
+                    lease_term: None,
+                });
+            }
+            let read = || async {
+                let (index, lease_term) = self.read_index(level).await?;
+                if let Some(applied) = self.inner.machine.watch().wait(index) {
+                    applied.await.map_err(|_| Error::Closed)?;
+                }
+                Ok(ReadPoint {
+                    db: self.db(),
+                    index: Some(index),
+                    lease_term,
+                })
+            };
+            self.retry(read, Error::NoQuorum).await
+        })
+    }
+
+    fn confirm_lease(&self, point: &ReadPoint) -> BoxFuture<'_, Result<()>> {
+        let term = point.lease_term;
+        Box::pin(async move {
+            let Some(term) = term else {
+                return Ok(());
+            };
+            let inner = Arc::clone(&self.inner);
+            let read = self.on_runtime(async move { inner.lease_index().await });
+            let (_, now) = read.await?;
+            if now == term {
+                Ok(())
+            } else {
+                Err(Error::NotLeader { leader: None })
+            }
+        })
+    }
+
+    fn change_members(&self, change: MemberChange) -> BoxFuture<'_, Result<()>> {
+        let inner = Arc::clone(&self.inner);
+        Box::pin(self.on_runtime(async move { inner.change(change).await }))
+    }
+
+    fn transfer(&self, to: NodeId) -> BoxFuture<'_, Result<()>> {
+        let inner = Arc::clone(&self.inner);
+        let work = async move {
+            let status = inner.status();
+            if status.leader != Some(inner.id) {
+                return Err(Error::NotLeader {
+                    leader: status.leader,
+                });
+            }
+            if !status.membership.is_voter(to) {
+                return Err(Error::InvalidArgument(format!("node {to} has no vote")));
+            }
+            if to == inner.id {
+                return Ok(());
+            }
+            let asked = inner.raft.trigger().transfer_leader(to).await;
+            asked.map_err(|error| Error::Failed(error.to_string()))?;
+            let mut metrics = inner.raft.metrics();
+            let leads = async {
+                while metrics.borrow_watched().current_leader != Some(to) {
+                    if metrics.changed().await.is_err() {
+                        return Err(Error::Closed);
+                    }
+                }
+                Ok(())
+            };
+            let most = inner.options.timing.election_max * 3;
+            timeout(most, leads).await.unwrap_or(Err(Error::NoQuorum))
+        };
+        Box::pin(self.on_runtime(work))
+    }
+
+    fn status(&self) -> Status {
+        self.inner.status()
+    }
+}
+
+/// The membership of a status, for those who have only that.
+impl Status {
+    /// Who has a vote.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        let membership: &Membership = &self.membership;
+        membership.voters.iter().flatten().copied().collect()
+    }
+}

@@ -1,0 +1,307 @@
+//! The library's network, on [`Transport`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use futures_util::{FutureExt, Stream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{RPCOption, RPCTypes};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest as RaftVoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+
+use crate::machine::Snapshot;
+use crate::message::{
+    Answer, AppendAnswer, AppendRequest, Request, TransferAnswer, TransferRequest, VoteRequest,
+};
+use crate::raft::config::{
+    CommittedLeaderId, RaftLogId, RaftVote, Types, entry, log_id, raft_log_id, raft_vote, vote,
+};
+use crate::transport::{BoxFuture, Class, Peer, Transport, TransportError};
+use crate::types::{Member, NodeId};
+
+/// Requests with entries that may be on their way to one follower.
+const PIPELINE: usize = 32;
+
+/// Makes the ways to other nodes.
+#[derive(Debug)]
+pub(crate) struct RaftNet {
+    pub(crate) id: NodeId,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// How long entries may be without an answer: a disk may be slow.
+    pub(crate) log_timeout: Duration,
+}
+
+/// The way to one node.
+#[derive(Debug)]
+pub(crate) struct RaftPeer {
+    from: NodeId,
+    peer: Peer,
+    class: Class,
+    transport: Arc<dyn Transport>,
+    log_timeout: Duration,
+}
+
+impl RaftNet {
+    fn peer(&self, target: NodeId, member: &Member, class: Class) -> RaftPeer {
+        RaftPeer {
+            from: self.id,
+            peer: Peer {
+                id: target,
+                address: member.address.clone(),
+            },
+            class,
+            transport: Arc::clone(&self.transport),
+            log_timeout: self.log_timeout,
+        }
+    }
+}
+
+impl RaftNetworkFactory<Types> for RaftNet {
+    type Network = RaftPeer;
+
+    async fn new_client(&mut self, target: NodeId, node: &Member) -> RaftPeer {
+        self.peer(target, node, Class::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> RaftPeer {
+        self.peer(target, node, Class::Urgent)
+    }
+
+    async fn new_snapshot_client(&mut self, target: NodeId, node: &Member) -> RaftPeer {
+        self.peer(target, node, Class::Bulk)
+    }
+}
+
+fn nonsense(answer: &Answer) -> RPCError<Types> {
+    match answer {
+        // It will not be better for being asked again at once.
+        Answer::Refused(refusal) => Unreachable::from_string(format!("{refusal:?}")).into(),
+        answer => NetworkError::from_string(format!("it answered {answer:?}")).into(),
+    }
+}
+
+impl RaftPeer {
+    /// Sends a request; it has its place in the order of its class when this returns.
+    fn call(
+        &self,
+        class: Class,
+        request: &Request,
+        timeout: Duration,
+        action: RPCTypes,
+    ) -> BoxFuture<'static, Result<Answer, RPCError<Types>>> {
+        let bytes = request.encode().into();
+        let answer = self.transport.call(&self.peer, class, bytes, timeout);
+        let (from, to) = (self.from, self.peer.id);
+        let decode = move |answer| match answer {
+            Ok(bytes) => {
+                let bytes: bytes::Bytes = bytes;
+                Answer::decode(&bytes).map_err(|error| NetworkError::new(&error).into())
+            }
+            Err(TransportError::Timeout) => Err(RPCError::Timeout(Timeout {
+                action,
+                id: from,
+                target: to,
+                timeout,
+            })),
+            Err(error) => Err(RPCError::Unreachable(Unreachable::new(&error))),
+        };
+        answer.map(decode).boxed()
+    }
+
+    fn append(
+        &self,
+        rpc: &AppendEntriesRequest<Types>,
+        option: &RPCOption,
+    ) -> BoxFuture<'static, Result<AppendEntriesResponse<Types>, RPCError<Types>>> {
+        let timeout = match self.class {
+            Class::Urgent => option.soft_ttl(),
+            Class::Log | Class::Bulk => self.log_timeout,
+        };
+        let request = Request::Append(AppendRequest {
+            vote: vote(&rpc.vote),
+            previous: rpc.prev_log_id.as_ref().map(log_id),
+            committed: rpc.leader_commit.as_ref().map(log_id),
+            entries: rpc.entries.iter().map(entry).collect(),
+        });
+        let had_previous = rpc.prev_log_id.is_some();
+        let answer = self.call(self.class, &request, timeout, RPCTypes::AppendEntries);
+        let convert = move |answer: Result<Answer, _>| match answer? {
+            Answer::Append(AppendAnswer::Taken) => Ok(AppendEntriesResponse::Success),
+            Answer::Append(AppendAnswer::TakenUpTo(id)) => {
+                Ok(AppendEntriesResponse::PartialSuccess(id.map(raft_log_id)))
+            }
+            // What follows nothing conflicts with nothing.
+            Answer::Append(AppendAnswer::Conflict) if had_previous => {
+                Ok(AppendEntriesResponse::Conflict)
+            }
+            Answer::Append(AppendAnswer::HigherVote(vote)) => {
+                Ok(AppendEntriesResponse::HigherVote(raft_vote(vote)))
+            }
+            answer => Err(nonsense(&answer)),
+        };
+        answer.map(convert).boxed()
+    }
+
+    async fn ask_vote(
+        &self,
+        request: Request,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let answer = self.call(Class::Urgent, &request, option.soft_ttl(), RPCTypes::Vote);
+        match answer.await? {
+            Answer::Vote(answer) => Ok(VoteResponse::new(
+                raft_vote(answer.vote),
+                answer.last.map(raft_log_id),
+                answer.granted,
+            )),
+            answer => Err(nonsense(&answer)),
+        }
+    }
+}
+
+fn vote_request(rpc: &RaftVoteRequest<Types>) -> VoteRequest {
+    VoteRequest {
+        vote: vote(&rpc.vote),
+        last: rpc.last_log_id.as_ref().map(log_id),
+        transfer: rpc.leadership_transfer,
+    }
+}
+
+type Appended = (
+    Option<RaftLogId>,
+    Option<RaftLogId>,
+    Result<AppendEntriesResponse<Types>, RPCError<Types>>,
+);
+
+impl RaftNetworkV2<Types> for RaftPeer {
+    type SnapshotData = Snapshot;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        self.append(&rpc, &option).await
+    }
+
+    /// Many requests are on their way at once; answers come in their order.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> openraft::base::BoxFuture<
+        's,
+        Result<
+            openraft::base::BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>,
+            RPCError<Types>,
+        >,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        let peer: &'s Self = self;
+        let send = move |rpc: AppendEntriesRequest<Types>| {
+            let previous = rpc.prev_log_id;
+            let last = rpc.entries.last().map(|entry| entry.log_id).or(previous);
+            let answer = peer.append(&rpc, &option);
+            answer.map(move |answer| -> Appended { (previous, last, answer) })
+        };
+        let answers = input.map(send).buffered(PIPELINE);
+        let take = |answers: Option<_>| async move {
+            let mut answers = answers?;
+            let next: Option<Appended> = StreamExt::next(&mut answers).await;
+            let (previous, last, answer) = next?;
+            let (item, goes_on) = match answer {
+                Ok(answer) => {
+                    let is_whole = match &answer {
+                        AppendEntriesResponse::Success => true,
+                        AppendEntriesResponse::PartialSuccess(upto) => *upto == last,
+                        _ => false,
+                    };
+                    (Ok(answer.into_stream_result(previous, last)), is_whole)
+                }
+                Err(error) => (Err(error), false),
+            };
+            Some((item, goes_on.then_some(answers)))
+        };
+        let stream = stream::unfold(Some(answers), take).boxed();
+        async move { Ok(stream) }.boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: RaftVoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let request = Request::Vote(vote_request(&rpc));
+        self.ask_vote(request, &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: RaftVoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let request = Request::PreVote(vote_request(&rpc));
+        self.ask_vote(request, &option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        leader: RaftVote,
+        snapshot: openraft::Snapshot<CommittedLeaderId, NodeId, Member, Snapshot>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let sent = self
+            .transport
+            .send_snapshot(&self.peer, vote(&leader), snapshot.snapshot);
+        let cancel = std::pin::pin!(cancel);
+        match futures_util::future::select(sent, cancel).await {
+            futures_util::future::Either::Left((Ok(follows), _)) => Ok(SnapshotResponse {
+                vote: raft_vote(follows),
+            }),
+            futures_util::future::Either::Left((Err(error), _)) => {
+                Err(StreamingError::Unreachable(Unreachable::new(&error)))
+            }
+            futures_util::future::Either::Right((closed, _)) => Err(closed.into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let expected = *request.from_leader();
+        let last = request.last_log_id().copied();
+        let message = Request::Transfer(TransferRequest {
+            from: vote(&expected),
+            to: *request.to_node_id(),
+            last: last.as_ref().map(log_id),
+        });
+        let timeout = option.soft_ttl();
+        let answer = self.call(Class::Urgent, &message, timeout, RPCTypes::TransferLeader);
+        match answer.await? {
+            Answer::Transfer(TransferAnswer::Begun) => Ok(Ok(())),
+            Answer::Transfer(TransferAnswer::VoteChanged(actual)) => {
+                let actual = raft_vote(actual);
+                Ok(Err(TransferLeaderError::VoteChanged { expected, actual }))
+            }
+            Answer::Transfer(TransferAnswer::LogTooShort(actual)) => {
+                let actual = actual.map(raft_log_id);
+                let expected = last;
+                Ok(Err(TransferLeaderError::LogNotFlushed { expected, actual }))
+            }
+            answer => Err(nonsense(&answer)),
+        }
+    }
+}
