@@ -170,7 +170,7 @@ impl Core {
     #[cold]
     pub(crate) fn note_read_loss(self: &Arc<Self>, tree: &Tree, bytes: u64) {
         if bytes > 0
-            && tree.read_debt.add(bytes)
+            && tree.read_debt.add(bytes, self.snapshots.published())
             && let Some(schedule) = self.schedule
         {
             let weak = Arc::downgrade(self);

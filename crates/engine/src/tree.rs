@@ -118,16 +118,22 @@ pub struct ReadDebt {
     bytes: AtomicU64,
     /// It is worth looking for a compaction when the debt reaches this.
     due: AtomicU64,
+    /// The newest write that the last addition knew of.
+    seen: AtomicU64,
 }
 
 /// Less than this is not worth looking for a compaction.
 const LEAST_READ_DEBT: u64 = 1 << 20;
+/// What reads lose counts so many times while nothing is written: the background has nothing else to
+/// do then, and what it makes lasts.
+const QUIET_FACTOR: u64 = 8;
 
 impl ReadDebt {
     const fn new() -> Self {
         Self {
             bytes: AtomicU64::new(0),
             due: AtomicU64::new(LEAST_READ_DEBT),
+            seen: AtomicU64::new(0),
         }
     }
 
@@ -136,9 +142,11 @@ impl ReadDebt {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Adds to it; returns whether it is time to look for a compaction, which is the case each time
-    /// that the debt has grown by half.
-    pub fn add(&self, bytes: u64) -> bool {
+    /// Adds to it what some reads lost when `newest` was the newest write; returns whether it is time to
+    /// look for a compaction, which is the case each time that the debt has grown by half.
+    pub fn add(&self, bytes: u64, newest: SeqNo) -> bool {
+        let is_quiet = self.seen.swap(newest.0, Ordering::Relaxed) == newest.0;
+        let bytes = if is_quiet { bytes * QUIET_FACTOR } else { bytes };
         let debt = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let due = self.due.load(Ordering::Relaxed);
         debt >= due
