@@ -1,7 +1,8 @@
 //! Write batches: the unit of atomicity, encoded once as the log record that carries them.
 //!
 //! ```text
-//! batch     := base_seqno u64 | count u32 | operation * count           (little-endian)
+//! batch     := base_seqno u56 | count u8 [ | count u32 if that is 255 ] | operation * count
+//!                                                                       (little-endian)
 //! operation := kind u8 | namespace varint | key_len varint | key
 //!              [ value_len varint | value ]          unless kind is Delete
 //! ```
@@ -17,8 +18,12 @@ use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::options::{MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use firn_io::codec;
 
-/// Bytes before the first operation.
-pub const HEADER_BYTES: usize = 12;
+/// Room before the first operation: the longest header. A shorter one ends there too.
+const HEADER_BYTES: usize = 12;
+/// Bytes of the count that a header of fewer operations than [`MANY`] lacks.
+const SPARED_BYTES: usize = 4;
+/// This many operations and more have their count in four bytes of its own.
+const MANY: u32 = 255;
 
 /// What must be true of a key for a batch to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +213,12 @@ impl WriteBatch {
 
     /// Bytes of the log record.
     pub fn encoded_len(&self) -> usize {
-        self.encoded.len()
+        self.encoded.len() - self.spared()
+    }
+
+    /// Bytes of the room for the header that it does not need.
+    fn spared(&self) -> usize {
+        if self.count < MANY { SPARED_BYTES } else { 0 }
     }
 
     /// Empties the batch, keeping its memory.
@@ -237,9 +247,14 @@ impl WriteBatch {
 
     /// Gives the first operation its sequence number and returns the log record.
     pub fn seal(&mut self, base: SeqNo) -> &[u8] {
-        self.encoded[..8].copy_from_slice(&base.0.to_le_bytes());
-        self.encoded[8..12].copy_from_slice(&self.count.to_le_bytes());
-        &self.encoded
+        let start = self.spared();
+        let count = self.count.min(MANY);
+        let word = base.0 | u64::from(count) << 56;
+        self.encoded[start..start + 8].copy_from_slice(&word.to_le_bytes());
+        if count == MANY {
+            self.encoded[8..12].copy_from_slice(&self.count.to_le_bytes());
+        }
+        &self.encoded[start..]
     }
 
     /// The operations, in order.
@@ -289,8 +304,16 @@ impl<'a> BatchReader<'a> {
     /// Reads the header of a log record; says what is wrong with it.
     pub fn new(record: &'a [u8]) -> std::result::Result<Self, &'static str> {
         let mut reader = codec::Reader::new(record);
-        let base = reader.u64().ok_or("the batch is shorter than its header")?;
-        let count = reader.u32().ok_or("the batch is shorter than its header")?;
+        const SHORT: &str = "the batch is shorter than its header";
+        let word = reader.u64().ok_or(SHORT)?;
+        let base = word & SeqNo::MAX.0;
+        let count = match (word >> 56) as u32 {
+            MANY => reader.u32().ok_or(SHORT)?,
+            few => few,
+        };
+        if count < MANY && word >> 56 == u64::from(MANY) {
+            return Err("the batch has its count in the wrong place");
+        }
         let last = base
             .checked_add(u64::from(count))
             .ok_or("the sequence number overflows")?;
@@ -398,7 +421,7 @@ mod tests {
         batch.delete_range(NS, b"a", b"b").unwrap();
         let bytes = batch.seal(SeqNo(9)).to_vec();
         let expected = [
-            &[9, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0][..],
+            &[9, 0, 0, 0, 0, 0, 0, 4][..],
             &[1, 3, 1, b'k', 1, b'v'],
             &[2, 0xac, 0x02, 0, 8, 2, 1, 0, 0, 0, 0, 0, 0],
             &[0, 3, 1, b'd'],
@@ -406,6 +429,25 @@ mod tests {
         ]
         .concat();
         assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn many_operations_have_a_count_of_their_own() {
+        for count in [1, 254, 255, 256, 1000] {
+            let mut batch = WriteBatch::new();
+            for i in 0..count {
+                batch.delete(NS, &[i as u8]).unwrap();
+            }
+            let base = SeqNo(SeqNo::MAX.0 - 1000);
+            let record = batch.seal(base).to_vec();
+            assert_eq!(record.len(), batch.encoded_len());
+            assert_eq!(record.len(), if count < 255 { 8 } else { 12 } + 4 * count);
+            let reader = BatchReader::new(&record).unwrap();
+            assert_eq!((reader.base, reader.count as usize), (base, count));
+            assert_eq!(reader.operations().filter(|o| o.is_ok()).count(), count);
+        }
+        let few = [[0; 7].as_slice(), &[255, 254, 0, 0, 0]].concat();
+        assert!(BatchReader::new(&few).is_err());
     }
 
     #[test]
@@ -425,7 +467,7 @@ mod tests {
         }
         assert!(batch.delete_range(NS, b"b", b"b").is_err());
         assert!(batch.is_empty());
-        assert_eq!(batch.encoded_len(), HEADER_BYTES);
+        assert_eq!(batch.encoded_len(), 8);
         batch.put(NS, &long[1..], b"").unwrap();
         assert_eq!(batch.len(), 1);
     }
@@ -459,7 +501,7 @@ mod tests {
             let read: Vec<_> =
                 reader.operations().map(|o| o.map(|o| (o.namespace, o.key.to_vec())).unwrap()).collect();
             prop_assert_eq!(read, expected);
-            for cut in HEADER_BYTES..record.len() {
+            for cut in 8..record.len() {
                 let reader = BatchReader::new(&record[..cut]).unwrap();
                 prop_assert!(reader.operations().any(|o| o.is_err()));
             }

@@ -146,7 +146,11 @@ impl ReadDebt {
     /// look for a compaction, which is the case each time that the debt has grown by half.
     pub fn add(&self, bytes: u64, newest: SeqNo) -> bool {
         let is_quiet = self.seen.swap(newest.0, Ordering::Relaxed) == newest.0;
-        let bytes = if is_quiet { bytes * QUIET_FACTOR } else { bytes };
+        let bytes = if is_quiet {
+            bytes * QUIET_FACTOR
+        } else {
+            bytes
+        };
         let debt = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let due = self.due.load(Ordering::Relaxed);
         debt >= due

@@ -3,9 +3,13 @@
 //! # Bytes, before compression
 //!
 //! ```text
-//! entry*  count u32 | restart interval u32 | common u32
-//!
-//! entry:  shared varint | suffix length varint | value length varint | trailer u64 | suffix | value
+//! count varint | restart interval varint | common varint | widths u8 | least sequence number varint
+//! shared      * count     1, 2 or 4 bytes each, by bits 0-1 of `widths` (0, 1 or 2)
+//! suffix len  * count     the same
+//! value len   * count     1, 2 or 4 bytes each, by bits 2-3
+//! kind        * count     1 byte each
+//! sequence no * count     less the least one; 0 to 7 bytes each, by bits 4-6
+//! (suffix | value) * count
 //! ```
 //!
 //! Every `restart interval`-th entry, from the first on, is a *restart point* and holds its whole
@@ -15,35 +19,42 @@
 //! Since keys ascend, `shared` never grows within an interval, so walking forward can cut and
 //! extend one key buffer. `common` is the number of leading bytes that all keys have in common.
 //!
+//! Numbers of one kind lie together, as columnar formats have them: lengths and kinds hardly differ
+//! from entry to entry and compress to nothing, and sequence numbers take no more bytes than their
+//! spread. Before each key and value they cost six bytes of a hundred after LZ4, and its decoder time.
+//!
 //! # In memory
 //!
-//! Decoding a block walks its entries once, checks every length, and builds for each entry the
-//! offset of the entry and, above it in the same 64 bits, the four bytes of its key that follow the
-//! common ones, as an integer whose order is that of the bytes (a shorter key is filled with
-//! zeros). A search then is a search for an integer among integers that lie next to each other; keys
-//! are compared only where those are equal. Everything after decoding relies on the checks done
-//! there and cannot fail.
+//! Decoding a block walks its lengths once, checks every one, and builds for each entry the offset of
+//! its suffix and, above it in the same 64 bits, the four bytes of its key that follow the common
+//! ones, as an integer whose order is that of the bytes (a shorter key is filled with zeros). A
+//! search then is a search for an integer among integers that lie next to each other; keys are
+//! compared only where those are equal. Everything after decoding relies on the checks done there
+//! and cannot fail.
 //!
 //! All of it is one run of bytes, the *image*, so that a cached block is one allocation of exactly
 //! its size:
 //!
 //! ```text
-//! count u32 | restart interval u32 | common u32 | first key u32 | length u32 | the block | index: count x u64
+//! layout (see `Layout::put`), 36 bytes | the block | index: count x u64
 //! ```
 //!
 //! [`BlockBuf`] makes images, in a buffer that serves again and again; [`View`] reads them.
 
 use std::cmp::Ordering;
 
-use firn_io::codec::{get_u32, get_varint_u32, put_u32, put_varint_u32};
+use firn_io::codec::{
+    get_u32, get_u64, get_varint_u32, get_varint_u64, put_varint_u32, put_varint_u64,
+};
 
+use crate::key::SeqNo;
 use crate::options::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::sstable::stored::{self, Bad};
 
-/// Bytes of the three numbers at the end.
-const TAIL_BYTES: usize = 12;
-/// The least bytes of an entry.
-const MIN_ENTRY_BYTES: usize = 11;
+/// The least bytes of an entry: three lengths and a kind.
+const MIN_ENTRY_BYTES: usize = 4;
+/// The most bytes before the columns.
+const MAX_HEAD_BYTES: usize = 3 * 5 + 1 + 10;
 /// No block is larger: one entry with the longest key and value fits, with room for a block's worth
 /// of entries before it.
 pub(crate) const MAX_BLOCK_BYTES: usize = MAX_VALUE_BYTES + 2 * MAX_KEY_BYTES + (16 << 20);
@@ -66,42 +77,93 @@ pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     n
 }
 
+/// How many bytes numbers up to `largest` take each in a column of lengths, as `widths` has it.
+#[inline]
+fn length_width(largest: usize) -> u8 {
+    match largest {
+        0..=0xff => 0,
+        0x100..=0xffff => 1,
+        _ => 2,
+    }
+}
+
+/// Appends a column of lengths.
+fn put_lengths(out: &mut Vec<u8>, lengths: impl Iterator<Item = u32>, width: u8) {
+    match width {
+        0 => out.extend(lengths.map(|n| n as u8)),
+        1 => lengths.for_each(|n| out.extend_from_slice(&(n as u16).to_le_bytes())),
+        _ => lengths.for_each(|n| out.extend_from_slice(&n.to_le_bytes())),
+    }
+}
+
+/// What the columns say of an entry that is being built.
+#[derive(Clone, Copy, Debug)]
+struct Added {
+    shared: u32,
+    suffix_len: u32,
+    value_len: u32,
+    trailer: u64,
+}
+
 /// Encodes a block.
 #[derive(Debug)]
 pub(crate) struct BlockBuilder {
-    bytes: Vec<u8>,
+    entries: Vec<Added>,
+    /// Suffixes and values.
+    bodies: Vec<u8>,
+    /// The finished block.
+    out: Vec<u8>,
     restart_interval: u32,
-    count: u32,
     /// Entries until the next restart point.
     left: u32,
     /// Where the key of the current restart point is.
     restart_key: (usize, usize),
-    first_key: (usize, usize),
+    first_key_len: usize,
+    longest_key: usize,
+    longest_value: usize,
+    /// The least and the greatest sequence number.
+    seqnos: (u64, u64),
 }
 
 impl BlockBuilder {
     pub(crate) fn new(restart_interval: u32) -> Self {
         Self {
-            bytes: Vec::new(),
+            entries: Vec::new(),
+            bodies: Vec::new(),
+            out: Vec::new(),
             restart_interval: restart_interval.max(1),
-            count: 0,
             left: 0,
             restart_key: (0, 0),
-            first_key: (0, 0),
+            first_key_len: 0,
+            longest_key: 0,
+            longest_value: 0,
+            seqnos: (u64::MAX, 0),
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.entries.is_empty()
     }
 
     pub(crate) fn count(&self) -> u32 {
-        self.count
+        self.entries.len() as u32
     }
 
-    /// Bytes of the block if it were finished now.
+    fn widths(&self) -> (u8, u8, usize) {
+        let spread = self.seqnos.1.saturating_sub(self.seqnos.0);
+        let seqno = (u64::BITS - spread.leading_zeros()).div_ceil(8) as usize;
+        let (key, value) = (
+            length_width(self.longest_key),
+            length_width(self.longest_value),
+        );
+        (key, value, seqno)
+    }
+
+    /// Bytes of the block if it were finished now, or a few more.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() + TAIL_BYTES
+        let (key, value, seqno) = self.widths();
+        let each = (2 << key) + (1 << value) + 1 + seqno;
+        MAX_HEAD_BYTES / 2 + self.entries.len() * each + self.bodies.len()
     }
 
     /// Appends an entry, which comes after all before it.
@@ -112,60 +174,63 @@ impl BlockBuilder {
             self.left = self.restart_interval;
             0
         } else {
-            common_prefix(&self.bytes[self.restart_key.0..self.restart_key.1], key)
+            common_prefix(&self.bodies[self.restart_key.0..self.restart_key.1], key)
         };
         self.left -= 1;
         let suffix = &key[shared..];
-        let out = &mut self.bytes;
-        if shared < 0x80 && suffix.len() < 0x80 && value.len() < 0x80 {
-            let mut head = [
-                shared as u8,
-                suffix.len() as u8,
-                value.len() as u8,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-            ];
-            head[3..].copy_from_slice(&trailer.to_le_bytes());
-            out.extend_from_slice(&head);
-        } else {
-            // Lengths are below 4 GiB by the limits on keys and values.
-            put_varint_u32(out, shared as u32);
-            put_varint_u32(out, suffix.len() as u32);
-            put_varint_u32(out, value.len() as u32);
-            out.extend_from_slice(&trailer.to_le_bytes());
-        }
-        let start = out.len();
-        out.extend_from_slice(suffix);
+        let start = self.bodies.len();
+        self.bodies.extend_from_slice(suffix);
         if restart {
-            self.restart_key = (start, out.len());
-            if self.count == 0 {
-                self.first_key = self.restart_key;
-            }
+            self.restart_key = (start, self.bodies.len());
         }
-        out.extend_from_slice(value);
-        self.count += 1;
+        self.bodies.extend_from_slice(value);
+        if self.entries.is_empty() {
+            self.first_key_len = key.len();
+        }
+        // Lengths are below 4 GiB by the limits on keys and values.
+        self.entries.push(Added {
+            shared: shared as u32,
+            suffix_len: suffix.len() as u32,
+            value_len: value.len() as u32,
+            trailer,
+        });
+        self.longest_key = self.longest_key.max(key.len());
+        self.longest_value = self.longest_value.max(value.len());
+        let seqno = trailer >> 8;
+        self.seqnos = (self.seqnos.0.min(seqno), self.seqnos.1.max(seqno));
     }
 
     /// Completes the block, whose last entry has the key `last_key`.
     pub(crate) fn finish(&mut self, last_key: &[u8]) -> &[u8] {
-        let common = common_prefix(&self.bytes[self.first_key.0..self.first_key.1], last_key);
-        put_u32(&mut self.bytes, self.count);
-        put_u32(&mut self.bytes, self.restart_interval);
-        put_u32(&mut self.bytes, common as u32);
-        &self.bytes
+        let common = common_prefix(&self.bodies[..self.first_key_len], last_key);
+        let (key, value, seqno) = self.widths();
+        let (entries, out) = (&self.entries, &mut self.out);
+        out.clear();
+        put_varint_u32(out, entries.len() as u32);
+        put_varint_u32(out, self.restart_interval);
+        put_varint_u32(out, common as u32);
+        out.push(key | value << 2 | (seqno as u8) << 4);
+        put_varint_u64(out, self.seqnos.0);
+        put_lengths(out, entries.iter().map(|e| e.shared), key);
+        put_lengths(out, entries.iter().map(|e| e.suffix_len), key);
+        put_lengths(out, entries.iter().map(|e| e.value_len), value);
+        out.extend(entries.iter().map(|e| e.trailer as u8));
+        for entry in entries {
+            let above = (entry.trailer >> 8) - self.seqnos.0;
+            out.extend_from_slice(&above.to_le_bytes()[..seqno]);
+        }
+        out.extend_from_slice(&self.bodies);
+        out
     }
 
     /// Starts the next block.
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.count = 0;
+        self.entries.clear();
+        self.bodies.clear();
         self.left = 0;
+        self.first_key_len = 0;
+        (self.longest_key, self.longest_value) = (0, 0);
+        self.seqnos = (u64::MAX, 0);
     }
 }
 
@@ -181,43 +246,230 @@ pub(crate) struct Entry {
     pub(crate) end: usize,
 }
 
-/// Reads the head of the entry at `offset`. Does not check that its bytes are inside of the block.
+/// Where the columns of a decoded block are, and what is said once for all entries.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Layout {
+    /// How many entries.
+    count: u32,
+    /// Entries from one restart point to the next.
+    restart_interval: u32,
+    /// How many bytes all keys have in common at their start.
+    common: u32,
+    /// Bytes of the block; the index follows.
+    len: u32,
+    /// Where the columns start.
+    columns: u32,
+    /// Where the bodies start: the first is the first key.
+    bodies: u32,
+    /// Widths of a length in a key's columns and in the values', as logarithms, and of a sequence
+    /// number in bytes.
+    key_width: u8,
+    value_width: u8,
+    seqno_width: u8,
+    /// The least sequence number.
+    seqno: u64,
+}
+
+/// Bytes of an image before the block.
+pub(crate) const IMAGE_HEADER_BYTES: usize = 36;
+
+/// A length from a column that starts at `column`.
 #[inline]
-fn entry_head(bytes: &[u8], offset: usize) -> Option<Entry> {
-    let bytes = bytes.get(offset..)?;
-    let head = bytes.first_chunk::<MIN_ENTRY_BYTES>()?;
-    let [shared, suffix_len, value_len, trailer @ ..] = *head;
-    if (shared | suffix_len | value_len) < 0x80 {
-        let suffix = offset + MIN_ENTRY_BYTES;
-        let value = suffix + usize::from(suffix_len);
-        return Some(Entry {
-            trailer: u64::from_le_bytes(trailer),
-            shared: usize::from(shared),
-            suffix,
-            value,
-            end: value + usize::from(value_len),
-        });
+fn length(bytes: &[u8], column: usize, width: u8, i: usize) -> usize {
+    if width == 0 {
+        return usize::from(bytes[column + i]);
     }
-    long_entry_head(bytes, offset)
+    wide_length(bytes, column, width, i)
 }
 
 #[inline(never)]
-fn long_entry_head(bytes: &[u8], offset: usize) -> Option<Entry> {
-    let (shared, a) = get_varint_u32(bytes)?;
-    let (suffix_len, b) = get_varint_u32(&bytes[a..])?;
-    let (value_len, c) = get_varint_u32(&bytes[a + b..])?;
-    let head = a + b + c;
-    let trailer = u64::from_le_bytes(*bytes.get(head..)?.first_chunk()?);
-    let suffix = offset + head + 8;
-    let value = suffix + suffix_len as usize;
-    let end = value + value_len as usize;
-    Some(Entry {
-        trailer,
-        shared: shared as usize,
-        suffix,
-        value,
-        end,
-    })
+fn wide_length(bytes: &[u8], column: usize, width: u8, i: usize) -> usize {
+    let at = column + (i << width);
+    if width == 1 {
+        usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+    } else {
+        get_u32(bytes, at).unwrap_or_default() as usize
+    }
+}
+
+impl Layout {
+    /// Reads what comes before the columns, and checks that there is room for these.
+    fn read(bytes: &[u8]) -> Result<Self, &'static str> {
+        const SHORT: &str = "the block is too short";
+        let mut at = 0;
+        let mut number = || {
+            let (number, len) = get_varint_u32(bytes.get(at..)?)?;
+            at += len;
+            Some(number)
+        };
+        let count = number().ok_or(SHORT)?;
+        let restart_interval = number().ok_or(SHORT)?;
+        let common = number().ok_or(SHORT)?;
+        let widths = *bytes.get(at).ok_or(SHORT)?;
+        let (seqno, len) = get_varint_u64(&bytes[at + 1..]).ok_or(SHORT)?;
+        let columns = at + 1 + len;
+        if count == 0 || restart_interval == 0 {
+            return Err("the block says that it has no entries or no restart points");
+        }
+        if count as usize > bytes.len() / MIN_ENTRY_BYTES || bytes.len() > MAX_BLOCK_BYTES {
+            return Err("the block is too short for its number of entries, or too long");
+        }
+        let (key_width, value_width, seqno_width) = (widths & 3, widths >> 2 & 3, widths >> 4);
+        if key_width > 2 || value_width > 2 || seqno_width > 7 {
+            return Err("the block says that it has numbers of an unknown width");
+        }
+        let each = (2 << key_width) + (1 << value_width) + 1 + usize::from(seqno_width);
+        let bodies = columns + count as usize * each;
+        if bodies > bytes.len() {
+            return Err("the block is too short for its number of entries");
+        }
+        let layout = Self {
+            count,
+            restart_interval,
+            common,
+            // Below `MAX_BLOCK_BYTES`, all three.
+            len: bytes.len() as u32,
+            columns: columns as u32,
+            bodies: bodies as u32,
+            key_width,
+            value_width,
+            seqno_width,
+            seqno,
+        };
+        let highest = seqno.saturating_add((1 << (8 * seqno_width)) - 1);
+        let is_valid = |i| layout.seqno_above(bytes, i) <= SeqNo::MAX.0 - seqno;
+        if seqno > SeqNo::MAX.0 || highest > SeqNo::MAX.0 && !(0..count as usize).all(is_valid) {
+            return Err("a sequence number is too large");
+        }
+        Ok(layout)
+    }
+
+    /// Writes it to the start of an image.
+    fn put(&self, image: &mut [u8]) {
+        let numbers = [
+            self.count,
+            self.restart_interval,
+            self.common,
+            self.len,
+            self.columns,
+            self.bodies,
+            u32::from_le_bytes([self.key_width, self.value_width, self.seqno_width, 0]),
+            self.seqno as u32,
+            (self.seqno >> 32) as u32,
+        ];
+        for (place, number) in image.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+            *place = number.to_le_bytes();
+        }
+    }
+
+    /// Reads it from an image; that of a block without entries if there is no image.
+    #[inline]
+    pub(crate) fn of(image: &[u8]) -> Self {
+        let Some(header) = image.first_chunk::<IMAGE_HEADER_BYTES>() else {
+            return Self {
+                restart_interval: 1,
+                ..Self::default()
+            };
+        };
+        let (numbers, _) = header.as_chunks::<4>();
+        let number = |i: usize| u32::from_le_bytes(numbers[i]);
+        let [key_width, value_width, seqno_width, _] = numbers[6];
+        Self {
+            count: number(0),
+            restart_interval: number(1),
+            common: number(2),
+            len: number(3),
+            columns: number(4),
+            bodies: number(5),
+            key_width,
+            value_width,
+            seqno_width,
+            seqno: u64::from(number(8)) << 32 | u64::from(number(7)),
+        }
+    }
+
+    /// How many entries.
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    #[inline]
+    fn shared(&self, bytes: &[u8], i: usize) -> usize {
+        length(bytes, self.columns as usize, self.key_width, i)
+    }
+
+    #[inline]
+    fn suffix_len(&self, bytes: &[u8], i: usize) -> usize {
+        let column = self.columns as usize + (self.count() << self.key_width);
+        length(bytes, column, self.key_width, i)
+    }
+
+    #[inline]
+    fn value_len(&self, bytes: &[u8], i: usize) -> usize {
+        let column = self.columns as usize + (self.count() << (self.key_width + 1));
+        length(bytes, column, self.value_width, i)
+    }
+
+    /// Where the kinds start.
+    #[inline]
+    fn kinds(&self) -> usize {
+        let count = self.count();
+        self.columns as usize + (count << (self.key_width + 1)) + (count << self.value_width)
+    }
+
+    /// How far a sequence number is above the least.
+    #[inline]
+    fn seqno_above(&self, bytes: &[u8], i: usize) -> u64 {
+        let width = usize::from(self.seqno_width);
+        let at = self.kinds() + self.count() + width * i;
+        let mask = (1 << (8 * width)) - 1;
+        match get_u64(bytes, at) {
+            Some(number) => number & mask,
+            None => {
+                let mut number = [0; 8];
+                number[..width].copy_from_slice(&bytes[at..at + width]);
+                u64::from_le_bytes(number)
+            }
+        }
+    }
+
+    /// Where the suffix of entry `i` starts.
+    #[inline]
+    fn offset(&self, bytes: &[u8], i: usize) -> usize {
+        // There is a place in the index for every entry.
+        get_u32(bytes, self.len as usize + 8 * i).unwrap_or_default() as usize
+    }
+
+    /// The entry `i` of a decoded block; `bytes` are the block and its index.
+    #[inline]
+    pub(crate) fn entry(&self, bytes: &[u8], i: usize) -> Entry {
+        let end = match i + 1 < self.count() {
+            true => self.offset(bytes, i + 1),
+            false => self.len as usize,
+        };
+        self.entry_between(bytes, i, self.offset(bytes, i), end)
+    }
+
+    /// The same for the entry after one that ends at `start`.
+    #[inline]
+    pub(crate) fn entry_from(&self, bytes: &[u8], i: usize, start: usize) -> Entry {
+        let end = start + self.suffix_len(bytes, i) + self.value_len(bytes, i);
+        self.entry_between(bytes, i, start, end)
+    }
+
+    #[inline]
+    fn entry_between(&self, bytes: &[u8], i: usize, start: usize, end: usize) -> Entry {
+        let kind = bytes[self.kinds() + i];
+        let seqno = self.seqno + self.seqno_above(bytes, i);
+        Entry {
+            trailer: seqno << 8 | u64::from(kind),
+            shared: self.shared(bytes, i),
+            suffix: start,
+            value: start + self.suffix_len(bytes, i),
+            end,
+        }
+    }
 }
 
 /// The four bytes at `offset` as an integer in the order of bytes; those at and after `len` count
@@ -253,13 +505,6 @@ fn ordered_prefix_of(bytes: &[u8]) -> u32 {
     }
 }
 
-/// The entry that starts at `offset` of a decoded block, which must be the start of an entry.
-#[inline]
-pub(crate) fn entry_at(bytes: &[u8], offset: usize) -> Entry {
-    // `build_index` has decoded every entry already: there is always one.
-    entry_head(bytes, offset).unwrap_or_default()
-}
-
 /// What a search for one key in a block found.
 #[derive(Debug)]
 pub(crate) enum Found {
@@ -271,8 +516,6 @@ pub(crate) enum Found {
     PastEnd,
 }
 
-/// Bytes of an image before the block.
-pub(crate) const IMAGE_HEADER_BYTES: usize = 20;
 /// A buffer that has grown beyond this is given back after use.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -339,106 +582,103 @@ impl BlockBuf {
     /// Checks the block of `len` bytes that lies behind the header, and makes the image complete.
     fn build(&mut self, len: usize) -> Result<(), &'static str> {
         let block_end = IMAGE_HEADER_BYTES + len;
-        let bytes = &self.bytes[IMAGE_HEADER_BYTES..block_end];
-        let entries_end = len
-            .checked_sub(TAIL_BYTES)
-            .ok_or("the block is too short")?;
-        let number = |at| get_u32(bytes, entries_end + at).ok_or("the block is too short");
-        let (count, restart_interval, common) = (number(0)?, number(4)?, number(8)?);
-        if count == 0 || restart_interval == 0 {
-            return Err("the block says that it has no entries or no restart points");
-        }
-        if count as usize > entries_end / MIN_ENTRY_BYTES || len > MAX_BLOCK_BYTES {
-            return Err("the block is too short for its number of entries, or too long");
-        }
-        let image_end = block_end + 8 * count as usize;
+        let layout = Layout::read(&self.bytes[IMAGE_HEADER_BYTES..block_end])?;
+        let image_end = block_end + 8 * layout.count();
         if self.bytes.len() < image_end {
             self.bytes.resize(image_end, 0);
         }
         let (front, index) = self.bytes.split_at_mut(block_end);
         let (header, bytes) = front.split_at_mut(IMAGE_HEADER_BYTES);
-        let (index, _) = index[..8 * count as usize].as_chunks_mut::<8>();
-        let first_key = build_index(bytes, entries_end, restart_interval, common as usize, index)?;
-        let numbers = [count, restart_interval, common, first_key, len as u32];
-        for (place, number) in header.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
-            *place = number.to_le_bytes();
+        let (index, _) = index[..8 * layout.count()].as_chunks_mut::<8>();
+        if layout.key_width == 0 && layout.value_width == 0 {
+            // Every column of lengths is one of bytes, and known to be as long as the index.
+            let (shared, rest) = bytes[layout.columns as usize..].split_at(layout.count());
+            let (suffix, rest) = rest.split_at(layout.count());
+            let value = &rest[..layout.count()];
+            let lengths = shared.iter().zip(suffix).zip(value);
+            let lengths =
+                lengths.map(|((a, b), c)| (usize::from(*a), usize::from(*b), usize::from(*c)));
+            build_index(bytes, &layout, lengths, index)?;
+        } else {
+            let lengths = (0..layout.count()).map(|i| {
+                let suffix_len = layout.suffix_len(bytes, i);
+                (
+                    layout.shared(bytes, i),
+                    suffix_len,
+                    layout.value_len(bytes, i),
+                )
+            });
+            build_index(bytes, &layout, lengths, index)?;
         }
+        layout.put(header);
         self.len = image_end;
         Ok(())
     }
 }
 
-/// Checks the entries of a block and writes the index; returns where the first key is.
+/// Checks the lengths of a block, each entry's (shared, suffix, value), and writes the index.
+#[inline]
 fn build_index(
     bytes: &[u8],
-    entries_end: usize,
-    restart_interval: u32,
-    common: usize,
+    layout: &Layout,
+    lengths: impl Iterator<Item = (usize, usize, usize)>,
     index: &mut [[u8; 8]],
-) -> Result<u32, &'static str> {
-    let mut first_key = 0;
-    let mut offset = 0;
+) -> Result<(), &'static str> {
+    let common = layout.common as usize;
+    let first_key = layout.bodies as usize;
+    let mut offset = first_key;
     let mut left = 0;
     let mut max_shared = 0;
     let mut restart_prefix = 0;
-    for place in index {
+    for (place, (shared, suffix_len, value_len)) in index.iter_mut().zip(lengths) {
         let prefix;
-        let entry = entry_head(bytes, offset).ok_or("an entry is cut off")?;
-        if entry.end > entries_end {
+        let end = offset + suffix_len + value_len;
+        if end > bytes.len() {
             return Err("an entry is longer than the block");
         }
-        let suffix_len = entry.value - entry.suffix;
         if left == 0 {
-            left = restart_interval;
-            if entry.shared != 0 || suffix_len < common {
+            left = layout.restart_interval;
+            if shared != 0 || suffix_len < common {
                 return Err("a restart point does not hold its key");
             }
-            if offset == 0 {
-                first_key = entry.suffix;
-            } else if bytes[entry.suffix..entry.suffix + common]
-                != bytes[first_key..first_key + common]
-            {
+            if bytes[offset..offset + common] != bytes[first_key..first_key + common] {
                 return Err("a key does not have the block's common prefix");
             }
             max_shared = suffix_len;
-            restart_prefix = ordered_prefix(bytes, entry.suffix + common, suffix_len - common);
+            restart_prefix = ordered_prefix(bytes, offset + common, suffix_len - common);
             prefix = restart_prefix;
         } else {
-            if entry.shared > max_shared || entry.shared < common {
+            if shared > max_shared || shared < common {
                 return Err("an entry shares too much or too little of its restart point's key");
             }
-            max_shared = entry.shared;
-            let from_restart = entry.shared - common;
+            max_shared = shared;
+            let from_restart = shared - common;
             prefix = if from_restart >= 4 {
                 restart_prefix
             } else {
                 let bits = 8 * from_restart;
                 let kept = restart_prefix & !(u32::MAX >> bits);
-                kept | ordered_prefix(bytes, entry.suffix, suffix_len) >> bits
+                kept | ordered_prefix(bytes, offset, suffix_len) >> bits
             };
         }
         left -= 1;
         *place = (u64::from(prefix) << 32 | offset as u64).to_le_bytes();
-        offset = entry.end;
+        offset = end;
     }
-    if offset != entries_end {
-        return Err("there are bytes between the last entry and the block's tail");
+    if offset != bytes.len() {
+        return Err("there are bytes behind the last entry");
     }
-    Ok(first_key as u32)
+    Ok(())
 }
 
 /// The block in an image.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
+    /// The block and its index.
     bytes: &'a [u8],
     /// Of each entry, a prefix of its key (upper half) and its offset.
     index: &'a [[u8; 8]],
-    /// Entries from one restart point to the next.
-    restart_interval: u32,
-    /// How many bytes all keys have in common at their start.
-    common: u32,
-    /// Where the first key is in `bytes`.
-    first_key: u32,
+    layout: Layout,
 }
 
 /// Of a place in the index, the prefix.
@@ -466,24 +706,12 @@ impl<'a> View<'a> {
     /// Reads an image made by [`BlockBuf`]; an empty one is a block without entries.
     #[inline]
     pub(crate) fn new(image: &'a [u8]) -> Self {
-        let Some((header, rest)) = image.split_first_chunk::<IMAGE_HEADER_BYTES>() else {
-            return Self {
-                bytes: &[],
-                index: &[],
-                restart_interval: 1,
-                common: 0,
-                first_key: 0,
-            };
-        };
-        let (numbers, _) = header.as_chunks::<4>();
-        let number = |i: usize| u32::from_le_bytes(numbers[i]);
-        let (bytes, index) = rest.split_at(number(4) as usize);
+        let layout = Layout::of(image);
+        let bytes = block_bytes(image);
         Self {
             bytes,
-            index: index.as_chunks().0,
-            restart_interval: number(1),
-            common: number(2),
-            first_key: number(3),
+            index: bytes[layout.len as usize..].as_chunks().0,
+            layout,
         }
     }
 
@@ -493,28 +721,18 @@ impl<'a> View<'a> {
         self.index.len()
     }
 
-    /// The entry that starts at `offset`, which must be the start of an entry.
-    #[inline]
-    pub(crate) fn entry_at(&self, offset: usize) -> Entry {
-        entry_at(self.bytes, offset)
-    }
-
-    #[inline]
-    fn offset(&self, i: usize) -> usize {
-        (u64::from_le_bytes(self.index[i]) & u64::from(u32::MAX)) as usize
-    }
-
     /// The entry `i`.
     #[inline]
     pub(crate) fn entry(&self, i: usize) -> Entry {
-        self.entry_at(self.offset(i))
+        self.layout.entry(self.bytes, i)
     }
 
     /// The whole key of the restart point of entry `i`.
     #[inline]
     fn restart_key(&self, i: usize) -> &'a [u8] {
-        let restart = self.entry(i - i % self.restart_interval as usize);
-        &self.bytes[restart.suffix..restart.value]
+        let restart = i - i % self.layout.restart_interval as usize;
+        let offset = self.layout.offset(self.bytes, restart);
+        &self.bytes[offset..offset + self.layout.suffix_len(self.bytes, restart)]
     }
 
     /// The part of an entry's key that it stores itself.
@@ -543,7 +761,7 @@ impl<'a> View<'a> {
     /// on with `tail`.
     #[inline]
     fn cmp_tail(&self, i: usize, entry: &Entry, tail: &[u8]) -> Ordering {
-        let common = self.common as usize;
+        let common = self.layout.common as usize;
         let suffix = self.suffix(entry);
         if entry.shared == 0 {
             return suffix[common..].cmp(tail);
@@ -606,8 +824,8 @@ impl<'a> View<'a> {
     #[inline]
     pub(crate) fn lower_bound(&self, key: &[u8], trailer: u64) -> usize {
         let n = self.count();
-        let first = self.first_key as usize;
-        let prefix = &self.bytes[first..first + self.common as usize];
+        let first = self.layout.bodies as usize;
+        let prefix = &self.bytes[first..first + self.layout.common as usize];
         let Some((head, tail)) = key.split_at_checked(prefix.len()) else {
             return if key < prefix { 0 } else { n };
         };
@@ -624,7 +842,7 @@ impl<'a> View<'a> {
     /// the entry found, not with the first key: that spares a cache line.
     #[inline]
     pub(crate) fn get(&self, key: &[u8], trailer: u64) -> Found {
-        let Some((head, tail)) = key.split_at_checked(self.common as usize) else {
+        let Some((head, tail)) = key.split_at_checked(self.layout.common as usize) else {
             return Found::Nothing;
         };
         let range = self.same_prefix(tail);
@@ -686,16 +904,62 @@ mod tests {
             (b"apt".to_vec(), 0x0400, b"xyz".to_vec()),
         ];
         let expected = [
-            &[0, 5, 1, 1, 2, 0, 0, 0, 0, 0, 0][..],
-            b"apple1",
-            &[4, 1, 0, 1, 3, 0, 0, 0, 0, 0, 0],
-            b"y",
-            &[0, 3, 3, 0, 4, 0, 0, 0, 0, 0, 0],
-            b"aptxyz",
-            &[3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0],
+            // 3 entries, a restart point every 2, 2 bytes in common, sequence numbers from 2 on in a
+            // byte each.
+            &[3, 2, 2, 0x10, 2][..],
+            &[0, 4, 0],
+            &[5, 1, 3],
+            &[1, 0, 3],
+            &[1, 1, 0],
+            &[0, 1, 2],
+            b"apple1yaptxyz",
         ]
         .concat();
         assert_eq!(build(&entries, 2), expected);
+    }
+
+    #[test]
+    fn widths_follow_what_is_stored() {
+        let long = [b"long".to_vec(), vec![b'k'; 300]].concat();
+        let entries = vec![
+            (b"a".to_vec(), u64::MAX, vec![7; 70_000]),
+            (b"b".to_vec(), 0x01, b"".to_vec()),
+            (long.clone(), 0x0101, vec![8; 200]),
+        ];
+        let bytes = build(&entries, 16);
+        // Two bytes a length of a key, four of a value, seven a sequence number.
+        assert_eq!(bytes[3], 0x79);
+        let buf = BlockBuf::decode(&bytes).unwrap();
+        let block = buf.view();
+        for (i, (key, trailer, value)) in entries.iter().enumerate() {
+            let entry = block.entry(i);
+            assert_eq!(&key_of(&block, i), key);
+            assert_eq!((entry.trailer, block.value(&entry)), (*trailer, &value[..]));
+        }
+        // One sequence number needs no bytes.
+        let one = vec![
+            (b"a".to_vec(), 0x0501, b"1".to_vec()),
+            (b"b".to_vec(), 0x0501, b"2".to_vec()),
+        ];
+        assert_eq!(build(&one, 16)[3..5], [0, 5]);
+    }
+
+    #[test]
+    fn sequence_numbers_beyond_the_last_are_refused() {
+        let one = vec![
+            (b"a".to_vec(), u64::MAX, b"1".to_vec()),
+            (b"b".to_vec(), (u64::MAX << 8) - 0xff, b"".to_vec()),
+        ];
+        let mut bytes = build(&one, 16);
+        assert!(BlockBuf::decode(&bytes).is_ok());
+        // Three numbers, the widths, a varint of eight bytes, three columns of lengths, the kinds.
+        let above = 4 + 8 + 3 * 2 + 2;
+        assert_eq!(bytes[above..above + 2], [1, 0]);
+        bytes[above] = 2;
+        assert_eq!(
+            BlockBuf::decode(&bytes).err(),
+            Some("a sequence number is too large")
+        );
     }
 
     #[test]
@@ -729,13 +993,16 @@ mod tests {
             let buf = BlockBuf::decode(&build(&entries, interval)).unwrap();
             let block = buf.view();
             prop_assert_eq!(block.count(), entries.len());
-            let mut offset = 0;
+            let mut offset = block.layout.bodies as usize;
             for (i, (key, trailer, value)) in entries.iter().enumerate() {
                 let entry = block.entry(i);
+                let next = block.layout.entry_from(block.bytes, i, offset);
+                prop_assert_eq!((next.trailer, next.shared, next.value, next.end),
+                    (entry.trailer, entry.shared, entry.value, entry.end));
                 prop_assert_eq!(&key_of(&block, i), key);
                 prop_assert_eq!(entry.trailer, *trailer);
                 prop_assert_eq!(block.value(&entry), &value[..]);
-                prop_assert_eq!(block.offset(i), offset);
+                prop_assert_eq!(entry.suffix, offset);
                 offset = entry.end;
             }
             let around = entries.iter().flat_map(|(k, t, _)| {
@@ -771,10 +1038,8 @@ mod tests {
             flip: (usize, u8),
         ) {
             check_decodes_safely(bytes.clone());
-            for n in [count, 2, common] {
-                bytes.extend(n.to_le_bytes());
-            }
-            check_decodes_safely(bytes);
+            let head = [count as u8, 2, common as u8, flip.1, 9];
+            check_decodes_safely([&head[..], &bytes].concat());
             let good = sorted(vec![(b"ab".to_vec(), 9, b"1".to_vec()), (b"abc".to_vec(), 8, b"2".to_vec()), (b"b".to_vec(), 8, vec![1; 300])]);
             let mut bytes = build(&good, 2);
             let at = flip.0 % bytes.len();

@@ -20,7 +20,7 @@ use crate::cache::Block;
 use crate::error::Result;
 use crate::iterator::InternalIterator;
 use crate::key::Trailer;
-use crate::sstable::block::{BlockBuf, Entry, View, block_bytes, entry_at};
+use crate::sstable::block::{BlockBuf, Entry, Layout, View, block_bytes};
 use crate::sstable::reader::Table;
 
 /// The first and the largest window, in bytes.
@@ -81,8 +81,8 @@ pub struct TableIter {
     buf: BlockBuf,
     /// The number of the current block; `usize::MAX` if there is none.
     block_no: usize,
-    /// Entries in the current block.
-    count: usize,
+    /// Of the current block.
+    layout: Layout,
     i: usize,
     valid: bool,
     entry: Entry,
@@ -154,7 +154,7 @@ impl TableIter {
             current: Current::Own,
             buf,
             block_no: usize::MAX,
-            count: 0,
+            layout: Layout::default(),
             i: 0,
             valid: false,
             entry: Entry::default(),
@@ -187,10 +187,11 @@ impl TableIter {
         View::new(self.image())
     }
 
-    /// Its entry that starts at `offset`.
+    /// The entry after the one that it stands on.
     #[inline]
-    fn entry_at(&self, offset: usize) -> Entry {
-        entry_at(block_bytes(self.image()), offset)
+    fn entry_after(&self) -> Entry {
+        let bytes = block_bytes(self.image());
+        self.layout.entry_from(bytes, self.i + 1, self.entry.end)
     }
 
     fn blocks(&self) -> usize {
@@ -250,7 +251,7 @@ impl TableIter {
 
     fn loaded(&mut self, no: usize) {
         self.block_no = no;
-        self.count = self.view().count();
+        self.layout = Layout::of(self.image());
     }
 
     /// Whether the stored bytes of a block are in the window.
@@ -345,7 +346,7 @@ impl TableIter {
         self.valid = false;
         if let Some(no) = self.block_no.checked_sub(1) {
             self.load(no, false)?;
-            self.stand(self.count - 1);
+            self.stand(self.layout.count() - 1);
         }
         Ok(())
     }
@@ -370,7 +371,7 @@ impl InternalIterator for TableIter {
         self.valid = false;
         if let Some(last) = self.blocks().checked_sub(1) {
             self.load(last, false)?;
-            self.stand(self.count - 1);
+            self.stand(self.layout.count() - 1);
         }
         Ok(())
     }
@@ -381,7 +382,7 @@ impl InternalIterator for TableIter {
         if no < self.blocks() {
             self.load(no, true)?;
             let i = self.view().lower_bound(key, u64::MAX);
-            if i < self.count {
+            if i < self.layout.count() {
                 self.stand(i);
             } else {
                 self.next_block()?;
@@ -406,11 +407,12 @@ impl InternalIterator for TableIter {
     #[inline]
     fn next(&mut self) -> Result<()> {
         debug_assert!(self.valid);
-        if self.i + 1 >= self.count {
+        if self.i + 1 >= self.layout.count() {
             return self.next_block();
         }
+        let entry = self.entry_after();
         self.i += 1;
-        self.step(self.entry_at(self.entry.end));
+        self.step(entry);
         Ok(())
     }
 
@@ -420,7 +422,7 @@ impl InternalIterator for TableIter {
         let Some(i) = self.i.checked_sub(1) else {
             return self.prev_block();
         };
-        let entry = self.view().entry(i);
+        let entry = self.layout.entry(block_bytes(self.image()), i);
         if entry.shared == self.entry.shared {
             // The shared bytes are here already (or there are none).
             self.i = i;
@@ -450,8 +452,8 @@ impl InternalIterator for TableIter {
         debug_assert!(self.valid);
         let mut steps = 0;
         loop {
-            let (i, entry) = if self.i + 1 < self.count {
-                (self.i + 1, self.entry_at(self.entry.end))
+            let (i, entry) = if self.i + 1 < self.layout.count() {
+                (self.i + 1, self.entry_after())
             } else {
                 let no = self.block_no + 1;
                 if no >= self.blocks() {

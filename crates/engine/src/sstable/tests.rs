@@ -378,7 +378,7 @@ fn versions_of_one_key_cross_blocks() {
     let (bytes, summary) = write(&items, &[], options);
     let table = open(&bytes, 1 << 20).unwrap();
     assert_eq!(table.properties().key_count, 4);
-    assert!(summary.data_bytes > 20_000);
+    assert!(table.properties().block_count > 50);
     for snapshot in [
         0, 1, 3000, 3001, 3002, 4000, 4999, 5000, 5001, 9998, 9999, 10_000,
     ] {
@@ -413,7 +413,7 @@ fn versions_of_one_key_cross_blocks() {
 
 #[test]
 fn a_version_among_many_is_found_by_few_reads() {
-    let items: Vec<Item> = (0..20_000).map(|i| put("k", 30_000 - i, "v")).collect();
+    let items: Vec<Item> = (0..20_000).map(|i| put("k", 30_000 - i, "value")).collect();
     let options = TableOptions {
         block_bytes: 256,
         ..TableOptions::default()
@@ -428,7 +428,8 @@ fn a_version_among_many_is_found_by_few_reads() {
             get(&table, b"k", seqno).unwrap().unwrap().0.seqno(),
             SeqNo(seqno)
         );
-        assert!(table.cache().stats().misses - before < 20);
+        // Two searches by halves, if the version is the first of its block.
+        assert!(table.cache().stats().misses - before < 24);
     }
     for seqno in 10_001..10_400 {
         assert_eq!(
@@ -511,8 +512,8 @@ fn golden_file() {
     assert_eq!((bytes.len(), sum), (GOLDEN_LEN, GOLDEN_CRC));
 }
 
-const GOLDEN_LEN: usize = 1238;
-const GOLDEN_CRC: u32 = 2_118_193_756;
+const GOLDEN_LEN: usize = 937;
+const GOLDEN_CRC: u32 = 1_525_731_808;
 
 #[test]
 fn only_range_tombstones() {
@@ -744,14 +745,15 @@ fn blocks_in_each_others_place_are_found() {
         ..TableOptions::default()
     };
     let (mut bytes, summary) = write(&items, &[], options);
-    let len = summary.data_bytes as usize / 20;
-    assert_eq!(summary.data_bytes, 20 * len as u64);
+    // Two entries a block.
+    let len = summary.data_bytes as usize / 10;
+    assert_eq!(summary.data_bytes, 10 * len as u64);
     let (a, b) = bytes[..2 * len].split_at_mut(len);
     a.swap_with_slice(b);
     let table = open(&bytes, 1 << 20).unwrap();
-    assert!(get(&table, b"key000", 9).unwrap_err().is_corruption());
     assert!(get(&table, b"key001", 9).unwrap_err().is_corruption());
-    assert!(get(&table, b"key002", 9).unwrap().is_some());
+    assert!(get(&table, b"key002", 9).unwrap_err().is_corruption());
+    assert!(get(&table, b"key004", 9).unwrap().is_some());
     assert!(table.verify(&mut |_| {}).unwrap_err().is_corruption());
 }
 
