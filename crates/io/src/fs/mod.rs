@@ -146,6 +146,18 @@ pub trait File: Send + Sync + Debug {
     /// Writes all of `buf` at `offset`, growing the file as needed. After an error any part of
     /// the range may have been written.
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+    /// The same with `len` zeros, and in a way that suits a later [`map`](File::map).
+    fn write_zeros(&self, offset: u64, len: u64) -> Result<()> {
+        const ZEROS: &[u8] = &[0; 256 << 10];
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            let part = (end - at).min(ZEROS.len() as u64);
+            self.write_at(&ZEROS[..part as usize], at)?;
+            at += part;
+        }
+        Ok(())
+    }
     /// The length in bytes.
     fn len(&self) -> Result<u64>;
     /// Whether it holds no byte.

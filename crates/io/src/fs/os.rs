@@ -143,19 +143,6 @@ struct OsFile {
     path: PathBuf,
 }
 
-impl OsFile {
-    /// Writes zeros from `from` to `to`: reserves space where the system has no call for it.
-    fn write_zeros(&self, mut from: u64, to: u64) -> Result<()> {
-        const ZEROS: &[u8] = &[0; 64 * 1024];
-        while from < to {
-            let len = (to - from).min(ZEROS.len() as u64);
-            self.write_at(&ZEROS[..len as usize], from)?;
-            from += len;
-        }
-        Ok(())
-    }
-}
-
 impl File for OsFile {
     fn path(&self) -> &Path {
         &self.path
@@ -185,6 +172,21 @@ impl File for OsFile {
             .map_err(|error| Error::at("write", &self.path, offset, error))
     }
 
+    /// Page by page: the page cache holds what came by one call in one piece where it can, and a store
+    /// through a mapping makes all of that piece dirty, which the next sync then writes. A record of a
+    /// hundred bytes in a log that was filled by calls of 256 KiB made each sync write 256 KiB (2 MiB by
+    /// larger calls) instead of 4, in six times the time.
+    fn write_zeros(&self, mut offset: u64, len: u64) -> Result<()> {
+        const ZEROS: &[u8] = &[0; 4096];
+        let end = offset.saturating_add(len);
+        while offset < end {
+            let len = (4096 - offset % 4096).min(end - offset);
+            self.write_at(&ZEROS[..len as usize], offset)?;
+            offset += len;
+        }
+        Ok(())
+    }
+
     fn len(&self) -> Result<u64> {
         on("query length", &self.path, self.file.metadata()).map(|metadata| metadata.len())
     }
@@ -199,7 +201,8 @@ impl File for OsFile {
         }
         match sys::allocate(&self.file, len) {
             Err(error) if error.kind() == ErrorKind::Unsupported => {
-                self.write_zeros(self.len()?, len)
+                let from = self.len()?;
+                self.write_zeros(from, len.saturating_sub(from))
             }
             result => on("allocate", &self.path, result),
         }
@@ -569,7 +572,11 @@ mod tests {
         };
         file.write_at(b"abc", 0).unwrap();
         file.write_zeros(3, 150_000).unwrap();
-        assert_eq!(file.len().unwrap(), 150_000);
+        file.write_zeros(150_003, 0).unwrap();
+        assert_eq!(file.len().unwrap(), 150_003);
+        let mut bytes = vec![1; 150_003];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), 150_003);
+        assert!(bytes.starts_with(b"abc\0") && bytes[3..].iter().all(|&byte| byte == 0));
     }
 
     #[test]

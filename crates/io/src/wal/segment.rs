@@ -56,7 +56,11 @@ pub(crate) const GROWTH: u64 = 4;
 
 const MAGIC: &[u8; 8] = b"FIRNWAL\n";
 const VERSION: u32 = 1;
-const ZEROS: &[u8] = &[0; 256 << 10];
+/// So many zeros are written before their write-back is started.
+const ZEROS_BYTES: u64 = 256 << 10;
+/// Segments up to this size, as a log begins with, are filled with zeros whether syncs are frequent or
+/// not, which is not known then.
+const ZEROED_BYTES: u64 = 1 << 20;
 
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -442,17 +446,18 @@ impl Pool {
         made
     }
 
-    /// An allocated file full of zeros. If the log is synced often they are written rather than
-    /// merely reserved blocks, so that a sync of the log later has no metadata to write.
+    /// An allocated file full of zeros. If the log is synced often, or the file is small, they are written
+    /// rather than merely reserved blocks, so that a sync of the log later has no metadata to write.
     fn make_file(&self, path: &Path, capacity: u64) -> Result<Arc<dyn File>> {
         let file = self.fs.open(path, OpenMode::Create)?;
         file.allocate(capacity)?;
         // A segment made to fit one huge record is written once: zeros would double the work.
-        if self.synced_often && capacity <= self.segment_bytes {
+        let is_small = capacity <= ZEROED_BYTES;
+        if (self.synced_often || is_small) && capacity <= self.segment_bytes {
             let mut offset = 0;
             while offset < capacity {
-                let len = (capacity - offset).min(ZEROS.len() as u64);
-                file.write_at(&ZEROS[..len as usize], offset)?;
+                let len = (capacity - offset).min(ZEROS_BYTES);
+                file.write_zeros(offset, len)?;
                 file.start_writeback(offset, len);
                 offset += len;
             }
