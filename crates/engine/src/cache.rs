@@ -264,8 +264,8 @@ impl Shard {
         for entry in old.into_iter().filter(|&entry| entry != FREE) {
             self.index_insert((entry >> 32) as u32, entry as u32 - 1);
         }
-        // As many as entries, about: the index is between three eighths and three quarters full.
-        self.ghosts = no_ghosts(len / 2);
+        // As many as entries and more, which lie in rows of a few: some are lost early.
+        self.ghosts = no_ghosts(len);
     }
 
     /// Puts a block in. What had to go is appended to `evicted`, to be dropped without the lock.

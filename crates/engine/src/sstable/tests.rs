@@ -375,7 +375,7 @@ fn versions_of_one_key_cross_blocks() {
         block_bytes: 256,
         ..TableOptions::default()
     };
-    let (bytes, summary) = write(&items, &[], options);
+    let (bytes, _) = write(&items, &[], options);
     let table = open(&bytes, 1 << 20).unwrap();
     assert_eq!(table.properties().key_count, 4);
     assert!(table.properties().block_count > 50);

@@ -58,8 +58,8 @@ const MAGIC: &[u8; 8] = b"FIRNWAL\n";
 const VERSION: u32 = 1;
 /// So many zeros are written before their write-back is started.
 const ZEROS_BYTES: u64 = 256 << 10;
-/// Segments up to this size, as a log begins with, are filled with zeros whether syncs are frequent or
-/// not, which is not known then.
+/// The small segments up to this size that a log begins with are filled with zeros whether syncs are
+/// frequent or not, which is not known then.
 const ZEROED_BYTES: u64 = 1 << 20;
 
 /// What a segment says of itself.
@@ -452,7 +452,7 @@ impl Pool {
         let file = self.fs.open(path, OpenMode::Create)?;
         file.allocate(capacity)?;
         // A segment made to fit one huge record is written once: zeros would double the work.
-        let is_small = capacity <= ZEROED_BYTES;
+        let is_small = capacity <= ZEROED_BYTES && capacity < self.segment_bytes;
         if (self.synced_often || is_small) && capacity <= self.segment_bytes {
             let mut offset = 0;
             while offset < capacity {
