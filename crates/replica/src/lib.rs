@@ -48,10 +48,10 @@
 //! # Determinism
 //!
 //! Disk, clock, entropy and background work come from [`firn_io::Env`], messages go through
-//! [`transport`], and consensus runs on one thread with random numbers from a seed. The tests run
-//! whole clusters so, with power cuts and partitions; a seed decides everything.
+//! [`transport`], and consensus runs on one thread with random numbers from a seed. The crate
+//! `firn-sim` runs whole clusters so, with power cuts and partitions; a seed decides everything.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `codec`, `types`,
+//! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`, `codec`, `types`,
 //! `command`, `message`, `error`, `log_store`, `home`, `machine`, `transport`, `raft::watch`,
 //! `raft::rt`, `raft::config`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
 
@@ -65,6 +65,8 @@ pub mod log_store;
 pub mod machine;
 pub mod message;
 pub mod node;
+pub mod pace;
+pub mod planted;
 mod raft;
 pub mod replicator;
 pub mod transport;
@@ -78,5 +80,3 @@ pub use crate::replicator::{
 };
 pub use crate::types::{LogId, Member, Membership, NodeId};
 
-#[cfg(test)]
-mod cluster_tests;

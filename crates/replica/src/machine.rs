@@ -40,6 +40,7 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::log_store::LogStore;
 use crate::message::SnapshotMeta;
+use crate::planted::{self, Bug};
 use crate::types::{Entry, LogId, Membership, Payload};
 
 const OWNER_VERSION: u8 = 1;
@@ -69,6 +70,9 @@ impl LogLink {
 
 impl ExternalLog for LogLink {
     fn sync_to(&self, _index: u64) -> firn_io::Result<()> {
+        if planted::is(Bug::FlushAhead) {
+            return Ok(());
+        }
         // Nothing is applied, and so nothing flushed, before the log is open.
         self.store.get().map_or(Ok(()), LogStore::sync)
     }
@@ -219,6 +223,8 @@ struct Opened {
     snapshot: Option<Snapshot>,
     /// An entry failed half-way: the state is not to be used any more.
     failed: Option<String>,
+    /// For a planted bug.
+    has_begun: bool,
 }
 
 struct Shared {
@@ -284,6 +290,7 @@ impl Machine {
             applied: state.applied,
             snapshot: None,
             failed: None,
+            has_begun: false,
         };
         let shared = Shared {
             env,
@@ -335,6 +342,9 @@ impl Machine {
         let opened = &mut *shared.opened.lock();
         if let Some(failed) = &opened.failed {
             return Err(Error::Failed(failed.clone()));
+        }
+        if planted::is(Bug::DoubleApply) && !std::mem::replace(&mut opened.has_begun, true) {
+            opened.apply(entry)?;
         }
         let applied = opened.apply(entry);
         let outcomes = match applied {
@@ -413,10 +423,16 @@ impl Machine {
         let shared = &*self.shared;
         let mut home = shared.opened.lock().home.clone();
         let partial = home.begin_state()?;
-        copy_files(snapshot.location(), (&shared.env.fs, &partial))?;
-        // Nothing of the old state is flushed any more, and its files are no longer locked.
-        shared.db.load().close()?;
-        home.switch(snapshot.meta.last)?;
+        if planted::is(Bug::HalfInstall) {
+            home.switch(snapshot.meta.last)?;
+            copy_files(snapshot.location(), (&shared.env.fs, &home.state_dir()))?;
+            shared.db.load().close()?;
+        } else {
+            copy_files(snapshot.location(), (&shared.env.fs, &partial))?;
+            // Nothing of the old state is flushed any more, and its files are no longer locked.
+            shared.db.load().close()?;
+            home.switch(snapshot.meta.last)?;
+        }
         let state = open_state(
             &shared.env,
             &home.state_dir(),
@@ -512,6 +528,10 @@ impl Opened {
                     membership_id: Some(entry.id),
                     membership: membership.clone(),
                 };
+                if planted::is(Bug::SkippedMembership) && self.owner.membership_id.is_some() {
+                    let before = Some(self.owner.encode());
+                    return Ok(applier.apply(position, 0, before, &[])?);
+                }
                 let outcomes = applier.apply(position, 0, Some(owner.encode()), &[])?;
                 self.owner = owner;
                 Ok(outcomes)

@@ -14,7 +14,7 @@
 //! * *Reads.* Whoever wants to read queues up too; one question to a majority serves all that came
 //!   before it was asked. Then the node waits until it has applied what it was told.
 //! * *Upkeep.* When the log has grown beyond its budget a snapshot is made, after which consensus lets
-//!   go of old entries. While values may expire and somebody reads, the leader lets time pass by an
+//!   go of old entries. A change of members that was left half-way is ended by whoever leads. While values may expire and somebody reads, the leader lets time pass by an
 //!   empty entry a second.
 //!
 //! # Failure
@@ -51,6 +51,7 @@ use openraft_rt::{Instant, WatchReceiver};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::command::{CommandBuilder, Write};
@@ -62,6 +63,8 @@ use crate::message::{
     Answer, AppendAnswer, AppendRequest, Refusal, Request, TransferAnswer, TransferRequest,
     VoteAnswer, VoteRequest,
 };
+use crate::pace::{self, Pace};
+use crate::planted::{self, Bug};
 use crate::raft::config::{
     self, Data, RaftLogId, Reply, Types, config, log_id, membership, raft_log_id, raft_vote, vote,
 };
@@ -212,6 +215,7 @@ struct Inner {
     log: LogStore,
     world: World,
     runtime: Handle,
+    pace: Option<Arc<Pace>>,
     options: NodeOptions,
     writes: Queue<PendingWrite>,
     queued_bytes: AtomicUsize,
@@ -249,15 +253,36 @@ impl Node {
     /// state. Nothing was changed then, and the node must not be started under this number until the
     /// reason is known.
     pub async fn start(options: NodeOptions, world: World) -> Result<Self> {
-        let settings = config(&options.timing, options.kept_entries)?;
-        Self::start_with(options, world, settings).await
+        Self::start_at(options, world, None).await
     }
 
-    pub(crate) async fn start_with(
+    /// As [`Node::start`], in a simulation: the node's tasks run at this pace.
+    pub async fn start_paced(
         options: NodeOptions,
         world: World,
-        settings: openraft::Config,
+        pace: Arc<Pace>,
     ) -> Result<Self> {
+        let starting = Self::start_at(options, world, Some(Arc::clone(&pace)));
+        let started = pace.spawn(starting).await;
+        // It was ended before it had started.
+        started.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Begins the random numbers of this thread anew: those by which consensus draws its timeouts.
+    /// Then a simulation that is run twice runs the same way.
+    pub fn reset_randomness(seed: u64) {
+        rt::reset(seed);
+    }
+
+    async fn start_at(
+        options: NodeOptions,
+        world: World,
+        pace: Option<Arc<Pace>>,
+    ) -> Result<Self> {
+        let mut settings = config(&options.timing, options.kept_entries)?;
+        if planted::is(Bug::LeaderRestore) {
+            settings.enable_leader_restore = Some(true);
+        }
         let runtime = Handle::current();
         if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
             let detail = "a node needs a current-thread runtime";
@@ -315,6 +340,7 @@ impl Node {
                 log,
                 world,
                 runtime,
+                pace,
                 options,
                 writes: Queue::default(),
                 queued_bytes: AtomicUsize::new(0),
@@ -325,9 +351,9 @@ impl Node {
             }),
         };
         let inner = &node.inner;
-        inner.runtime.spawn(propose(Arc::clone(inner)));
-        inner.runtime.spawn(answer_reads(Arc::clone(inner)));
-        inner.runtime.spawn(keep_up(Arc::clone(inner)));
+        inner.spawn(propose(Arc::clone(inner)));
+        inner.spawn(answer_reads(Arc::clone(inner)));
+        inner.spawn(keep_up(Arc::clone(inner)));
         Ok(node)
     }
 
@@ -450,7 +476,7 @@ impl Node {
     }
 
     /// Stops taking part and leaves everything as it is.
-    pub(crate) async fn stop(&self) {
+    async fn stop(&self) {
         let inner = Arc::clone(&self.inner);
         inner.is_closed.store(true, Ordering::Release);
         inner.writes.came.notify_one();
@@ -472,7 +498,7 @@ impl Node {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        match self.inner.runtime.spawn(work).await {
+        match self.inner.spawn(work).await {
             Ok(result) => result,
             Err(_) => Err(Error::Closed),
         }
@@ -516,6 +542,9 @@ impl Node {
                     {
                         sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MOST);
+                    }
+                    Err(Error::Unknown(_)) if planted::is(Bug::RetryUnknown) => {
+                        sleep(pause).await;
                     }
                     result => return result,
                 }
@@ -597,6 +626,14 @@ fn refusal(error: Error) -> Refusal {
 }
 
 impl Inner {
+    /// Runs a task on the node's thread.
+    fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        pace::spawn(&self.runtime, self.pace.as_ref(), task)
+    }
+
     fn leader(&self) -> Leader {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -695,7 +732,7 @@ impl Inner {
         }
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         let inner = Arc::clone(self);
-        self.runtime.spawn(async move {
+        self.spawn(async move {
             let result = told.await;
             inner.in_flight.fetch_sub(1, Ordering::AcqRel);
             inner.room.notify_one();
@@ -758,7 +795,7 @@ impl Inner {
             .world
             .transport
             .call(leader, Class::Log, request, timeout);
-        self.runtime.spawn(async move {
+        self.spawn(async move {
             let answer = match call.await {
                 Ok(bytes) => match Answer::decode(&bytes) {
                     Ok(Answer::Propose(id, outcomes)) if outcomes.len() == count => {
@@ -794,6 +831,9 @@ impl Inner {
 
     /// Asks a majority whether this node still leads; the index up to which a read needs the state.
     async fn quorum_index(&self) -> Result<u64> {
+        if planted::is(Bug::LocalRead) {
+            return Ok(self.machine.applied().map_or(0, |id| id.index));
+        }
         let read = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
         read.map(|(id, _)| id.index()).map_err(read_error)
     }
@@ -801,6 +841,9 @@ impl Inner {
     /// The same by the lease alone, and the term of the lease.
     async fn lease_index(&self) -> Result<(u64, u64)> {
         let term = self.raft.metrics().borrow_watched().current_term;
+        if planted::is(Bug::StaleLease) && matches!(self.leader(), Leader::Me) {
+            return Ok((self.machine.applied().map_or(0, |id| id.index), term));
+        }
         let read = self.raft.get_read_log_id(ReadPolicy::LeaseRead).await;
         let index = read.map(|(id, _)| id.index()).map_err(read_error)?;
         Ok((index, term))
@@ -1028,6 +1071,27 @@ impl Inner {
         changed.map(drop).map_err(write_error)
     }
 
+    /// Leaves a membership of two sets that has been there since the last time that somebody looked:
+    /// who asked for the change was told that it failed, or died with the leader, and until it is
+    /// ended, majorities of both sets are needed. Answers what there is now.
+    async fn end_change(&self, before: Option<LogId>) -> Option<LogId> {
+        let joint = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let stored = &metrics.membership_config;
+            let is_mine = metrics.current_leader == Some(self.id);
+            let is_joint = stored.membership().get_joint_config().len() > 1;
+            let id = stored.log_id().as_ref().map(log_id);
+            id.filter(|_| is_mine && is_joint)?
+        };
+        if before == Some(joint) {
+            let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+            // If it fails, the next round tries again.
+            let _ = self.raft.change_membership(nobody, true).await;
+        }
+        Some(joint)
+    }
+
     fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -1153,10 +1217,12 @@ async fn answer_reads(inner: Arc<Inner>) {
     }
 }
 
-/// Keeps the log within its budget.
+/// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
 async fn keep_up(inner: Arc<Inner>) {
+    let mut half_way = None;
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
+        half_way = inner.end_change(half_way).await;
         let kept = inner.options.kept_entries.unwrap_or(0);
         let applied = inner.machine.applied().map_or(0, |id| id.index);
         let snapshot = inner.machine.current_snapshot();

@@ -7,8 +7,9 @@
 //!
 //! # What a transport owes
 //!
-//! * A request may be lost, late or delivered twice; an answer too. It is never altered, never
-//!   delivered to another node than the one it was for, nor to another cluster.
+//! * A request may be lost or late; an answer too. It is delivered at most once: a write that is passed
+//!   on and arrives twice is written twice. So nothing is sent again on another connection. It is
+//!   never altered, never delivered to another node than the one it was for, nor to another cluster.
 //! * Requests of one [`Class`] to one node are delivered in the order of the calls, as far as they
 //!   are delivered. Classes do not wait for each other.
 //! * After `timeout` the call ends, with an error if there is no answer yet.
