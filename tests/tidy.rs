@@ -66,7 +66,7 @@ const EMBEDDED: &[(&str, &[&str])] = &[
 
 /// Crates whose modules stand in an order, which their `lib.rs` documents after the words
 /// "Module order": a module names only modules before it.
-const ORDERED: &[&str] = &["crates/io", "crates/engine", "crates/replica"];
+const ORDERED: &[&str] = &["crates/io", "crates/engine", "crates/replica", "crates/sim"];
 
 /// Libraries of which every public item is documented.
 const DOCUMENTED: &[&str] = &[
@@ -76,6 +76,7 @@ const DOCUMENTED: &[&str] = &[
     "crates/api",
     "crates/server",
     "crates/client",
+    "crates/sim",
 ];
 
 /// Columns. The formatter keeps code within 100 where it can; strings may be longer.

@@ -42,6 +42,9 @@ cargo xtask <word>
                   errors of the disk at N operations of every history
   kill [--rounds N] [--seed S]
                   kill -9 the server again and again, check that no acknowledged write is lost
+  sim [--seeds N] [--from S] [--seed S] [--nodes 3|5|mix] [--minutes M] [--jobs J] ...
+                  whole clusters in one thread, a seed each, with faults; `sim --help` lists all flags
+  sim --planted   the same with bugs on purpose: each must be found
   loom [--preemptions N]
                   every interleaving of memtable and publication, up to N preemptions a thread
   sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
         Some("kill") => KILL.run(rest),
+        Some("sim") => sim(rest),
         Some("loom") => loom(rest),
         Some("sanitize") => sanitize(rest),
         Some("fuzz") => fuzz(rest),
@@ -110,6 +114,7 @@ fn ci() -> Result {
     ];
     cargo("clippy", &clippy, &[])?;
     cargo("tests", &["test", "--workspace"], &[])?;
+    cargo("planted bugs", &PLANTED, &[])?;
     run(
         "documentation",
         Command::new(program())
@@ -253,6 +258,30 @@ impl Long {
         }
         run(self.name, &mut command)
     }
+}
+
+/// Bugs on purpose, which only this build has.
+const PLANTED: [&str; 8] = [
+    "test",
+    "--package",
+    "firn-sim",
+    "--features",
+    "planted-bugs",
+    "--test",
+    "it",
+    "planted",
+];
+
+fn sim(rest: &[String]) -> Result {
+    if rest.iter().any(|word| word == "--planted") {
+        let profile = ["--profile", "sim", "--", "--nocapture"];
+        return cargo("planted bugs", &PLANTED, &profile.map(str::to_owned));
+    }
+    let args = ["run", "--quiet", "--profile", "sim", "--package", "firn-sim"];
+    run(
+        "sim",
+        Command::new(program()).args(args).arg("--").args(rest),
+    )
 }
 
 /// Model checking. Not the tests' target directory: every crate is built with other flags.

@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use firn_engine::version::edit::Applied;
-use firn_engine::{Applier, Db, ExternalLog, Options, Outcome, ScanOptions};
+use firn_engine::{Applier, Db, ExternalLog, Options, Outcome, ScanOptions, verify_dir};
 use firn_io::Env;
 use firn_io::codec::put_u8;
 use firn_io::exec::Priority;
@@ -483,6 +483,24 @@ impl Machine {
     /// Makes a snapshot of everything that was applied.
     pub(crate) async fn build_snapshot(&self) -> Result<Snapshot> {
         self.in_background(Self::make_snapshot).await
+    }
+
+    /// Reads all of a snapshot that somebody else made and says what is wrong with it, before
+    /// anything of it is used: a node whose disk is damaged shall not pass the damage on.
+    pub(crate) async fn check_snapshot(&self, snapshot: Snapshot) -> Result<()> {
+        self.in_background(move |machine| {
+            let (fs, dir) = snapshot.location();
+            let env = Env {
+                fs: Arc::clone(fs),
+                ..machine.shared.env.clone()
+            };
+            let report = verify_dir(&env, dir, &mut |_| ())?;
+            match report.problems.first() {
+                Some(problem) => Err(Error::Protocol(format!("a damaged snapshot: {problem}"))),
+                None => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Replaces the state by a snapshot. An error is final, as that of an entry is.

@@ -427,7 +427,7 @@ impl Node {
         answer.encode().into()
     }
 
-    /// Installs a snapshot that a leader sent. Answers whom this node follows then.
+    /// Installs a snapshot that a leader sent, if it is whole. Answers whom this node follows then.
     pub async fn install_snapshot(
         &self,
         from: crate::types::Vote,
@@ -435,6 +435,7 @@ impl Node {
     ) -> Result<crate::types::Vote> {
         let inner = Arc::clone(&self.inner);
         self.on_runtime(async move {
+            inner.machine.check_snapshot(snapshot.clone()).await?;
             let failed = |error: std::io::Error| Error::Failed(error.to_string());
             let snapshot = raft_snapshot(snapshot).map_err(failed)?;
             let installed = inner.raft.install_full_snapshot(raft_vote(from), snapshot);

@@ -86,6 +86,8 @@ pub struct Settings {
     pub mapped: bool,
     /// How long a write or a read may take.
     pub request_timeout: Duration,
+    /// Bytes of writes that may wait for their turn.
+    pub queue_bytes: usize,
     /// After every so many entries the contents of all nodes are compared.
     pub compare_every: u64,
 }
@@ -105,6 +107,7 @@ impl Default for Settings {
             log_cache_bytes: 8 << 10,
             mapped: true,
             request_timeout: Duration::from_millis(1500),
+            queue_bytes: 64 << 20,
             compare_every: 50,
         }
     }
@@ -262,6 +265,7 @@ impl Cluster {
             log_bytes: settings.log_bytes,
             kept_entries: Some(settings.kept_entries),
             request_timeout: settings.request_timeout,
+            queue_bytes: settings.queue_bytes,
             listener: Some(self.watcher.listener(id, start, Arc::clone(cell))),
             ..NodeOptions::new(id, ROOT)
         }

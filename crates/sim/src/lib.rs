@@ -15,6 +15,9 @@
 //!
 //! Time is tokio's, paused: it jumps to the next timer whenever nothing else is to be done, so ten
 //! seconds take some milliseconds. Nothing here is part of the product, and no other crate uses it.
+//!
+//! Module order, bottom first (a module names only modules above it in this list): `lincheck`, `clock`,
+//! `exec`, `watcher`, `net`, `cluster`, `history`, `client`, `damage`, `swarm`, `stage`, `main`.
 
 #![deny(missing_docs)]
 #![allow(

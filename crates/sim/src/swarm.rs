@@ -217,6 +217,8 @@ pub struct Report {
 struct Goal {
     add: Option<NodeId>,
     remove: Option<NodeId>,
+    /// Who goes is lost.
+    is_loss: bool,
 }
 
 type Step = JoinHandle<Result<bool, firn_replica::Error>>;
@@ -227,6 +229,8 @@ struct Run {
     rng: Rng,
     /// Machines of which something may be lost.
     lost: BTreeSet<NodeId>,
+    /// Those of them that are gone altogether.
+    wiped: BTreeSet<NodeId>,
     goals: VecDeque<Goal>,
     step: Option<Step>,
     next_id: NodeId,
@@ -260,6 +264,7 @@ pub async fn run(plan: Plan) -> Report {
         rng,
         cluster,
         lost: BTreeSet::new(),
+        wiped: BTreeSet::new(),
         goals: VecDeque::new(),
         step: None,
         next_id,
@@ -357,7 +362,7 @@ impl Run {
         lost.insert(id);
         let are_all_lost_known = lost.iter().all(|id| voters.contains(id));
         self.step.is_none()
-            && self.goals.iter().all(|goal| goal.remove.is_some())
+            && self.goals.iter().all(|goal| goal.is_loss)
             && are_all_lost_known
             && lost.len() <= (voters.len() - 1) / 2
     }
@@ -368,6 +373,7 @@ impl Run {
             self.goals.push_back(Goal {
                 add: Some(self.next_id),
                 remove: Some(id),
+                is_loss: true,
             });
             self.next_id += 1;
         }
@@ -490,6 +496,7 @@ impl Run {
                     return Ok(false);
                 }
                 self.lose(any);
+                self.wiped.insert(any);
                 self.cluster.kill(any, None);
             }
             Fault::Transfer => {
@@ -584,7 +591,11 @@ impl Run {
         }
         let remove = remove.filter(|_| voters.len() > 3 || add.is_some());
         self.next_id += u64::from(add.is_some());
-        self.goals.push_back(Goal { add, remove });
+        self.goals.push_back(Goal {
+            add,
+            remove,
+            is_loss: false,
+        });
         true
     }
 
@@ -639,8 +650,7 @@ impl Run {
         if self.cluster.try_node(id).is_some() || !self.cluster.machines.contains_key(&id) {
             return Ok(());
         }
-        if self.lost.contains(&id) && !self.happened.contains_key(&Fault::Rot) {
-            // Wiped: it does not come back.
+        if self.wiped.contains(&id) {
             return Ok(());
         }
         match self.cluster.start(id).await {
@@ -663,6 +673,7 @@ impl Run {
                 self.goals.pop_front();
                 if let Some(gone) = goal.remove {
                     self.lost.remove(&gone);
+                    self.wiped.remove(&gone);
                     self.full.remove(&gone);
                     self.paused.remove(&gone);
                     self.cluster.destroy(gone);

@@ -1,1 +1,7 @@
-//! x
+//! The simulator's tests: scenarios with a script, seeds, and bugs that must be found.
+
+mod scenarios;
+mod seeds;
+
+#[cfg(feature = "planted-bugs")]
+mod planted;
