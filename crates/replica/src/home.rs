@@ -177,6 +177,16 @@ impl Home {
         format!("state-{state:06}")
     }
 
+    /// Notes that the state begins with this entry although no snapshot brought it: the directory
+    /// was a database of its own.
+    pub(crate) fn begin_at(&mut self, installed: LogId) -> Result<()> {
+        if self.installed == Some(installed) {
+            return Ok(());
+        }
+        self.installed = Some(installed);
+        self.write()
+    }
+
     /// Where the log is.
     pub fn log_dir(&self) -> PathBuf {
         self.root.join("raft")

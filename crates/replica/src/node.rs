@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -205,6 +205,30 @@ impl<T> Queue<T> {
     }
 }
 
+/// What a node has done since it was started, and what waits.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Proposals that wait for their turn.
+    pub queued_writes: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// Entries with writes that it proposed.
+    pub entries: u64,
+    /// Writes in them.
+    pub writes: u64,
+    /// Writes that it passed on to the leader.
+    pub forwarded: u64,
+    /// Of the log.
+    pub log: firn_io::wal::LogStats,
+}
+
+#[derive(Debug, Default)]
+struct Tallies {
+    entries: AtomicU64,
+    writes: AtomicU64,
+    forwarded: AtomicU64,
+}
+
 struct Inner {
     id: NodeId,
     raft: Raft<Types, RaftMachine>,
@@ -219,6 +243,7 @@ struct Inner {
     room: Notify,
     reads: Queue<PendingRead>,
     is_closed: AtomicBool,
+    tallies: Tallies,
 }
 
 /// A running node. Cheap to clone; all clones are one node, which runs until [`Node::shutdown`].
@@ -265,33 +290,15 @@ impl Node {
         }
         rt::seed(world.env.entropy.next_u64() ^ options.id);
         let home = Home::open(Arc::clone(&world.env.fs), &options.root, options.id)?;
-        let (log_dir, installed) = (home.log_dir(), home.installed());
         let link = Arc::new(LogLink::default());
         let machine = Machine::open(
             world.env.clone(),
             home,
             options.engine.clone(),
-            Arc::clone(&link),
+            link,
             options.listener.clone(),
         )?;
-        let applied = machine.applied();
-        let is_installed = applied.is_some() && applied == installed;
-        let log = LogStore::open(
-            world.log_env.clone(),
-            &log_dir,
-            options.id,
-            applied.filter(|_| !is_installed),
-            &options.log,
-        )?;
-        if let Some(applied) = applied.filter(|_| is_installed)
-            && log.id_at(applied.index) != Some(applied)
-            && log.bounds().0 < Some(applied)
-        {
-            // Of what the log has, the snapshot knows better.
-            log.truncate_after(None)?;
-            log.purge(applied)?;
-        }
-        link.set_log(log.clone());
+        let log = machine.open_log(world.log_env.clone(), options.id, &options.log)?;
         let net = RaftNet {
             id: options.id,
             transport: Arc::clone(&world.transport),
@@ -322,6 +329,7 @@ impl Node {
                 room: Notify::new(),
                 reads: Queue::default(),
                 is_closed: AtomicBool::new(false),
+                tallies: Tallies::default(),
             }),
         };
         let inner = &node.inner;
@@ -424,6 +432,40 @@ impl Node {
         self.inner.machine.db()
     }
 
+    /// Whether the entry at this index is applied here.
+    pub fn is_applied(&self, index: u64) -> bool {
+        self.inner.machine.watch().is_applied(index)
+    }
+
+    /// Returns when the entry at this index is applied here: what was written through this node can
+    /// then be read from it without asking anybody.
+    pub async fn wait_applied(&self, index: u64) -> Result<()> {
+        match self.inner.machine.watch().wait(index) {
+            Some(applied) => {
+                let most = self.inner.options.request_timeout;
+                let waited = timeout(most, applied).await;
+                waited
+                    .map_err(|_| Error::NoQuorum)?
+                    .map_err(|_| Error::Closed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Counts, for metrics.
+    pub fn counts(&self) -> Counts {
+        let inner = &self.inner;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            queued_writes: inner.writes.items.lock().len() as u64,
+            queued_bytes: inner.queued_bytes.load(Ordering::Relaxed) as u64,
+            entries: read(&inner.tallies.entries),
+            writes: read(&inner.tallies.writes),
+            forwarded: read(&inner.tallies.forwarded),
+            log: inner.log.stats(),
+        }
+    }
+
     /// A number that two nodes have in common that applied the same entries, if their states are the
     /// same. Reads everything.
     pub fn content_hash(&self) -> Result<u64> {
@@ -507,13 +549,17 @@ impl Node {
         mut attempt: impl FnMut() -> F,
         late: Error,
     ) -> Result<T> {
+        // What the last attempt said, while the next one has not begun.
+        let refused = Mutex::new(None);
         let tries = async {
             let mut pause = RETRY_FIRST;
             loop {
+                *refused.lock() = None;
                 match attempt().await {
-                    Err(Error::NotLeader { .. } | Error::NoQuorum)
+                    Err(error @ (Error::NotLeader { .. } | Error::NoQuorum))
                         if !self.inner.is_closed.load(Ordering::Acquire) =>
                     {
+                        *refused.lock() = Some(error);
                         sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MOST);
                     }
@@ -522,7 +568,7 @@ impl Node {
             }
         };
         let result = timeout(self.inner.options.request_timeout, tries).await;
-        result.unwrap_or(Err(late))
+        result.unwrap_or_else(|_| Err(refused.into_inner().unwrap_or(late)))
     }
 }
 
@@ -681,6 +727,11 @@ impl Inner {
         for write in pending.iter().flat_map(|pending| &pending.writes) {
             builder.add(write);
         }
+        let count: usize = pending.iter().map(|pending| pending.writes.len()).sum();
+        self.tallies
+            .writes
+            .fetch_add(count as u64, Ordering::Relaxed);
+        self.tallies.entries.fetch_add(1, Ordering::Relaxed);
         let data = Data(builder.finish(self.world.env.clock.unix_ms()));
         let (tell, told) = oneshot::channel();
         let reply = Reply(Box::new(move |result| {
@@ -752,6 +803,9 @@ impl Inner {
         }
         let writes: Vec<Write> = own.iter().flat_map(|p| p.writes.iter().cloned()).collect();
         let count = writes.len();
+        self.tallies
+            .forwarded
+            .fetch_add(count as u64, Ordering::Relaxed);
         let request = Request::Propose(writes).encode().into();
         let timeout = self.options.request_timeout;
         let call = self
@@ -1009,12 +1063,23 @@ impl Inner {
                     .await?;
                 (ChangeMembers::RemoveVoters(ids), true)
             }
-            MemberChange::Remove(ids) => {
+            MemberChange::Remove(_) | MemberChange::ForceRemove(_) => {
+                let (ids, is_forced) = match change {
+                    MemberChange::ForceRemove(ids) => (ids, true),
+                    MemberChange::Remove(ids) => (ids, false),
+                    _ => (BTreeSet::new(), false),
+                };
                 if let Some(id) = ids.iter().find(|id| unknown(id)) {
                     return Err(Error::InvalidArgument(format!("node {id} is no member")));
                 }
                 let left: BTreeSet<NodeId> = voters.difference(&ids).copied().collect();
-                self.check_quorum_after(&left).await?;
+                if left.is_empty() {
+                    let detail = "nobody would be left to vote";
+                    return Err(Error::InvalidArgument(detail.into()));
+                }
+                if !is_forced {
+                    self.check_quorum_after(&left).await?;
+                }
                 if left.len() < voters.len() {
                     let gone = voters.intersection(&ids).copied().collect();
                     let demote = ChangeMembers::RemoveVoters(gone);

@@ -313,6 +313,7 @@ impl Cluster {
     fn member(id: NodeId) -> Member {
         Member {
             address: format!("sim:{id}"),
+            ..Member::default()
         }
     }
 
