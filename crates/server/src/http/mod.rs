@@ -10,6 +10,7 @@
 mod admin;
 mod batch;
 pub mod body;
+mod cluster;
 pub(crate) mod coding;
 pub(crate) mod kv;
 #[doc(hidden)]
@@ -187,6 +188,11 @@ impl Door {
             Target::Checkpoint => admin::checkpoint(self, query, body).await,
             Target::Verify => admin::verify(self, query).await,
             Target::Stats => admin::stats(self, query).await,
+            Target::Cluster => cluster::describe(self, query),
+            Target::Members => cluster::admit(self, query, body).await,
+            Target::Promote | Target::Demote | Target::Remove | Target::Transfer => {
+                cluster::change(self, target, query, body).await
+            }
             Target::Livez => self.livez(query),
             Target::Readyz => self.readyz(path, query).await,
             Target::Metrics => self.metrics_page(parts).await,

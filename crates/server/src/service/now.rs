@@ -20,6 +20,7 @@ use firn_engine::{Durability, Entry, Namespace, Ticket, WriteBatch, WriteOptions
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::service::error::Result;
+use crate::service::replica::read_error;
 use crate::service::{Service, limits};
 
 /// Stripes of keys that are locked together; the bits of a mask.
@@ -89,7 +90,11 @@ impl Service {
         at_least: SeqNo,
     ) -> Result<Option<Entry>> {
         limits::key(self.limits(), key)?;
-        let entry = self.inner.db.get_entry_at_least(namespace, key, at_least)?;
+        if self.cluster().is_some() {
+            let (db, namespace) = self.pinned(namespace)?;
+            return db.get_entry(&namespace, key).map_err(read_error);
+        }
+        let entry = self.db().get_entry_at_least(namespace, key, at_least)?;
         Ok(entry)
     }
 
@@ -113,7 +118,7 @@ impl Service {
             durability,
             max_delay: Some(Duration::ZERO),
         };
-        Ok(self.inner.db.submit_reusing(batch, &options)?)
+        Ok(self.db().submit_reusing(batch, &options)?)
     }
 
     /// How long a write may be tried again before it is refused.
@@ -137,7 +142,7 @@ impl Service {
     pub fn namespace_or_create(&self, name: &str) -> Result<Namespace> {
         match self.namespace(name) {
             Err(error) if error.code == firn_api::code::Code::NamespaceNotFound => {
-                Ok(self.inner.db.namespace_or_create(name)?)
+                Ok(self.db().namespace_or_create(name)?)
             }
             found => found,
         }
