@@ -156,7 +156,6 @@ pub fn recover(
     log_env: &Env,
     root: &Path,
     node: NodeId,
-    member: Member,
     options: &Options,
 ) -> Result<Recovered> {
     if !env.fs.exists(&root.join("HOME"))? {
@@ -167,10 +166,12 @@ pub fn recover(
     let machine = Machine::open(env.clone(), home, options.clone(), Arc::default(), None)?;
     let log = machine.open_log(log_env.clone(), node, &LogStoreOptions::default())?;
     let (last, vote) = (log.bounds().1, log.vote());
+    let before = machine.membership().1;
+    let member = before.nodes.get(&node).cloned().unwrap_or_default();
     let found = Recovered {
         last,
         committed: log.committed(),
-        before: machine.membership().1,
+        before,
     };
     let term = vote.map_or(0, |vote| vote.term);
     let term = term.max(last.map_or(0, |last| last.term)) + 1;
@@ -341,16 +342,16 @@ mod tests {
         let disk = MemFs::new();
         let env = env(Arc::new(disk.clone()));
         let root = Path::new(ROOT);
-        let refused = recover(&env, &env, root, 1, member(), &options()).unwrap_err();
+        let refused = recover(&env, &env, root, 1, &options()).unwrap_err();
         assert!(refused.to_string().contains("no node"), "{refused}");
         fill(&disk);
         adopt(&env, root, 1, member(), &options()).unwrap();
-        let found = recover(&env, &env, root, 1, member(), &options()).unwrap();
+        let found = recover(&env, &env, root, 1, &options()).unwrap();
         assert_eq!(found.last, Some(FIRST));
-        let again = recover(&env, &env, root, 1, member(), &options()).unwrap();
+        let again = recover(&env, &env, root, 1, &options()).unwrap();
         let last = LogId { term: 1, index: 1 };
         assert_eq!(again.last, Some(last));
-        let other = recover(&env, &env, root, 2, member(), &options()).unwrap_err();
+        let other = recover(&env, &env, root, 2, &options()).unwrap_err();
         assert!(other.to_string().contains("belongs to node 1"), "{other}");
     }
 }

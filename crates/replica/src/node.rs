@@ -452,6 +452,11 @@ impl Node {
         }
     }
 
+    /// Returns when everything that is in this node's log is on its disk. Waits for the disk.
+    pub fn sync_log(&self) -> Result<()> {
+        Ok(self.inner.log.sync()?)
+    }
+
     /// Counts, for metrics.
     pub fn counts(&self) -> Counts {
         let inner = &self.inner;

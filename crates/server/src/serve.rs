@@ -202,13 +202,7 @@ impl Server {
             Some(address) => Some(prepare("resp", address, config.insecure).await?),
             None => None,
         };
-        let options = Options {
-            memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
-            background_threads: BACKGROUND_THREADS,
-            changefeed_bytes: config.changefeed_bytes,
-            changefeed_age: config.changefeed_age,
-            ..Options::default()
-        };
+        let options = engine_options(&config);
         let parts = Parts {
             clock: Arc::clone(&env.clock),
             fs: Arc::clone(&env.fs),
@@ -421,41 +415,32 @@ impl Server {
     }
 }
 
-/// Starts the node of a cluster, which is one already, or founds or joins one now. `told`: where the
-/// peers listen is the wiring's, the rest is known; what others are told of it.
-async fn start_node(
+fn misconfigured(setting: &str, detail: String) -> ServeError {
+    ServeError::Config(ConfigError {
+        origin: setting.into(),
+        detail,
+    })
+}
+
+/// Which node of which cluster the directory is: one already, or founded or joined now. Also whether
+/// it is the first one of its cluster.
+async fn identify(
     env: &Env,
     config: &Config,
-    engine: Options,
-    (peer_addr, wiring): (&String, &dyn Wiring),
-    told: impl Fn(&str) -> Member,
-) -> Result<Cluster, ServeError> {
-    let refuse = |setting: &'static str, detail: String| {
-        ServeError::Config(ConfigError {
-            origin: setting.into(),
-            detail,
-        })
-    };
-    let bound = wiring.bind(peer_addr).map_err(|cause| ServeError::Bind {
-        setting: "peer-addr",
-        address: peer_addr.clone(),
-        cause,
-    })?;
-    let member = told(&bound);
+    engine: &Options,
+    member: &Member,
+) -> Result<(Identity, bool), ServeError> {
     let dir = &config.data_dir;
-    let known = Identity::read(env, dir).map_err(|detail| refuse("data_dir", detail))?;
+    let known = Identity::read(env, dir).map_err(|detail| misconfigured("data_dir", detail))?;
     let mut is_first = known.is_some_and(|known| known.node == cluster::FIRST_NODE);
-    let found = |member: Member| {
+    let found = || {
         let (env, dir, engine) = (env.clone(), dir.clone(), engine.clone());
-        let name = config.cluster_id;
+        let (name, member) = (config.cluster_id, member.clone());
         tokio::task::spawn_blocking(move || cluster::found(&env, &dir, name, &member, &engine))
     };
     let identity = match known {
         // A crash may have come between the name and the adoption.
-        Some(known) if is_first => {
-            found(member.clone()).await.map_err(io::Error::other)??;
-            known
-        }
+        Some(_) if is_first => found().await.map_err(io::Error::other)??,
         Some(known) => known,
         None => {
             let joined = if config.join.is_empty() {
@@ -464,22 +449,22 @@ async fn start_node(
                 if firn_replica::adopt::is_adoptable(env, dir)? {
                     let detail = "there is a database in data_dir, which a node that joins would \
                                   have to throw away: give it an empty directory";
-                    return Err(refuse("join", detail.into()));
+                    return Err(misconfigured("join", detail.into()));
                 }
                 let wish = (config.node_id != 0).then_some(config.node_id);
                 let or_alone = config.init_cluster;
-                let joined = cluster::join::join(&config.join, &member, wish, or_alone).await;
-                joined.map_err(|detail| refuse("join", detail))?
+                let joined = cluster::join::join(&config.join, member, wish, or_alone).await;
+                joined.map_err(|detail| misconfigured("join", detail))?
             };
             match joined {
                 Some(joined) => {
                     let written = joined.write(env, dir);
-                    written.map_err(|detail| refuse("data_dir", detail))?;
+                    written.map_err(|detail| misconfigured("data_dir", detail))?;
                     joined
                 }
                 None if config.init_cluster => {
                     is_first = true;
-                    found(member.clone()).await.map_err(io::Error::other)??
+                    found().await.map_err(io::Error::other)??
                 }
                 None => {
                     let detail = format!(
@@ -487,7 +472,7 @@ async fn start_node(
                          one, or --join with the address of a member",
                         dir.display()
                     );
-                    return Err(refuse("peer_addr", detail));
+                    return Err(misconfigured("peer_addr", detail));
                 }
             }
         }
@@ -496,14 +481,72 @@ async fn start_node(
         && wanted != identity.cluster
     {
         let detail = format!("{} belongs to cluster {}", dir.display(), identity.cluster);
-        return Err(refuse("cluster_id", detail));
+        return Err(misconfigured("cluster_id", detail));
     }
     if config.node_id != 0 && config.node_id != identity.node {
         let detail = format!("{} is node {}", dir.display(), identity.node);
-        return Err(refuse("node_id", detail));
+        return Err(misconfigured("node_id", detail));
     }
+    Ok((identity, is_first))
+}
+
+fn engine_options(config: &Config) -> Options {
+    Options {
+        memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
+        background_threads: BACKGROUND_THREADS,
+        changefeed_bytes: config.changefeed_bytes,
+        changefeed_age: config.changefeed_age,
+        ..Options::default()
+    }
+}
+
+/// Makes the directory a node, as a server with these settings would, and starts nothing. Blocks.
+///
+/// # Errors
+/// As [`Server::start`]; an address whose port is picked at the start.
+pub fn prepare_node(config: &Config) -> Result<Identity, ServeError> {
+    config.validate().map_err(ServeError::Config)?;
+    let Some(peer) = &config.peer_addr else {
+        return Err(misconfigured("peer_addr", "a node of a cluster needs one".into()));
+    };
+    let member = config.member(peer, &config.http, config.resp.as_deref());
+    for (setting, address) in [
+        ("peer_addr", &member.address),
+        ("http", &member.http),
+        ("resp", &member.resp),
+    ] {
+        if address.ends_with(":0") {
+            let detail = "others must be told the port: it cannot be picked at the start";
+            return Err(misconfigured(setting, detail.into()));
+        }
+    }
+    let env = Env::os(BACKGROUND_THREADS);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let engine = engine_options(config);
+    let (identity, _) = runtime.block_on(identify(&env, config, &engine, &member))?;
+    Ok(identity)
+}
+
+/// Starts the node of a cluster. `told`: what others are told of it; where the peers listen is the
+/// wiring's, the rest is known.
+async fn start_node(
+    env: &Env,
+    config: &Config,
+    engine: Options,
+    (peer_addr, wiring): (&String, &dyn Wiring),
+    told: impl Fn(&str) -> Member,
+) -> Result<Cluster, ServeError> {
+    let bound = wiring.bind(peer_addr).map_err(|cause| ServeError::Bind {
+        setting: "peer-addr",
+        address: peer_addr.clone(),
+        cause,
+    })?;
+    let (member, dir) = (told(&bound), &config.data_dir);
+    let (identity, is_first) = identify(env, config, &engine, &member).await?;
     let network = wiring.connect(env, identity, dir);
-    let network = network.map_err(|detail| refuse("peer_addr", detail))?;
+    let network = network.map_err(|detail| misconfigured("peer_addr", detail))?;
     let cache = usize::try_from(config.memory_bytes / 8).unwrap_or(usize::MAX);
     let options = NodeOptions {
         engine,
@@ -643,13 +686,23 @@ async fn speaker(
         return Ok(None);
     };
     let (service, namespace) = (door.service.clone(), speech.namespace);
-    let made = service.create_namespace(&namespace).await;
-    made.map_err(|error| {
-        ServeError::Config(ConfigError {
-            origin: "dialect".into(),
-            detail: format!("namespace {namespace:?}: {}", error.detail),
-        })
-    })?;
+    if service.cluster().is_some() {
+        // It can be made when there is a leader, which may be later.
+        let name = namespace.clone();
+        tokio::spawn(async move {
+            while let Err(error) = service.create_namespace(&name).await
+                && error.code.is_transient()
+            {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    } else {
+        let made = service.create_namespace(&namespace).await;
+        made.map_err(|error| {
+            let detail = format!("namespace {namespace:?}: {}", error.detail);
+            misconfigured("dialect", detail)
+        })?;
+    }
     let numbers = config.dialects.clone();
     let speaker = Speaker::new(Arc::clone(door), dialect, namespace, numbers);
     Ok(Some(Arc::new(speaker)))

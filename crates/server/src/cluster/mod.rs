@@ -33,6 +33,7 @@ use firn_api::code::Code;
 use firn_api::http::{ClusterReply, MemberReply};
 use firn_engine::Options;
 use firn_io::Env;
+use firn_replica::adopt::Recovered;
 use firn_replica::transport::Transport;
 use firn_replica::{
     Member, MemberChange, Node, NodeOptions, NodeThread, ReadLevel, Replicator, Role, Status, World,
@@ -159,8 +160,32 @@ pub fn found(
     Ok(identity)
 }
 
-/// Starts the node of a directory. `first`: it is the first one of its cluster, alone for the moment.
-/// Blocks.
+/// Makes the node in a directory, which must not run, a cluster of its own under a new name: nobody
+/// of the old one talks to it any more. See [`firn_replica::adopt::recover`] for what that loses.
+///
+/// # Errors
+/// In words.
+pub fn recover(
+    env: &Env,
+    dir: &Path,
+    options: &Options,
+) -> std::result::Result<(Identity, Recovered), firn_replica::Error> {
+    let failed = firn_replica::Error::Failed;
+    let Some(known) = Identity::read(env, dir).map_err(failed)? else {
+        let detail = format!("{}: it is no node of a cluster", dir.display());
+        return Err(firn_replica::Error::InvalidArgument(detail));
+    };
+    let identity = Identity {
+        cluster: ClusterId::random(env),
+        ..known
+    };
+    // First: if it ends between the two it can reach nobody, and is recovered again.
+    identity.write(env, dir).map_err(failed)?;
+    let recovered = firn_replica::adopt::recover(env, env, dir, identity.node, options)?;
+    Ok((identity, recovered))
+}
+
+/// Starts the node of a directory. Blocks.
 ///
 /// # Errors
 /// Those of [`Node::start_thread`].

@@ -143,6 +143,7 @@ struct Inner {
     stall_micros: AtomicU64,
     draining: Sender<bool>,
     stripes: now::Stripes,
+    rounds: now::Rounds,
     watches: Watches,
 }
 
@@ -177,6 +178,7 @@ impl Service {
             stall_micros: AtomicU64::new(0),
             draining: Sender::new(false),
             stripes: now::Stripes::default(),
+            rounds: now::Rounds::default(),
             watches: Watches::new(parts.limits.watches),
             parts,
         };

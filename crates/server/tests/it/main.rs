@@ -8,6 +8,7 @@
 mod bad_input;
 mod batch;
 mod client;
+mod cluster;
 mod dialects;
 mod fuzz;
 mod grpc;
