@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use firn_api::code::Code;
 use firn_api::http::{
-    CheckpointBody, CheckpointReply, ClusterReply, KV_DURABILITY, KV_EXPIRES_AT, KV_VERSION, KeyRef, MgetBody,
-    MgetReply, NamespaceBody, NamespacesReply, NodeBody, StatsReply, VerifyReply, bytes_member,
+    CheckpointBody, CheckpointReply, ClusterReply, KV_DURABILITY, KV_EXPIRES_AT, KV_VERSION,
+    KeyRef, MgetBody, MgetReply, NamespaceBody, NamespacesReply, NodeBody, StatsReply, VerifyReply,
+    bytes_member,
 };
 use firn_api::{duration, text};
 use http::Method;
@@ -527,8 +528,8 @@ impl Client {
     pub async fn transfer(&self, node: Option<u64>) -> Result<u64> {
         let body = NodeBody { node, force: false };
         let answer = self.change_cluster("transfer", body).await?;
-        let reply: NodeBody = serde_json::from_slice(&answer.body)
-            .map_err(|e| Error::new(ErrorKind::Protocol, e))?;
+        let reply: NodeBody =
+            serde_json::from_slice(&answer.body).map_err(|e| Error::new(ErrorKind::Protocol, e))?;
         Ok(reply.node.unwrap_or_default())
     }
 

@@ -199,9 +199,9 @@ pub fn recover(
 #[cfg(test)]
 mod tests {
     use firn_engine::WriteOptions;
-    use firn_io::fs::Fs;
     use firn_io::clock::ManualClock;
     use firn_io::exec::ThreadPool;
+    use firn_io::fs::Fs;
     use firn_io::fs::fault::{FaultFs, Verdict};
     use firn_io::fs::mem::{CrashMode, MemFs};
     use firn_io::rng::SeededEntropy;
@@ -258,8 +258,7 @@ mod tests {
     fn check_node(disk: &MemFs) {
         let env = env(Arc::new(disk.clone()));
         let home = Home::open(Arc::clone(&env.fs), Path::new(ROOT), 1).unwrap();
-        let machine =
-            Machine::open(env.clone(), home, options(), Arc::default(), None).unwrap();
+        let machine = Machine::open(env.clone(), home, options(), Arc::default(), None).unwrap();
         assert_eq!(machine.applied(), Some(FIRST));
         assert_eq!(machine.membership(), (Some(FIRST), alone(1, member())));
         check(&machine.db());

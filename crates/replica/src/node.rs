@@ -42,7 +42,8 @@ use firn_engine::{Db, Options, Outcome};
 use firn_io::Env;
 use firn_io::exec::{Executor, Priority, ThreadPool};
 use openraft::errors::{
-    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+    ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError,
+    LinearizableReadError, RaftError,
 };
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
@@ -535,8 +536,12 @@ impl Node {
         if level == ReadLevel::Lease {
             let inner = Arc::clone(&self.inner);
             let read = async move { inner.lease_index().await };
-            let (index, term) = self.on_runtime(read).await?;
-            return Ok((index, Some(term)));
+            match self.on_runtime(read).await {
+                Ok((index, term)) => return Ok((index, Some(term))),
+                // Who does not lead has no lease, and asks who does.
+                Err(Error::NotLeader { .. } | Error::NoQuorum) => {}
+                Err(error) => return Err(error),
+            }
         }
         let (answer, answered) = oneshot::channel();
         self.inner.reads.push(PendingRead {
@@ -619,6 +624,10 @@ fn client_error(error: ClientWriteError<Types>) -> Error {
     match error {
         ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
         ClientWriteError::LogEntryDiscarded(_) => Error::Unknown("the leader changed".into()),
+        // Another change is on its way.
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
+            Error::Overloaded
+        }
         ClientWriteError::ChangeMembershipError(error) => Error::InvalidArgument(error.to_string()),
         ClientWriteError::PreconditionFailed(error) => Error::InvalidArgument(error.to_string()),
     }
@@ -989,8 +998,9 @@ impl Inner {
     /// has just begun is given time to hear of the others.
     async fn check_quorum_after(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
         let mut tries = 2 * (self.options.timing.election_max.as_millis() / 10).max(1);
+        let begun = tokio::time::Instant::now();
         loop {
-            let checked = self.check_heard(voters);
+            let checked = self.check_heard(voters, begun.elapsed());
             tries -= 1;
             if checked.is_ok() || tries == 0 {
                 return checked;
@@ -999,15 +1009,15 @@ impl Inner {
         }
     }
 
-    fn check_heard(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+    /// Within this long: who died a moment ago must not count.
+    fn check_heard(&self, voters: &BTreeSet<NodeId>, within: Duration) -> Result<()> {
         let status = self.status();
         let is_heard = |id: &NodeId| {
-            let fresh = self.options.timing.election_max * 2;
             *id == self.id
                 || status
                     .heard
                     .get(id)
-                    .is_some_and(|ago| ago.is_some_and(|a| a < fresh))
+                    .is_some_and(|ago| ago.is_some_and(|ago| ago < within))
         };
         let heard = voters.iter().filter(|id| is_heard(id)).count();
         if heard <= voters.len() / 2 {

@@ -507,7 +507,10 @@ fn engine_options(config: &Config) -> Options {
 pub fn prepare_node(config: &Config) -> Result<Identity, ServeError> {
     config.validate().map_err(ServeError::Config)?;
     let Some(peer) = &config.peer_addr else {
-        return Err(misconfigured("peer_addr", "a node of a cluster needs one".into()));
+        return Err(misconfigured(
+            "peer_addr",
+            "a node of a cluster needs one".into(),
+        ));
     };
     let member = config.member(peer, &config.http, config.resp.as_deref());
     for (setting, address) in [

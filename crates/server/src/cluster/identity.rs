@@ -43,6 +43,15 @@ impl ClusterId {
         (number != 0).then_some(Self(number))
     }
 
+    /// The bytes by which nodes know it.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for (at, byte) in bytes.iter_mut().skip(8).enumerate() {
+            *byte = (self.0 >> (56 - 8 * at)) as u8;
+        }
+        bytes
+    }
+
     /// One that nobody has.
     pub fn random(env: &Env) -> Self {
         Self(env.entropy.next_u64().max(1))

@@ -130,9 +130,7 @@ async fn ask(address: &str, path: &str, body: &impl Serialize) -> Result<Vec<u8>
             Refused::Never(detail)
         });
     }
-    Err(Refused::Later(format!(
-        "{address}: nobody knows who leads"
-    )))
+    Err(Refused::Later(format!("{address}: nobody knows who leads")))
 }
 
 /// Asks the members at `addresses` in turn until one takes the node in.

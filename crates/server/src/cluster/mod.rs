@@ -76,6 +76,8 @@ impl Wiring for NoWiring {
 pub const FIRST_NODE: u64 = 1;
 /// How often the probe asks.
 const PROBE: Duration = Duration::from_millis(500);
+/// How long a change of the members may take until it is said that nobody knows.
+const CHANGE: Duration = Duration::from_secs(15);
 /// How long the answer may take until the node is not ready.
 const PROBE_ANSWER: Duration = Duration::from_secs(1);
 
@@ -247,12 +249,19 @@ impl Cluster {
     ///
     /// # Errors
     /// The log cannot be written.
-    pub async fn begin_alone(&self, member: Member) -> std::result::Result<(), firn_replica::Error> {
+    pub async fn begin_alone(
+        &self,
+        member: Member,
+    ) -> std::result::Result<(), firn_replica::Error> {
         let status = self.node.status();
         let is_new = status.last_index.is_none() && status.membership.nodes.is_empty();
         if is_new && self.identity.node == FIRST_NODE {
             let members = [(self.identity.node, member)].into();
-            self.node.initialize(members).await?;
+            match self.node.initialize(members).await {
+                // It had not looked at its log yet when it was asked.
+                Err(firn_replica::Error::InvalidArgument(_)) => {}
+                begun => return begun,
+            }
         }
         Ok(())
     }
@@ -356,7 +365,20 @@ impl Cluster {
     }
 
     async fn change(&self, change: MemberChange) -> Result<()> {
-        let changed = self.node.change_members(change).await;
+        let work = async {
+            loop {
+                match self.node.change_members(change.clone()).await {
+                    // Another change is on its way.
+                    Err(firn_replica::Error::Overloaded) => {
+                        tokio::time::sleep(PROBE / 5).await;
+                    }
+                    changed => return changed,
+                }
+            }
+        };
+        let changed = timeout(CHANGE, work).await;
+        let late = || firn_replica::Error::Unknown("the change takes long".into());
+        let changed = changed.unwrap_or_else(|_| Err(late()));
         changed.map_err(|error| match error {
             firn_replica::Error::NotLeader { leader } => self.not_leader(leader),
             error => error.into(),

@@ -430,9 +430,7 @@ impl<'a> Call<'a> {
     async fn get(&mut self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         self.op = "get";
         let (service, ns) = (&self.speaker.door.service, &self.speaker.namespace);
-        let entry = service
-            .get(ns, key.into(), Consistency::default())
-            .await?;
+        let entry = service.get(ns, key.into(), Consistency::default()).await?;
         Ok(entry.map(|entry| Bytes::from_owner(entry.value)))
     }
 

@@ -14,10 +14,14 @@ use crate::service::error::{Error, Result};
 use firn_api::code::Code;
 
 fn cluster(door: &Door) -> Result<&Cluster> {
-    door.service.cluster().map(|cluster| &**cluster).ok_or_else(|| {
-        let detail = "this server is no node of a cluster; docs/cluster.md says how it becomes one";
-        Error::new(Code::Unsupported, detail)
-    })
+    door.service
+        .cluster()
+        .map(|cluster| &**cluster)
+        .ok_or_else(|| {
+            let detail =
+                "this server is no node of a cluster; docs/cluster.md says how it becomes one";
+            Error::new(Code::Unsupported, detail)
+        })
 }
 
 /// `GET /v1/cluster`.

@@ -432,7 +432,11 @@ pub const OPERATIONS: &[Operation] = &[
         body: Some("Node"),
         replies: &[
             (204, "It has none.", ""),
-            (400, "It is no member, or the rest would be no majority.", "Problem"),
+            (
+                400,
+                "It is no member, or the rest would be no majority.",
+                "Problem",
+            ),
             (503, "Ask the node that `leader` names.", "Problem"),
         ],
     },
@@ -444,7 +448,11 @@ pub const OPERATIONS: &[Operation] = &[
         body: Some("Node"),
         replies: &[
             (204, "It is gone.", ""),
-            (400, "It is no member, or the rest would be no majority; `force` does it all the same.", "Problem"),
+            (
+                400,
+                "It is no member, or the rest would be no majority; `force` does it all the same.",
+                "Problem",
+            ),
             (503, "Ask the node that `leader` names.", "Problem"),
         ],
     },

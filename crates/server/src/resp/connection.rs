@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::Sleep;
 
 use crate::resp::client::{Client, Mail};

@@ -43,7 +43,6 @@ pub(crate) fn container(s: &mut Session, args: Args<'_>) -> Done {
     Ok(())
 }
 
-
 pub(crate) fn zero(s: &mut Session, _: Args<'_>) -> Done {
     s.out.int(0);
     Ok(())
@@ -788,7 +787,11 @@ fn role_of(s: &mut Session, known: &ClusterReply) {
         s.out.int(offset);
         return;
     }
-    let others: Vec<_> = known.members.iter().filter(|m| m.node != known.node).collect();
+    let others: Vec<_> = known
+        .members
+        .iter()
+        .filter(|m| m.node != known.node)
+        .collect();
     s.out.array(3);
     s.out.bulk(b"master");
     s.out.int(offset);
@@ -937,7 +940,11 @@ const SLOTS: i64 = 16_384;
 pub(crate) fn cluster_info(s: &mut Session, _: Args<'_>) -> Done {
     if let Some(cluster) = s.service().cluster() {
         let known = cluster.describe();
-        let state = if known.trouble.is_none() { "ok" } else { "fail" };
+        let state = if known.trouble.is_none() {
+            "ok"
+        } else {
+            "fail"
+        };
         let page = format!(
             "cluster_enabled:0\r\ncluster_state:{state}\r\ncluster_slots_assigned:16384\r\n\
              cluster_slots_ok:16384\r\ncluster_slots_pfail:0\r\ncluster_slots_fail:0\r\n\
@@ -1039,7 +1046,11 @@ pub(crate) fn cluster_shards(s: &mut Session, _: Args<'_>) -> Done {
     if let Some(cluster) = s.service().cluster() {
         let known = cluster.describe();
         let last = known.last_index.unwrap_or(0);
-        nodes = known.members.iter().map(|m| shard_node(&known, m, last)).collect();
+        nodes = known
+            .members
+            .iter()
+            .map(|m| shard_node(&known, m, last))
+            .collect();
     }
     s.out.array(1);
     s.out.map(2);
@@ -1116,7 +1127,11 @@ pub(crate) fn cluster_nodes(s: &mut Session, _: Args<'_>) -> Done {
         for member in &known.members {
             let row = shard_node(&known, member, last);
             let (_, bus) = split(&member.peer);
-            let myself = if member.node == known.node { "myself," } else { "" };
+            let myself = if member.node == known.node {
+                "myself,"
+            } else {
+                ""
+            };
             let (role, of, slots) = match row.role {
                 "master" => ("master", "-", " 0-16383"),
                 _ => ("slave", leader.as_str(), ""),

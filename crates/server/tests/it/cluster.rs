@@ -238,7 +238,9 @@ impl Cluster {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> support::Reply {
-        support::request(self.http[at], method, target, headers, body).await
+        let request = support::request(self.http[at], method, target, headers, body);
+        let answer = timeout(Duration::from_secs(20), request).await;
+        answer.unwrap_or_else(|_| panic!("{method} {target}: no answer"))
     }
 
     async fn resp(&self, at: usize) -> Resp {
@@ -269,7 +271,7 @@ async fn what_one_node_takes_all_have() {
             let got = cluster.send(other, "GET", &key, &[], b"").await;
             assert_eq!((got.status, &*got.body), (200, &b"v"[..]));
             let tag = got.header("etag").unwrap().to_owned();
-            let stale = [("if-match", "\"1\"")];
+            let stale = [("if-match", "\"999999\"")];
             let refused = cluster.send(other, "PUT", &key, &stale, b"w").await;
             assert_eq!(refused.status, 412);
             let same = [("if-match", tag.as_str())];
@@ -283,25 +285,46 @@ async fn what_one_node_takes_all_have() {
         }
     }
     // Namespaces, batches, ranges.
-    assert_eq!(cluster.send(1, "PUT", "/v1/ns/shop", &[], b"").await.status, 201);
-    assert_eq!(cluster.send(2, "PUT", "/v1/ns/shop", &[], b"").await.status, 204);
-    let batch = br#"{"ops":[{"op":"put","key":"a","value":"1"},{"op":"put","key":"b","value":"2"}]}"#;
-    let done = cluster.send(2, "POST", "/v1/ns/shop/batch", &[], batch).await;
+    assert_eq!(
+        cluster.send(1, "PUT", "/v1/ns/shop", &[], b"").await.status,
+        201
+    );
+    assert_eq!(
+        cluster.send(2, "PUT", "/v1/ns/shop", &[], b"").await.status,
+        204
+    );
+    let batch =
+        br#"{"ops":[{"op":"put","key":"a","value":"1"},{"op":"put","key":"b","value":"2"}]}"#;
+    let done = cluster
+        .send(2, "POST", "/v1/ns/shop/batch", &[], batch)
+        .await;
     assert_eq!(done.status, 200, "{}", done.text());
     for at in 0..3 {
-        let page = cluster.send(at, "GET", "/v1/ns/shop/range?limit=1", &[], b"").await;
+        let page = cluster
+            .send(at, "GET", "/v1/ns/shop/range?limit=1", &[], b"")
+            .await;
         let cursor = page.json()["next_cursor"].as_str().unwrap().to_owned();
         // A page goes on at another node.
         let target = format!("/v1/ns/shop/range?cursor={cursor}");
         let rest = cluster.send((at + 1) % 3, "GET", &target, &[], b"").await;
         assert_eq!(rest.json()["entries"][0]["key"], "b", "{}", rest.text());
         let mget = br#"{"keys":["a","c"]}"#;
-        let found = cluster.send(at, "POST", "/v1/ns/shop/mget", &[], mget).await;
+        let found = cluster
+            .send(at, "POST", "/v1/ns/shop/mget", &[], mget)
+            .await;
         assert_eq!(found.json()["entries"][0]["value"], "1");
     }
-    assert_eq!(cluster.send(0, "DELETE", "/v1/ns/shop", &[], b"").await.status, 204);
+    assert_eq!(
+        cluster
+            .send(0, "DELETE", "/v1/ns/shop", &[], b"")
+            .await
+            .status,
+        204
+    );
     for at in 0..3 {
-        let gone = cluster.send(at, "GET", "/v1/ns/shop/keys/a", &[], b"").await;
+        let gone = cluster
+            .send(at, "GET", "/v1/ns/shop/keys/a", &[], b"")
+            .await;
         assert_eq!(gone.json()["code"], "namespace_not_found");
     }
     let refused = cluster.send(0, "GET", "/v1/watch", &[], b"").await;
@@ -311,14 +334,22 @@ async fn what_one_node_takes_all_have() {
     // Whoever asks is sent to the leader.
     let leader = cluster.leader().await;
     let other = (leader + 1) % 3;
-    let sent = cluster.send(other, "PUT", "/v1/keys/x?redirect=1", &[], b"1").await;
+    let sent = cluster
+        .send(other, "PUT", "/v1/keys/x?redirect=1", &[], b"1")
+        .await;
     assert_eq!(sent.status, 307);
     let there = format!("http://{}/v1/keys/x?redirect=1", cluster.http[leader]);
     assert_eq!(sent.header("location"), Some(there.as_str()));
-    let put = cluster.send(leader, "PUT", "/v1/keys/x?redirect=1", &[], b"1").await;
+    let put = cluster
+        .send(leader, "PUT", "/v1/keys/x?redirect=1", &[], b"1")
+        .await;
     assert_eq!(put.status, 204);
     let metrics = cluster.send(leader, "GET", "/metrics", &[], b"").await;
-    assert!(metrics.text().contains("firn_raft_is_leader 1"), "{}", metrics.text());
+    assert!(
+        metrics.text().contains("firn_raft_is_leader 1"),
+        "{}",
+        metrics.text()
+    );
     assert!(metrics.text().contains("firn_raft_lag_entries{node="));
 }
 
@@ -332,7 +363,10 @@ async fn redis_commands_are_right_on_all_nodes_at_once() {
             let mut connection = cluster.resp(at).await;
             tasks.push(tokio::spawn(async move {
                 for n in 0..EACH {
-                    assert!(matches!(connection.run(&["INCR", "count"]).await, Reply::Int(_)));
+                    assert!(matches!(
+                        connection.run(&["INCR", "count"]).await,
+                        Reply::Int(_)
+                    ));
                     let own = format!("own{at}{client}");
                     // A pipeline sees what it wrote.
                     let value = n.to_string();
@@ -355,7 +389,10 @@ async fn redis_commands_are_right_on_all_nodes_at_once() {
         task.await.unwrap();
     }
     let mut one = cluster.resp(0).await;
-    assert_eq!(one.run(&["GET", "count"]).await, bulk(&(6 * EACH).to_string()));
+    assert_eq!(
+        one.run(&["GET", "count"]).await,
+        bulk(&(6 * EACH).to_string())
+    );
     // WATCH on one node, a write on another, EXEC on the first.
     let mut two = cluster.resp(1).await;
     assert_eq!(one.run(&["WATCH", "w"]).await, ok());
@@ -373,10 +410,23 @@ async fn redis_commands_are_right_on_all_nodes_at_once() {
     assert_eq!(two.run(&["SET", "w", "3", "NX"]).await, Reply::Null);
     assert_eq!(two.run(&["SETNX", "fresh", "1"]).await, Reply::Int(1));
     assert_eq!(one.run(&["SETNX", "fresh", "1"]).await, Reply::Int(0));
-    assert!(two.run(&["LPUSH", "x", "y"]).await.error().starts_with("ERR unknown"));
+    assert!(
+        two.run(&["LPUSH", "x", "y"])
+            .await
+            .error()
+            .starts_with("ERR unknown")
+    );
     assert_eq!(two.run(&["SET", "text", "abc"]).await, ok());
-    assert!(one.run(&["INCR", "text"]).await.error().contains("not an integer"));
-    assert_eq!(two.run(&["MGET", "w", "none"]).await.items(), [bulk("2"), Reply::Null]);
+    assert!(
+        one.run(&["INCR", "text"])
+            .await
+            .error()
+            .contains("not an integer")
+    );
+    assert_eq!(
+        two.run(&["MGET", "w", "none"]).await.items(),
+        [bulk("2"), Reply::Null]
+    );
     // Another database is made on one node and seen on the other.
     assert_eq!(two.run(&["SELECT", "3"]).await, ok());
     assert_eq!(two.run(&["SET", "in3", "1"]).await, ok());
@@ -395,7 +445,10 @@ async fn redis_commands_are_right_on_all_nodes_at_once() {
     assert!(at_leader.run(&["WAIT", "1", "1000"]).await.int() >= 1);
     assert_eq!(at_leader.run(&["WAIT", "9", "1"]).await.int().signum(), 1);
     let info = at_other.run(&["INFO", "replication"]).await.text();
-    assert!(info.contains("role:slave") && info.contains("master_link_status:up"), "{info}");
+    assert!(
+        info.contains("role:slave") && info.contains("master_link_status:up"),
+        "{info}"
+    );
     let shards = at_other.run(&["CLUSTER", "SHARDS"]).await;
     let nodes = &shards.items()[0].items()[3];
     assert_eq!(nodes.items().len(), 3);
@@ -406,7 +459,10 @@ async fn redis_commands_are_right_on_all_nodes_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_serves_nobody_and_loses_nothing() {
     let mut cluster = Cluster::of_three().await;
-    assert_eq!(cluster.send(0, "PUT", "/v1/keys/a", &[], b"1").await.status, 204);
+    assert_eq!(
+        cluster.send(0, "PUT", "/v1/keys/a", &[], b"1").await.status,
+        204
+    );
     let old = cluster.leader().await;
     let node = cluster.unplug(old);
     let (one, two) = ((old + 1) % 3, (old + 2) % 3);
@@ -424,7 +480,11 @@ async fn a_leader_that_is_cut_off_serves_nobody_and_loses_nothing() {
     wait_until(|| service.cluster().unwrap().trouble().is_some()).await;
     let ready = cluster.send(old, "GET", "/readyz?verbose", &[], b"").await;
     assert_eq!(ready.status, 503);
-    assert!(ready.text().contains("[-]cluster failed"), "{}", ready.text());
+    assert!(
+        ready.text().contains("[-]cluster failed"),
+        "{}",
+        ready.text()
+    );
     cluster.plug(old, node);
     cluster.ready(&[0, 1, 2]).await;
     let got = cluster.send(old, "GET", "/v1/keys/a", &[], b"").await;
@@ -486,7 +546,10 @@ async fn a_server_by_itself_becomes_a_cluster_that_grows_and_shrinks() {
     }
     let known = cluster.send(1, "GET", "/v1/cluster", &[], b"").await.json();
     assert_eq!(known["members"].as_array().unwrap().len(), 3);
-    assert_eq!(known["node"], cluster.service(1).cluster().unwrap().identity().node);
+    assert_eq!(
+        known["node"],
+        cluster.service(1).cluster().unwrap().identity().node
+    );
     // Who is not the leader says who is.
     let leader = cluster.leader().await;
     let other = (leader + 1) % 3;
@@ -528,7 +591,11 @@ async fn a_server_by_itself_becomes_a_cluster_that_grows_and_shrinks() {
         ("remove", "{\"node\":99}", "no member"),
         ("members", "{\"peer\":\"nonsense\"}", "is not an address"),
         ("members", "{\"peer\":\"127.0.0.1:1\"}", "already"),
-        ("members", "{\"peer\":\"127.0.0.1:77\",\"node\":1}", "above 1"),
+        (
+            "members",
+            "{\"peer\":\"127.0.0.1:77\",\"node\":1}",
+            "above 1",
+        ),
         ("transfer", "{\"node\":99}", "no vote"),
     ] {
         let leader = cluster.leader().await;
@@ -537,7 +604,11 @@ async fn a_server_by_itself_becomes_a_cluster_that_grows_and_shrinks() {
             .send(leader, "POST", &target, &[], body.as_bytes())
             .await;
         assert_eq!(refused.status, 400, "{path} {body}: {}", refused.text());
-        assert!(refused.text().contains(part), "{path} {body}: {}", refused.text());
+        assert!(
+            refused.text().contains(part),
+            "{path} {body}: {}",
+            refused.text()
+        );
     }
     // Without a majority nothing is taken.
     let leader = cluster.leader().await;

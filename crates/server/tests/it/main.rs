@@ -8,7 +8,6 @@
 mod bad_input;
 mod batch;
 mod client;
-mod cluster;
 mod dialects;
 mod fuzz;
 mod grpc;
