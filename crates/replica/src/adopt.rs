@@ -81,7 +81,7 @@ pub fn adopt(
         db.flush()?;
         db.close()?;
     }
-    let mut home = Home::open(Arc::clone(&env.fs), root, node)?;
+    let mut home = Home::open(Arc::clone(&env.fs), root, node, &*env.entropy)?;
     if home.state_dir() != root {
         return Ok(false);
     }
@@ -162,7 +162,7 @@ pub fn recover(
         let detail = format!("{}: it is no node of a cluster", root.display());
         return Err(Error::InvalidArgument(detail));
     }
-    let home = Home::open(Arc::clone(&env.fs), root, node)?;
+    let home = Home::open(Arc::clone(&env.fs), root, node, &*env.entropy)?;
     let machine = Machine::open(env.clone(), home, options.clone(), Arc::default(), None)?;
     let log = machine.open_log(log_env.clone(), node, &LogStoreOptions::default())?;
     let (last, vote) = (log.bounds().1, log.vote());
@@ -257,7 +257,7 @@ mod tests {
     /// It is node 1 alone at entry 0.0, with everything in it, and its log begins behind that.
     fn check_node(disk: &MemFs) {
         let env = env(Arc::new(disk.clone()));
-        let home = Home::open(Arc::clone(&env.fs), Path::new(ROOT), 1).unwrap();
+        let home = Home::open(Arc::clone(&env.fs), Path::new(ROOT), 1, &*env.entropy).unwrap();
         let machine = Machine::open(env.clone(), home, options(), Arc::default(), None).unwrap();
         assert_eq!(machine.applied(), Some(FIRST));
         assert_eq!(machine.membership(), (Some(FIRST), alone(1, member())));

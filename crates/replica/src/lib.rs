@@ -52,7 +52,7 @@
 //! whole clusters so, with power cuts and partitions; a seed decides everything.
 //!
 //! Module order, bottom first (a module names only modules above it in this list): `codec`, `types`,
-//! `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`, `transport`, `raft::watch`,
+//! `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`, `transport`, `transfer`, `raft::watch`,
 //! `raft::rt`, `raft::config`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
 
 #![deny(missing_docs)]
@@ -68,6 +68,7 @@ pub mod message;
 pub mod node;
 mod raft;
 pub mod replicator;
+pub mod transfer;
 pub mod transport;
 pub mod types;
 

@@ -31,7 +31,7 @@ use firn_io::codec::put_u8;
 use firn_io::exec::Priority;
 use firn_io::fs::{Fs, OpenMode};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{decode_all, get_option, put_option};
@@ -39,7 +39,7 @@ use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::log_store::{LogStore, LogStoreOptions};
-use crate::message::SnapshotMeta;
+use crate::message::{SnapshotFile, SnapshotMeta};
 use crate::types::{Entry, LogId, Membership, NodeId, Payload};
 
 const OWNER_VERSION: u8 = 1;
@@ -134,6 +134,8 @@ struct SnapshotFiles {
     env: Env,
     dir: PathBuf,
     is_ours: bool,
+    /// Found out when it is sent first: all files are read.
+    listed: OnceCell<Arc<[SnapshotFile]>>,
 }
 
 impl Drop for SnapshotFiles {
@@ -160,6 +162,7 @@ impl Snapshot {
             env,
             dir,
             is_ours: false,
+            listed: OnceCell::new(),
         };
         Self {
             meta,
@@ -170,6 +173,11 @@ impl Snapshot {
     /// Where its files are: the file system, and the directory in it.
     pub fn location(&self) -> (&Arc<dyn Fs>, &Path) {
         (&self.files.env.fs, &self.files.dir)
+    }
+
+    /// What its files are, as soon as somebody found out.
+    pub(crate) fn listed(&self) -> &OnceCell<Arc<[SnapshotFile]>> {
+        &self.files.listed
     }
 }
 
@@ -359,6 +367,12 @@ impl Machine {
         self.shared.opened.lock().applier.may_expire()
     }
 
+    /// Where the state in force is, and where a snapshot may arrive.
+    pub(crate) fn dirs(&self) -> (PathBuf, PathBuf) {
+        let opened = self.shared.opened.lock();
+        (opened.home.state_dir(), opened.home.incoming())
+    }
+
     pub(crate) fn watch(&self) -> &AppliedWatch {
         &self.shared.watch
     }
@@ -436,6 +450,7 @@ impl Machine {
                 env: shared.env.clone(),
                 dir,
                 is_ours: true,
+                listed: OnceCell::new(),
             }),
         };
         shared.opened.lock().snapshot = Some(snapshot.clone());
@@ -447,7 +462,7 @@ impl Machine {
         let shared = &*self.shared;
         let mut home = shared.opened.lock().home.clone();
         let partial = home.begin_state()?;
-        copy_files(snapshot.location(), (&shared.env.fs, &partial))?;
+        take_files(snapshot.location(), (&shared.env.fs, &partial))?;
         // Nothing of the old state is flushed any more, and its files are no longer locked.
         shared.db.load().close()?;
         home.switch(snapshot.meta.last)?;
@@ -486,6 +501,7 @@ impl Machine {
     /// Does `work` in the background and waits for it without holding up the thread.
     async fn in_background<T: Send + 'static>(
         &self,
+        priority: Priority,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (tell, told) = oneshot::channel();
@@ -494,19 +510,23 @@ impl Machine {
             // Whoever asked may be gone with the node.
             let _ = tell.send(work(&machine));
         };
-        self.shared.env.exec.submit(Priority::Low, Box::new(job));
+        self.shared.env.exec.submit(priority, Box::new(job));
         told.await.unwrap_or(Err(Error::Closed))
     }
 
     /// Makes a snapshot of everything that was applied.
     pub(crate) async fn build_snapshot(&self) -> Result<Snapshot> {
-        self.in_background(Self::make_snapshot).await
+        self.in_background(Priority::Low, Self::make_snapshot).await
     }
 
     /// Replaces the state by a snapshot. An error is final, as that of an entry is.
     pub(crate) async fn install(&self, snapshot: Snapshot) -> Result<()> {
+        // It closes the old engine, which waits for compactions: on their threads it would wait for
+        // itself.
         let installed = self
-            .in_background(move |machine| machine.install_now(&snapshot))
+            .in_background(Priority::High, move |machine| {
+                machine.install_now(&snapshot)
+            })
             .await;
         if let Err(error) = &installed {
             self.shared.opened.lock().failed = Some(format!("installing a snapshot: {error}"));
@@ -554,8 +574,9 @@ impl Opened {
     }
 }
 
-/// Copies all files of a directory, durably.
-fn copy_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<()> {
+/// Takes all files of a directory, which are durable there, into another, durably: by links within a
+/// file system, as copies between two.
+fn take_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     for entry in from
         .0
@@ -563,8 +584,13 @@ fn copy_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<
         .into_iter()
         .filter(|entry| !entry.is_dir)
     {
-        let source = from.0.open(&from.1.join(&entry.name), OpenMode::Read)?;
-        let target = to.0.open(&to.1.join(&entry.name), OpenMode::CreateNew)?;
+        let (old, new) = (from.1.join(&entry.name), to.1.join(&entry.name));
+        if Arc::ptr_eq(from.0, to.0) {
+            to.0.hard_link(&old, &new)?;
+            continue;
+        }
+        let source = from.0.open(&old, OpenMode::Read)?;
+        let target = to.0.open(&new, OpenMode::CreateNew)?;
         let mut offset = 0;
         loop {
             let read = source.read_at(&mut buffer, offset)?;

@@ -71,8 +71,9 @@ use crate::raft::machine::{RaftMachine, raft_snapshot};
 use crate::raft::net::RaftNet;
 use crate::raft::rt;
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
+use crate::transfer::{Inbox, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport};
-use crate::types::{LogId, Member, Membership, NodeId};
+use crate::types::{LogId, Member, Membership, NodeId, Vote};
 
 pub use crate::raft::config::Timing;
 
@@ -114,6 +115,8 @@ pub struct NodeOptions {
     pub request_timeout: Duration,
     /// Bytes of writes that may wait for their turn; beyond that they are refused. Default: 64 MiB.
     pub queue_bytes: usize,
+    /// How snapshots are sent.
+    pub transfer: TransferOptions,
     /// Is told of every entry that is applied.
     pub listener: Option<ApplyListener>,
 }
@@ -131,6 +134,7 @@ impl NodeOptions {
             kept_entries: None,
             request_timeout: Duration::from_secs(10),
             queue_bytes: 64 << 20,
+            transfer: TransferOptions::default(),
             listener: None,
         }
     }
@@ -235,6 +239,7 @@ struct Inner {
     raft: Raft<Types, RaftMachine>,
     machine: Machine,
     log: LogStore,
+    inbox: Inbox,
     world: World,
     runtime: Handle,
     options: NodeOptions,
@@ -290,7 +295,8 @@ impl Node {
             return Err(Error::InvalidArgument(detail.into()));
         }
         rt::seed(world.env.entropy.next_u64() ^ options.id);
-        let home = Home::open(Arc::clone(&world.env.fs), &options.root, options.id)?;
+        let fs = Arc::clone(&world.env.fs);
+        let home = Home::open(fs, &options.root, options.id, &*world.env.entropy)?;
         let link = Arc::new(LogLink::default());
         let machine = Machine::open(
             world.env.clone(),
@@ -304,6 +310,8 @@ impl Node {
             id: options.id,
             transport: Arc::clone(&world.transport),
             log_timeout: options.timing.election_max,
+            env: world.env.clone(),
+            transfer: options.transfer,
         };
         let raft = Raft::new(
             options.id,
@@ -315,12 +323,14 @@ impl Node {
         let raft = raft
             .await
             .map_err(|error| Error::Failed(error.to_string()))?;
+        let (_, incoming) = machine.dirs();
         let node = Self {
             inner: Arc::new(Inner {
                 id: options.id,
                 raft,
                 machine,
                 log,
+                inbox: Inbox::new(world.env.clone(), incoming),
                 world,
                 runtime,
                 options,
@@ -410,22 +420,12 @@ impl Node {
         answer.encode().into()
     }
 
-    /// Installs a snapshot that a leader sent. Answers whom this node follows then.
-    pub async fn install_snapshot(
-        &self,
-        from: crate::types::Vote,
-        snapshot: Snapshot,
-    ) -> Result<crate::types::Vote> {
+    /// Installs a snapshot that a leader sent by other ways than [`Node::handle`]. Answers whom this
+    /// node follows then.
+    pub async fn install_snapshot(&self, from: Vote, snapshot: Snapshot) -> Result<Vote> {
         let inner = Arc::clone(&self.inner);
-        self.on_runtime(async move {
-            let failed = |error: std::io::Error| Error::Failed(error.to_string());
-            let snapshot = raft_snapshot(snapshot).map_err(failed)?;
-            let installed = inner.raft.install_full_snapshot(raft_vote(from), snapshot);
-            let response = installed.await;
-            let response = response.map_err(|error| Error::Failed(error.to_string()))?;
-            Ok(vote(&response.vote))
-        })
-        .await
+        self.on_runtime(async move { inner.install(from, snapshot).await })
+            .await
     }
 
     /// The database, to read without any promise of how recent it is.
@@ -684,7 +684,8 @@ impl Inner {
             // Whoever asked may be gone.
             let _ = tell.send(work(&inner));
         };
-        self.world.env.exec.submit(Priority::Low, Box::new(job));
+        // Closing the engine waits for its compactions, which need the threads for what is not urgent.
+        self.world.env.exec.submit(Priority::High, Box::new(job));
         told.await.unwrap_or(Err(Error::Closed))
     }
 
@@ -949,13 +950,39 @@ impl Inner {
                 Ok((id, outcomes)) => Answer::Propose(id, outcomes),
                 Err(error) => Answer::Refused(refusal(error)),
             },
-            Request::SnapshotOffer { .. }
-            | Request::SnapshotChunk(_)
-            | Request::SnapshotInstall { .. } => {
-                let detail = "snapshots come by the transport";
-                Answer::Refused(Refusal::Malformed(detail.into()))
+            Request::SnapshotOffer { vote, meta, files } => {
+                if let Some(other) = self.follows_other(vote) {
+                    return Answer::Installed(other);
+                }
+                let (own, _) = self.machine.dirs();
+                let offered = self.inbox.offer((vote, meta, files), &own).await;
+                offered.unwrap_or_else(Answer::Refused)
+            }
+            Request::SnapshotChunk(chunk) => {
+                let taken = self.inbox.chunk(chunk).await;
+                taken.unwrap_or_else(Answer::Refused)
+            }
+            Request::SnapshotInstall { vote, last } => {
+                let install = |snapshot| self.install(vote, snapshot);
+                let installed = self.inbox.install(vote, last, install).await;
+                installed.unwrap_or_else(Answer::Refused)
             }
         }
+    }
+
+    /// Whom this node follows, if that is somebody newer.
+    fn follows_other(&self, offered: Vote) -> Option<Vote> {
+        let current = self.raft.metrics().borrow_watched().vote;
+        (current > raft_vote(offered)).then(|| vote(&current))
+    }
+
+    async fn install(&self, from: Vote, snapshot: Snapshot) -> Result<Vote> {
+        let failed = |error: std::io::Error| Error::Failed(error.to_string());
+        let snapshot = raft_snapshot(snapshot).map_err(failed)?;
+        let installed = self.raft.install_full_snapshot(raft_vote(from), snapshot);
+        let response = installed.await;
+        let response = response.map_err(|error| Error::Failed(error.to_string()))?;
+        Ok(vote(&response.vote))
     }
 
     async fn append(&self, request: AppendRequest) -> Result<AppendAnswer> {
@@ -1237,6 +1264,7 @@ async fn answer_reads(inner: Arc<Inner>) {
 async fn keep_up(inner: Arc<Inner>) {
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
+        inner.inbox.tidy().await;
         let kept = inner.options.kept_entries.unwrap_or(0);
         let applied = inner.machine.applied().map_or(0, |id| id.index);
         let snapshot = inner.machine.current_snapshot();

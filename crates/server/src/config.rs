@@ -15,6 +15,7 @@ use std::time::Duration;
 use firn_api::limits::{self, Limits};
 use firn_api::{duration, size};
 use firn_engine::Durability;
+use firn_peer::TlsFiles;
 use firn_replica::{Member, Timing};
 
 use crate::cluster::identity::ClusterId;
@@ -64,6 +65,14 @@ pub struct Config {
     pub advertise_http: Option<String>,
     /// `advertise_resp`
     pub advertise_resp: Option<String>,
+    /// `peer_cert`
+    pub peer_cert: Option<PathBuf>,
+    /// `peer_key`
+    pub peer_key: Option<PathBuf>,
+    /// `peer_ca`
+    pub peer_ca: Option<PathBuf>,
+    /// `peer_name`
+    pub peer_name: Option<String>,
     /// `cluster.election_timeout`
     pub election_timeout: Duration,
     /// `cluster.request_timeout`
@@ -191,6 +200,19 @@ settings! {
     "advertise_resp" "FIRN_ADVERTISE_RESP" "--advertise-resp" "ADDR" ""
         "What a new node tells the others as where clients reach its RESP, if resp is not it."
         advertise_resp optional_address;
+    "peer_cert" "FIRN_PEER_CERT" "--peer-cert" "FILE" ""
+        "The certificate (PEM) by which this node shows the others who it is. Without certificates nodes \
+         talk within one machine only, unless insecure."
+        peer_cert optional_path;
+    "peer_key" "FIRN_PEER_KEY" "--peer-key" "FILE" ""
+        "The private key of peer_cert."
+        peer_key optional_path;
+    "peer_ca" "FIRN_PEER_CA" "--peer-ca" "FILE" ""
+        "The certificates of who signed those of all nodes, this one's too."
+        peer_ca optional_path;
+    "peer_name" "FIRN_PEER_NAME" "--peer-name" "NAME" ""
+        "The name that the certificates of the others have, if it is not the host of their address."
+        peer_name optional_text;
     "cluster.election_timeout" "FIRN_CLUSTER_ELECTION_TIMEOUT" "--cluster-election-timeout" "DURATION" "800ms"
         "A leader that is not heard of for half of this to all of it is replaced. The same on all nodes;          at least ten times what a message takes."
         election_timeout time;
@@ -377,6 +399,9 @@ kinds! {
             text => super::address::read(text).map(Some),
         },
         |address| address.clone().unwrap_or_default();
+    optional_text Option<String>,
+        |text| Ok((!text.is_empty()).then(|| text.into())),
+        |text| text.clone().unwrap_or_default();
     addresses Vec<String>,
         |text| text
             .split(',')
@@ -443,6 +468,10 @@ impl Default for Config {
             advertise_peer: None,
             advertise_http: None,
             advertise_resp: None,
+            peer_cert: None,
+            peer_key: None,
+            peer_ca: None,
+            peer_name: None,
             election_timeout: Duration::from_millis(800),
             request_timeout: Duration::from_secs(10),
             cluster_log_bytes: 256 << 20,
@@ -612,10 +641,16 @@ impl Config {
             ("advertise_peer", self.advertise_peer.is_some()),
             ("advertise_http", self.advertise_http.is_some()),
             ("advertise_resp", self.advertise_resp.is_some()),
+            ("peer_cert", self.peer_cert.is_some()),
         ] {
             if is_given && self.peer_addr.is_none() {
                 return refuse(key, "a node of a cluster needs peer_addr too");
             }
+        }
+        let files = [&self.peer_cert, &self.peer_key, &self.peer_ca];
+        if files.iter().any(|file| file.is_some()) && files.iter().any(|file| file.is_none()) {
+            let detail = "peer_cert, peer_key and peer_ca go together";
+            return refuse("peer_cert", detail);
         }
         let (election, least) = (self.election_timeout, Duration::from_millis(100));
         if !(least..=Duration::from_secs(60)).contains(&election) {
@@ -662,6 +697,16 @@ impl Config {
             http: told(&self.advertise_http, http),
             resp: told(&self.advertise_resp, resp.unwrap_or_default()),
         }
+    }
+
+    /// By which the nodes know each other, if there are certificates.
+    pub fn peer_tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            cert: self.peer_cert.clone()?,
+            key: self.peer_key.clone()?,
+            ca: self.peer_ca.clone()?,
+            server_name: self.peer_name.clone(),
+        })
     }
 
     /// How long a node waits before it does something about silence.

@@ -173,8 +173,8 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
-        let wiring = crate::cluster::wiring(&config).map_err(ServeError::Config)?;
-        Self::start_wired(env, config, &*wiring).await
+        let wiring = cluster::wiring(&config);
+        Self::start_wired(env, config, &wiring).await
     }
 
     /// The same with another network between the nodes of a cluster.

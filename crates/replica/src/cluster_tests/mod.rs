@@ -28,12 +28,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::command::Write;
 use crate::error::{Error, Result};
 use crate::log_store::LogStoreOptions;
-use crate::machine::Snapshot;
+use crate::message::Request;
 use crate::node::{Node, NodeOptions, Timing, World};
 use crate::raft::config::config;
 use crate::replicator::{MemberChange, ReadLevel, Replicator, Role, Written};
+use crate::transfer::TransferOptions;
 use crate::transport::{BoxFuture, Class, Peer, Transport, TransportError};
-use crate::types::{Entry, Member, NodeId, Vote};
+use crate::types::{Entry, Member, NodeId};
 
 mod scenario_tests;
 
@@ -158,6 +159,12 @@ impl Transport for Link {
         most: Duration,
     ) -> BoxFuture<'static, std::result::Result<Bytes, TransportError>> {
         let (net, from, start, to) = (Arc::clone(&self.net), self.from, self.start, to.id);
+        if let Ok(Request::SnapshotInstall {
+            last: Some(last), ..
+        }) = Request::decode(&request)
+        {
+            self.seen.lock().brought.insert((to, last.index));
+        }
         let (tell, told) = oneshot::channel();
         let mut tell = Some(tell);
         let copies = {
@@ -201,30 +208,6 @@ impl Transport for Link {
                 }
                 Err(_) => Err(TransportError::Timeout),
             }
-        })
-    }
-
-    fn send_snapshot(
-        &self,
-        to: &Peer,
-        vote: Vote,
-        snapshot: Snapshot,
-    ) -> BoxFuture<'static, std::result::Result<Vote, TransportError>> {
-        let (net, from, start, to) = (Arc::clone(&self.net), self.from, self.start, to.id);
-        let seen = Arc::clone(&self.seen);
-        Box::pin(async move {
-            sleep(Duration::from_millis(20)).await;
-            let failed = |detail: &str| TransportError::Unreachable(detail.into());
-            if !Self::is_current(&net, from, start) {
-                return Err(failed("the sender is gone"));
-            }
-            let (_, node) = net.reach(from, to).ok_or_else(|| failed("cut"))?;
-            if let Some(last) = snapshot.meta.last {
-                seen.lock().brought.insert((to, last.index));
-            }
-            let installed = node.install_snapshot(vote, snapshot).await;
-            let (_, _) = net.reach(to, from).ok_or_else(|| failed("cut"))?;
-            installed.map_err(|error| failed(&error.to_string()))
         })
     }
 }
@@ -374,6 +357,11 @@ impl Cluster {
             log_bytes: 48 << 10,
             kept_entries: Some(30),
             request_timeout: Duration::from_millis(1500),
+            transfer: TransferOptions {
+                chunk_bytes: 4 << 10,
+                timeout: Duration::from_millis(300),
+                ..TransferOptions::default()
+            },
             listener: Some(Arc::new(listener)),
             ..NodeOptions::new(id, ROOT)
         }

@@ -441,15 +441,6 @@ fn a_node_on_a_thread_of_its_own() {
         ) -> BoxFuture<'static, std::result::Result<Bytes, TransportError>> {
             Box::pin(async { Err(TransportError::Unreachable("there is nobody".into())) })
         }
-
-        fn send_snapshot(
-            &self,
-            _: &Peer,
-            _: Vote,
-            _: Snapshot,
-        ) -> BoxFuture<'static, std::result::Result<Vote, TransportError>> {
-            Box::pin(async { Err(TransportError::Unreachable("there is nobody".into())) })
-        }
     }
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("node");

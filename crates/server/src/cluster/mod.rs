@@ -21,6 +21,7 @@
 
 pub mod identity;
 pub mod join;
+pub mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,34 +43,12 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::cluster::identity::{ClusterId, Identity};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::service::error::{Error, Result};
 
-/// The real network.
-///
-/// # Errors
-/// What is wrong with its settings.
-pub fn wiring(_: &Config) -> std::result::Result<Box<dyn Wiring>, ConfigError> {
-    Ok(Box::new(NoWiring))
-}
-
-/// Until nodes are connected by sockets.
-#[derive(Debug)]
-struct NoWiring;
-
-impl Wiring for NoWiring {
-    fn bind(&self, _: &str) -> std::io::Result<String> {
-        Err(std::io::ErrorKind::Unsupported.into())
-    }
-
-    fn connect(
-        &self,
-        _: &Env,
-        _: Identity,
-        _: &Path,
-    ) -> std::result::Result<Arc<dyn Network>, String> {
-        Err("nodes cannot be connected".into())
-    }
+/// The real network, as the settings say.
+pub fn wiring(config: &Config) -> wire::Sockets {
+    wire::Sockets::new(config)
 }
 
 /// The number of the first node of a cluster.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use firn_io::Env;
 use firn_replica::transport::{BoxFuture, Class, Peer, Transport, TransportError};
-use firn_replica::types::Vote;
 use firn_replica::{Node, Replicator};
 use firn_server::cluster::identity::Identity;
 use firn_server::cluster::{Network, Wiring};
@@ -83,19 +82,6 @@ impl Transport for Plug {
             let answer = timeout(most, node?.handle(request)).await;
             plug.reach(&to)?;
             answer.map_err(|_| TransportError::Timeout)
-        })
-    }
-
-    fn send_snapshot(
-        &self,
-        to: &Peer,
-        vote: Vote,
-        snapshot: firn_replica::machine::Snapshot,
-    ) -> BoxFuture<'static, Result<Vote, TransportError>> {
-        let node = self.reach(to);
-        Box::pin(async move {
-            let installed = node?.install_snapshot(vote, snapshot).await;
-            installed.map_err(|error| TransportError::Unreachable(error.to_string()))
         })
     }
 }
