@@ -45,6 +45,9 @@ cargo xtask <word>
   sim [--seeds N] [--from S] [--seed S] [--nodes 3|5|mix] [--minutes M] [--jobs J] ...
                   whole clusters in one thread, a seed each, with faults; `sim --help` lists all flags
   sim --planted   the same with bugs on purpose: each must be found
+  cluster [--seconds S] [--seed N]
+                  three servers, everything that can happen to one of them or to the wires
+                  between, each for S seconds (wires and full disks need root)
   loom [--preemptions N]
                   every interleaving of memtable and publication, up to N preemptions a thread
   sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Some("faults") => FAULTS.run(rest),
         Some("kill") => KILL.run(rest),
         Some("sim") => sim(rest),
+        Some("cluster") => CLUSTER.run(rest),
         Some("loom") => loom(rest),
         Some("sanitize") => sanitize(rest),
         Some("fuzz") => fuzz(rest),
@@ -224,6 +228,16 @@ const KILL: Long = Long {
     settings: &[
         ("--rounds", "FIRN_KILL_ROUNDS", Some("200")),
         ("--seed", "FIRN_KILL_SEED", None),
+    ],
+};
+
+const CLUSTER: Long = Long {
+    name: "cluster",
+    package: "firn",
+    filter: "cluster::",
+    settings: &[
+        ("--seconds", "FIRN_CLUSTER_SECONDS", Some("5")),
+        ("--seed", "FIRN_CLUSTER_SEED", None),
     ],
 };
 

@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +42,8 @@ use firn_engine::{Db, Options, Outcome};
 use firn_io::Env;
 use firn_io::exec::{Executor, Priority, ThreadPool};
 use openraft::errors::{
-    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+    ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError,
+    LinearizableReadError, RaftError,
 };
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
@@ -73,8 +74,9 @@ use crate::raft::machine::{RaftMachine, raft_snapshot};
 use crate::raft::net::RaftNet;
 use crate::raft::rt;
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
+use crate::transfer::{Inbox, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport};
-use crate::types::{LogId, Member, Membership, NodeId};
+use crate::types::{LogId, Member, Membership, NodeId, Vote};
 
 pub use crate::raft::config::Timing;
 
@@ -89,6 +91,9 @@ pub const ENTRY_WRITES: usize = 4096;
 pub const TIME_STEP: Duration = Duration::from_secs(1);
 /// How far a learner may be behind to get a vote, in entries.
 pub const PROMOTION_LAG: u64 = 1000;
+/// A leader speaks, and then keeps still, for so many halves of the longest election timeout, while no
+/// majority answers: long enough for the lease of those who hear it, and for their election.
+const STILL_ROUNDS: u32 = 6;
 /// How often the length of the log is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// First and longest pause before a write or read is tried again that found no leader.
@@ -116,6 +121,8 @@ pub struct NodeOptions {
     pub request_timeout: Duration,
     /// Bytes of writes that may wait for their turn; beyond that they are refused. Default: 64 MiB.
     pub queue_bytes: usize,
+    /// How snapshots are sent.
+    pub transfer: TransferOptions,
     /// Is told of every entry that is applied.
     pub listener: Option<ApplyListener>,
 }
@@ -133,6 +140,7 @@ impl NodeOptions {
             kept_entries: None,
             request_timeout: Duration::from_secs(10),
             queue_bytes: 64 << 20,
+            transfer: TransferOptions::default(),
             listener: None,
         }
     }
@@ -208,11 +216,36 @@ impl<T> Queue<T> {
     }
 }
 
+/// What a node has done since it was started, and what waits.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Proposals that wait for their turn.
+    pub queued_writes: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// Entries with writes that it proposed.
+    pub entries: u64,
+    /// Writes in them.
+    pub writes: u64,
+    /// Writes that it passed on to the leader.
+    pub forwarded: u64,
+    /// Of the log.
+    pub log: firn_io::wal::LogStats,
+}
+
+#[derive(Debug, Default)]
+struct Tallies {
+    entries: AtomicU64,
+    writes: AtomicU64,
+    forwarded: AtomicU64,
+}
+
 struct Inner {
     id: NodeId,
     raft: Raft<Types, RaftMachine>,
     machine: Machine,
     log: LogStore,
+    inbox: Inbox,
     world: World,
     runtime: Handle,
     pace: Option<Arc<Pace>>,
@@ -223,6 +256,7 @@ struct Inner {
     room: Notify,
     reads: Queue<PendingRead>,
     is_closed: AtomicBool,
+    tallies: Tallies,
 }
 
 /// A running node. Cheap to clone; all clones are one node, which runs until [`Node::shutdown`].
@@ -289,38 +323,25 @@ impl Node {
             return Err(Error::InvalidArgument(detail.into()));
         }
         rt::seed(world.env.entropy.next_u64() ^ options.id);
-        let home = Home::open(Arc::clone(&world.env.fs), &options.root, options.id)?;
-        let (log_dir, installed) = (home.log_dir(), home.installed());
+        let fs = Arc::clone(&world.env.fs);
+        let home = Home::open(fs, &options.root, options.id, &*world.env.entropy)?;
         let link = Arc::new(LogLink::default());
         let machine = Machine::open(
             world.env.clone(),
             home,
             options.engine.clone(),
-            Arc::clone(&link),
+            link,
             options.listener.clone(),
         )?;
-        let applied = machine.applied();
-        let is_installed = applied.is_some() && applied == installed;
-        let log = LogStore::open(
-            world.log_env.clone(),
-            &log_dir,
-            options.id,
-            applied.filter(|_| !is_installed),
-            &options.log,
-        )?;
-        if let Some(applied) = applied.filter(|_| is_installed)
-            && log.id_at(applied.index) != Some(applied)
-            && log.bounds().0 < Some(applied)
-        {
-            // Of what the log has, the snapshot knows better.
-            log.truncate_after(None)?;
-            log.purge(applied)?;
-        }
-        link.set_log(log.clone());
+        let log = machine.open_log(world.log_env.clone(), options.id, &options.log)?;
+        let is_still = Arc::new(AtomicBool::new(false));
         let net = RaftNet {
             id: options.id,
             transport: Arc::clone(&world.transport),
             log_timeout: options.timing.election_max,
+            is_still: Arc::clone(&is_still),
+            env: world.env.clone(),
+            transfer: options.transfer,
         };
         let raft = Raft::new(
             options.id,
@@ -332,12 +353,14 @@ impl Node {
         let raft = raft
             .await
             .map_err(|error| Error::Failed(error.to_string()))?;
+        let (_, incoming) = machine.dirs();
         let node = Self {
             inner: Arc::new(Inner {
                 id: options.id,
                 raft,
                 machine,
                 log,
+                inbox: Inbox::new(world.env.clone(), incoming),
                 world,
                 runtime,
                 pace,
@@ -348,12 +371,14 @@ impl Node {
                 room: Notify::new(),
                 reads: Queue::default(),
                 is_closed: AtomicBool::new(false),
+                tallies: Tallies::default(),
             }),
         };
         let inner = &node.inner;
         inner.spawn(propose(Arc::clone(inner)));
         inner.spawn(answer_reads(Arc::clone(inner)));
         inner.spawn(keep_up(Arc::clone(inner)));
+        inner.spawn(keep_still(Arc::clone(inner), is_still));
         Ok(node)
     }
 
@@ -427,28 +452,56 @@ impl Node {
         answer.encode().into()
     }
 
-    /// Installs a snapshot that a leader sent, if it is whole. Answers whom this node follows then.
-    pub async fn install_snapshot(
-        &self,
-        from: crate::types::Vote,
-        snapshot: Snapshot,
-    ) -> Result<crate::types::Vote> {
+    /// Installs a snapshot that a leader sent by other ways than [`Node::handle`]. Answers whom this
+    /// node follows then.
+    pub async fn install_snapshot(&self, from: Vote, snapshot: Snapshot) -> Result<Vote> {
         let inner = Arc::clone(&self.inner);
-        self.on_runtime(async move {
-            inner.machine.check_snapshot(snapshot.clone()).await?;
-            let failed = |error: std::io::Error| Error::Failed(error.to_string());
-            let snapshot = raft_snapshot(snapshot).map_err(failed)?;
-            let installed = inner.raft.install_full_snapshot(raft_vote(from), snapshot);
-            let response = installed.await;
-            let response = response.map_err(|error| Error::Failed(error.to_string()))?;
-            Ok(vote(&response.vote))
-        })
-        .await
+        self.on_runtime(async move { inner.install(from, snapshot).await })
+            .await
     }
 
     /// The database, to read without any promise of how recent it is.
     pub fn db(&self) -> Db {
         self.inner.machine.db()
+    }
+
+    /// Whether the entry at this index is applied here.
+    pub fn is_applied(&self, index: u64) -> bool {
+        self.inner.machine.watch().is_applied(index)
+    }
+
+    /// Returns when the entry at this index is applied here: what was written through this node can
+    /// then be read from it without asking anybody.
+    pub async fn wait_applied(&self, index: u64) -> Result<()> {
+        match self.inner.machine.watch().wait(index) {
+            Some(applied) => {
+                let most = self.inner.options.request_timeout;
+                let waited = timeout(most, applied).await;
+                waited
+                    .map_err(|_| Error::NoQuorum)?
+                    .map_err(|_| Error::Closed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when everything that is in this node's log is on its disk. Waits for the disk.
+    pub fn sync_log(&self) -> Result<()> {
+        Ok(self.inner.log.sync()?)
+    }
+
+    /// Counts, for metrics.
+    pub fn counts(&self) -> Counts {
+        let inner = &self.inner;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            queued_writes: inner.writes.items.lock().len() as u64,
+            queued_bytes: inner.queued_bytes.load(Ordering::Relaxed) as u64,
+            entries: read(&inner.tallies.entries),
+            writes: read(&inner.tallies.writes),
+            forwarded: read(&inner.tallies.forwarded),
+            log: inner.log.stats(),
+        }
     }
 
     /// A number that two nodes have in common that applied the same entries, if their states are the
@@ -515,8 +568,12 @@ impl Node {
         if level == ReadLevel::Lease {
             let inner = Arc::clone(&self.inner);
             let read = async move { inner.lease_index().await };
-            let (index, term) = self.on_runtime(read).await?;
-            return Ok((index, Some(term)));
+            match self.on_runtime(read).await {
+                Ok((index, term)) => return Ok((index, Some(term))),
+                // Who does not lead has no lease, and asks who does.
+                Err(Error::NotLeader { .. } | Error::NoQuorum) => {}
+                Err(error) => return Err(error),
+            }
         }
         let (answer, answered) = oneshot::channel();
         self.inner.reads.push(PendingRead {
@@ -534,25 +591,26 @@ impl Node {
         mut attempt: impl FnMut() -> F,
         late: Error,
     ) -> Result<T> {
+        // What the last attempt said, while the next one has not begun.
+        let refused = Mutex::new(None);
         let tries = async {
             let mut pause = RETRY_FIRST;
             loop {
+                *refused.lock() = None;
                 match attempt().await {
-                    Err(Error::NotLeader { .. } | Error::NoQuorum)
+                    Err(error @ (Error::NotLeader { .. } | Error::NoQuorum))
                         if !self.inner.is_closed.load(Ordering::Acquire) =>
                     {
+                        *refused.lock() = Some(error);
                         sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MOST);
-                    }
-                    Err(Error::Unknown(_)) if planted::is(Bug::RetryUnknown) => {
-                        sleep(pause).await;
                     }
                     result => return result,
                 }
             }
         };
         let result = timeout(self.inner.options.request_timeout, tries).await;
-        result.unwrap_or(Err(late))
+        result.unwrap_or_else(|_| Err(refused.into_inner().unwrap_or(late)))
     }
 }
 
@@ -598,6 +656,10 @@ fn client_error(error: ClientWriteError<Types>) -> Error {
     match error {
         ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
         ClientWriteError::LogEntryDiscarded(_) => Error::Unknown("the leader changed".into()),
+        // Another change is on its way.
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
+            Error::Overloaded
+        }
         ClientWriteError::ChangeMembershipError(error) => Error::InvalidArgument(error.to_string()),
         ClientWriteError::PreconditionFailed(error) => Error::InvalidArgument(error.to_string()),
     }
@@ -662,7 +724,8 @@ impl Inner {
             // Whoever asked may be gone.
             let _ = tell.send(work(&inner));
         };
-        self.world.env.exec.submit(Priority::Low, Box::new(job));
+        // Closing the engine waits for its compactions, which need the threads for what is not urgent.
+        self.world.env.exec.submit(Priority::High, Box::new(job));
         told.await.unwrap_or(Err(Error::Closed))
     }
 
@@ -719,6 +782,11 @@ impl Inner {
         for write in pending.iter().flat_map(|pending| &pending.writes) {
             builder.add(write);
         }
+        let count: usize = pending.iter().map(|pending| pending.writes.len()).sum();
+        self.tallies
+            .writes
+            .fetch_add(count as u64, Ordering::Relaxed);
+        self.tallies.entries.fetch_add(1, Ordering::Relaxed);
         let data = Data(builder.finish(self.world.env.clock.unix_ms()));
         let (tell, told) = oneshot::channel();
         let reply = Reply(Box::new(move |result| {
@@ -790,8 +858,15 @@ impl Inner {
         }
         let writes: Vec<Write> = own.iter().flat_map(|p| p.writes.iter().cloned()).collect();
         let count = writes.len();
-        let request = Request::Propose(writes).encode().into();
+        self.tallies
+            .forwarded
+            .fetch_add(count as u64, Ordering::Relaxed);
+        let request: Bytes = Request::Propose(writes).encode().into();
         let timeout = self.options.request_timeout;
+        if planted::is(Bug::TwiceForwarded) {
+            let transport = &self.world.transport;
+            drop(transport.call(leader, Class::Log, request.clone(), timeout));
+        }
         let call = self
             .world
             .transport
@@ -925,13 +1000,41 @@ impl Inner {
                 Ok((id, outcomes)) => Answer::Propose(id, outcomes),
                 Err(error) => Answer::Refused(refusal(error)),
             },
-            Request::SnapshotOffer { .. }
-            | Request::SnapshotChunk(_)
-            | Request::SnapshotInstall { .. } => {
-                let detail = "snapshots come by the transport";
-                Answer::Refused(Refusal::Malformed(detail.into()))
+            Request::SnapshotOffer { vote, meta, files } => {
+                if let Some(other) = self.follows_other(vote) {
+                    return Answer::Installed(other);
+                }
+                let (own, _) = self.machine.dirs();
+                let offered = self.inbox.offer((vote, meta, files), &own).await;
+                offered.unwrap_or_else(Answer::Refused)
+            }
+            Request::SnapshotChunk(chunk) => {
+                let taken = self.inbox.chunk(chunk).await;
+                taken.unwrap_or_else(Answer::Refused)
+            }
+            Request::SnapshotInstall { vote, last } => {
+                let install = |snapshot| self.install(vote, snapshot);
+                let installed = self.inbox.install(vote, last, install).await;
+                installed.unwrap_or_else(Answer::Refused)
             }
         }
+    }
+
+    /// Whom this node follows, if that is somebody newer.
+    fn follows_other(&self, offered: Vote) -> Option<Vote> {
+        let current = self.raft.metrics().borrow_watched().vote;
+        (current > raft_vote(offered)).then(|| vote(&current))
+    }
+
+    /// Installs a snapshot, if it is whole.
+    async fn install(&self, from: Vote, snapshot: Snapshot) -> Result<Vote> {
+        self.machine.check_snapshot(snapshot.clone()).await?;
+        let failed = |error: std::io::Error| Error::Failed(error.to_string());
+        let snapshot = raft_snapshot(snapshot).map_err(failed)?;
+        let installed = self.raft.install_full_snapshot(raft_vote(from), snapshot);
+        let response = installed.await;
+        let response = response.map_err(|error| Error::Failed(error.to_string()))?;
+        Ok(vote(&response.vote))
     }
 
     async fn append(&self, request: AppendRequest) -> Result<AppendAnswer> {
@@ -974,8 +1077,9 @@ impl Inner {
     /// has just begun is given time to hear of the others.
     async fn check_quorum_after(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
         let mut tries = 2 * (self.options.timing.election_max.as_millis() / 10).max(1);
+        let begun = tokio::time::Instant::now();
         loop {
-            let checked = self.check_heard(voters);
+            let checked = self.check_heard(voters, begun.elapsed());
             tries -= 1;
             if checked.is_ok() || tries == 0 {
                 return checked;
@@ -984,15 +1088,15 @@ impl Inner {
         }
     }
 
-    fn check_heard(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+    /// Within this long: who died a moment ago must not count.
+    fn check_heard(&self, voters: &BTreeSet<NodeId>, within: Duration) -> Result<()> {
         let status = self.status();
         let is_heard = |id: &NodeId| {
-            let fresh = self.options.timing.election_max * 2;
             *id == self.id
                 || status
                     .heard
                     .get(id)
-                    .is_some_and(|ago| ago.is_some_and(|a| a < fresh))
+                    .is_some_and(|ago| ago.is_some_and(|ago| ago < within))
         };
         let heard = voters.iter().filter(|id| is_heard(id)).count();
         if heard <= voters.len() / 2 {
@@ -1002,6 +1106,17 @@ impl Inner {
             )));
         }
         Ok(())
+    }
+
+    /// Whether this node leads, and has not heard of a majority lately.
+    fn leads_nobody(&self) -> bool {
+        let (status, fresh) = (self.status(), self.options.timing.election_max * 2);
+        status.role == Role::Leader
+            && status
+                .membership
+                .voters
+                .iter()
+                .any(|voters| self.check_heard(voters, fresh).is_err())
     }
 
     async fn change(&self, change: MemberChange) -> Result<()> {
@@ -1053,12 +1168,23 @@ impl Inner {
                     .await?;
                 (ChangeMembers::RemoveVoters(ids), true)
             }
-            MemberChange::Remove(ids) => {
+            MemberChange::Remove(_) | MemberChange::ForceRemove(_) => {
+                let (ids, is_forced) = match change {
+                    MemberChange::ForceRemove(ids) => (ids, true),
+                    MemberChange::Remove(ids) => (ids, false),
+                    _ => (BTreeSet::new(), false),
+                };
                 if let Some(id) = ids.iter().find(|id| unknown(id)) {
                     return Err(Error::InvalidArgument(format!("node {id} is no member")));
                 }
                 let left: BTreeSet<NodeId> = voters.difference(&ids).copied().collect();
-                self.check_quorum_after(&left).await?;
+                if left.is_empty() {
+                    let detail = "nobody would be left to vote";
+                    return Err(Error::InvalidArgument(detail.into()));
+                }
+                if !is_forced {
+                    self.check_quorum_after(&left).await?;
+                }
                 if left.len() < voters.len() {
                     let gone = voters.intersection(&ids).copied().collect();
                     let demote = ChangeMembers::RemoveVoters(gone);
@@ -1218,12 +1344,29 @@ async fn answer_reads(inner: Arc<Inner>) {
     }
 }
 
+/// Lets a leader whom no majority has answered for long keep still for a while, again and again: those
+/// who still hear it elect another one only when they do not. The library does so with heartbeats;
+/// entries that it goes on sending would hold an election off just as well.
+async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
+    let mut unheard = 0_u32;
+    while !inner.is_closed.load(Ordering::Acquire) {
+        sleep(inner.options.timing.election_max / 2).await;
+        unheard = match inner.leads_nobody() {
+            true => unheard.saturating_add(1),
+            false => 0,
+        };
+        let phase = unheard / STILL_ROUNDS;
+        is_still.store(phase % 2 == 1, Ordering::Relaxed);
+    }
+}
+
 /// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
 async fn keep_up(inner: Arc<Inner>) {
     let mut half_way = None;
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
         half_way = inner.end_change(half_way).await;
+        inner.inbox.tidy().await;
         let kept = inner.options.kept_entries.unwrap_or(0);
         let applied = inner.machine.applied().map_or(0, |id| id.index);
         let snapshot = inner.machine.current_snapshot();

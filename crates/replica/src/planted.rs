@@ -25,8 +25,8 @@ pub enum Bug {
     LeaderRestore,
     /// A snapshot is put into force before its files are all there.
     HalfInstall,
-    /// A write of which nobody knows whether it happened is tried again.
-    RetryUnknown,
+    /// A write is passed on to the leader twice.
+    TwiceForwarded,
     /// Entries are purged that no snapshot has.
     EagerPurge,
     /// A cut of the log is not written down.
@@ -46,7 +46,7 @@ impl Bug {
         Self::SkippedMembership,
         Self::LeaderRestore,
         Self::HalfInstall,
-        Self::RetryUnknown,
+        Self::TwiceForwarded,
         Self::EagerPurge,
         Self::UnloggedTruncate,
     ];

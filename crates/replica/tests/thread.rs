@@ -8,9 +8,7 @@ use bytes::Bytes;
 use firn_engine::WriteBatch;
 use firn_engine::key::NamespaceId;
 use firn_io::Env;
-use firn_replica::machine::Snapshot;
 use firn_replica::transport::{BoxFuture, Class, Peer, Transport, TransportError};
-use firn_replica::types::Vote;
 use firn_replica::{Error, Member, Node, NodeOptions, ReadLevel, Replicator, World, Write};
 
 #[derive(Debug)]
@@ -28,15 +26,6 @@ impl Transport for Nobody {
         _: Bytes,
         _: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
-        nobody()
-    }
-
-    fn send_snapshot(
-        &self,
-        _: &Peer,
-        _: Vote,
-        _: Snapshot,
-    ) -> BoxFuture<'static, Result<Vote, TransportError>> {
         nobody()
     }
 }
@@ -68,8 +57,11 @@ fn a_node_on_a_thread_of_its_own() {
         let node = thread.node().clone();
         runtime.block_on(async {
             if round == 0 {
-                let address = "here".into();
-                let members = [(1, Member { address })].into();
+                let member = Member {
+                    address: "here".into(),
+                    ..Member::default()
+                };
+                let members = [(1, member)].into();
                 node.initialize(members).await.unwrap();
             }
             let writes = (0..100_u8).map(|n| {

@@ -23,6 +23,7 @@ use firn_io::rng::{Rng, SeededEntropy};
 use firn_replica::home::Home;
 use firn_replica::log_store::LogStoreOptions;
 use firn_replica::pace::Pace;
+use firn_replica::transfer::TransferOptions;
 use firn_replica::{
     Error, Member, Node, NodeId, NodeOptions, Replicator, Result, Role, Status, Timing, World,
     Write,
@@ -141,6 +142,7 @@ impl std::fmt::Debug for Cluster {
 pub fn member(id: NodeId) -> Member {
     Member {
         address: format!("sim:{id}"),
+        ..Member::default()
     }
 }
 
@@ -266,6 +268,11 @@ impl Cluster {
             kept_entries: Some(settings.kept_entries),
             request_timeout: settings.request_timeout,
             queue_bytes: settings.queue_bytes,
+            transfer: TransferOptions {
+                chunk_bytes: 4 << 10,
+                timeout: Duration::from_millis(300),
+                ..TransferOptions::default()
+            },
             listener: Some(self.watcher.listener(id, start, Arc::clone(cell))),
             ..NodeOptions::new(id, ROOT)
         }
@@ -428,7 +435,8 @@ impl Cluster {
             return Ok(());
         }
         let fs: Arc<dyn Fs> = Arc::new(disk.clone());
-        let home = Home::open(Arc::clone(&fs), Path::new(ROOT), id);
+        let entropy = SeededEntropy::new(id);
+        let home = Home::open(Arc::clone(&fs), Path::new(ROOT), id, &entropy);
         let home = home.map_err(|error| told("HOME", error.to_string()))?;
         let wall = WallOffset::default();
         let clock = Arc::new(SimClock::new(self.net.origin(), 1_000_000, wall));
@@ -476,11 +484,20 @@ impl Cluster {
         };
         let mut hashes = BTreeMap::new();
         for id in self.alive() {
-            let node = self.node(id);
+            let mut node = self.node(id);
+            let mut was_revived = false;
             loop {
                 let status = node.status();
                 if let Some(failure) = &status.failure {
-                    return Err(format!("node {id} failed after all was healed: {failure}"));
+                    if was_revived {
+                        return Err(format!("node {id} failed after all was healed: {failure}"));
+                    }
+                    // It may find only now what was done to it before.
+                    was_revived = true;
+                    let revived = self.revive(id).await;
+                    revived.map_err(|e| format!("node {id} does not start again: {e}"))?;
+                    node = self.node(id);
+                    continue;
                 }
                 if status.applied.is_some_and(|applied| applied.index >= last) {
                     break;

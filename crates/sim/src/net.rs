@@ -5,7 +5,7 @@
 //! lost and late. All by the seed. More than is promised: what consensus says may arrive a second time,
 //! much later.
 //!
-//! A snapshot is copied file by file into the receiver's disk; sender and receiver may die meanwhile.
+//! Snapshots are messages as all others: they break off where they break off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,10 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use firn_io::checksum::xxh3_64_seeded;
 use firn_io::rng::Rng;
-use firn_replica::machine::Snapshot;
 use firn_replica::message::Request;
 use firn_replica::transport::{BoxFuture, Class, Peer, Transport, TransportError};
-use firn_replica::types::Vote;
 use firn_replica::{Node, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -240,6 +238,12 @@ impl Transport for Link {
         request: Bytes,
         most: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        if let (Class::Bulk, Ok(Request::SnapshotInstall { last, .. })) =
+            (class, Request::decode(&request))
+            && let Some(last) = last
+        {
+            self.watcher.snapshot_sent(to.id, last.index);
+        }
         let (tell, told) = oneshot::channel();
         let mut tell = Some(tell);
         for arrives in self.net.send(self.from, to.id, (class, &request)) {
@@ -261,31 +265,6 @@ impl Transport for Link {
                 }
                 Err(_) => Err(TransportError::Timeout),
             }
-        })
-    }
-
-    fn send_snapshot(
-        &self,
-        to: &Peer,
-        vote: Vote,
-        snapshot: Snapshot,
-    ) -> BoxFuture<'static, Result<Vote, TransportError>> {
-        let (net, from, start, to) = (Arc::clone(&self.net), self.from, self.start, to.id);
-        let watcher = Arc::clone(&self.watcher);
-        Box::pin(async move {
-            let took = net.0.lock().rng.between(5, 120);
-            sleep(Duration::from_millis(took)).await;
-            let failed = |detail: &str| TransportError::Unreachable(detail.into());
-            if !net.is_current(from, start) {
-                return Err(failed("the sender is gone"));
-            }
-            let (_, node) = net.reach(from, to).ok_or_else(|| failed("cut"))?;
-            if let Some(last) = snapshot.meta.last {
-                watcher.snapshot_sent(to, last.index);
-            }
-            let installed = node.install_snapshot(vote, snapshot).await;
-            net.reach(to, from).ok_or_else(|| failed("cut"))?;
-            installed.map_err(|error| failed(&error.to_string()))
         })
     }
 }

@@ -34,6 +34,8 @@ pub enum Fault {
     Kill,
     /// A machine loses power.
     PowerCut,
+    /// A machine loses power in the middle of what it does, at one of the next operations on its disk.
+    DieAtIo,
     /// All machines lose power at once.
     Blackout,
     /// The leader loses power, and is back before anybody misses it.
@@ -86,9 +88,10 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Kill,
         Self::PowerCut,
+        Self::DieAtIo,
         Self::Blackout,
         Self::LeaderBlink,
         Self::Partition,
@@ -236,6 +239,8 @@ struct Run {
     next_id: NodeId,
     /// When a node shall go on.
     paused: BTreeMap<NodeId, Instant>,
+    /// At which operation a disk stops.
+    dying: BTreeMap<NodeId, u64>,
     /// When a disk has room again.
     full: BTreeMap<NodeId, Instant>,
     happened: BTreeMap<Fault, u64>,
@@ -269,6 +274,7 @@ pub async fn run(plan: Plan) -> Report {
         step: None,
         next_id,
         paused: BTreeMap::new(),
+        dying: BTreeMap::new(),
         full: BTreeMap::new(),
         happened: BTreeMap::new(),
         plan,
@@ -387,6 +393,14 @@ impl Run {
             Fault::PowerCut => {
                 let mode = self.any_mode();
                 self.crash(any, Some(mode))?;
+            }
+            Fault::DieAtIo => {
+                let Some(disk) = self.cluster.faults(any) else {
+                    return Ok(false);
+                };
+                let last = disk.op_count() + self.rng.below(150);
+                disk.fail_from(last);
+                self.dying.insert(any, last);
             }
             Fault::Blackout => {
                 if !self.rng.one_in(4) {
@@ -535,6 +549,7 @@ impl Run {
         }
         self.cluster.kill(id, power);
         self.paused.remove(&id);
+        self.dying.remove(&id);
         let is_whole = !self.lost.contains(&id) && !self.full.contains_key(&id);
         if is_whole && self.rng.one_in(12) {
             self.cluster.verify(id)?;
@@ -616,6 +631,14 @@ impl Run {
                 machine.disk.set_capacity(u64::MAX);
             }
         }
+        let dying: Vec<(NodeId, u64)> = self.dying.iter().map(|(id, at)| (*id, *at)).collect();
+        for (id, at) in dying {
+            let count = self.cluster.faults(id).map_or(u64::MAX, |disk| disk.op_count());
+            if count > at || self.rng.one_in(20) {
+                let mode = self.any_mode();
+                self.crash(id, Some(mode))?;
+            }
+        }
         if self.rng.one_in(4) {
             self.cluster.net.mend_all();
         }
@@ -676,6 +699,7 @@ impl Run {
                     self.wiped.remove(&gone);
                     self.full.remove(&gone);
                     self.paused.remove(&gone);
+                    self.dying.remove(&gone);
                     self.cluster.destroy(gone);
                 }
             }
@@ -710,6 +734,10 @@ impl Run {
     async fn peace(&mut self, load: &mut Load) -> Result<(), String> {
         self.paused.clear();
         self.full.clear();
+        let dying: Vec<NodeId> = self.dying.keys().copied().collect();
+        for id in dying {
+            self.crash(id, Some(CrashMode::DropUnsynced))?;
+        }
         self.cluster.heal();
         let mut away = BTreeSet::new();
         if self.plan.leaves_minority && self.lost.is_empty() && self.goals.is_empty() {

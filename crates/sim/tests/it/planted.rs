@@ -27,7 +27,7 @@ fn seeds_until(bug: Bug, faults: &[Fault], most: u64) -> Option<(u64, String)> {
 fn s42_planted_bugs_are_found() {
     use Fault::*;
     // The faults that bring it to light, and within how many seeds.
-    let rows: [(Bug, &[Fault], u64); 12] = [
+    let rows: [(Bug, &[Fault], u64); 13] = [
         (Bug::EarlyAck, &[], 40),
         (Bug::LostVote, &[], 150),
         (Bug::StaleLease, &[Leases, Partition, Pause], 40),
@@ -36,8 +36,9 @@ fn s42_planted_bugs_are_found() {
         (Bug::DoubleApply, &[], 40),
         (Bug::SkippedMembership, &[Members, Kill, PowerCut], 60),
         (Bug::LeaderRestore, &[LeaderBlink, SlowLog, Kill], 60),
-        (Bug::HalfInstall, &[], 60),
-        (Bug::RetryUnknown, &[], 40),
+        (Bug::HalfInstall, &[DieAtIo, Members, Wipe, Snapshot], 100),
+        (Bug::TwiceForwarded, &[], 40),
+        (Bug::FlushAhead, &[], 40),
         (Bug::EagerPurge, &[], 60),
         (Bug::UnloggedTruncate, &[], 60),
     ];
