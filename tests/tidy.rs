@@ -15,10 +15,17 @@ const CRATES: &[(&str, &[&str])] = &[
     ("firn-io", &[]),
     ("firn-engine", &["firn-io"]),
     ("firn-replica", &["firn-engine", "firn-io"]),
+    ("firn-peer", &["firn-replica", "firn-engine", "firn-io"]),
     ("firn-api", &[]),
     (
         "firn-server",
-        &["firn-api", "firn-replica", "firn-engine", "firn-io"],
+        &[
+            "firn-api",
+            "firn-peer",
+            "firn-replica",
+            "firn-engine",
+            "firn-io",
+        ],
     ),
     ("firn-client", &["firn-api"]),
     ("firn-sim", &["firn-replica", "firn-engine", "firn-io"]),
@@ -28,6 +35,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "firn-api",
             "firn-client",
             "firn-server",
+            "firn-peer",
             "firn-replica",
             "firn-engine",
             "firn-io",
@@ -66,16 +74,24 @@ const EMBEDDED: &[(&str, &[&str])] = &[
 
 /// Crates whose modules stand in an order, which their `lib.rs` documents after the words
 /// "Module order": a module names only modules before it.
-const ORDERED: &[&str] = &["crates/io", "crates/engine", "crates/replica"];
+const ORDERED: &[&str] = &[
+    "crates/io",
+    "crates/engine",
+    "crates/replica",
+    "crates/peer",
+    "crates/sim",
+];
 
 /// Libraries of which every public item is documented.
 const DOCUMENTED: &[&str] = &[
     "crates/io",
     "crates/engine",
     "crates/replica",
+    "crates/peer",
     "crates/api",
     "crates/server",
     "crates/client",
+    "crates/sim",
 ];
 
 /// Columns. The formatter keeps code within 100 where it can; strings may be longer.

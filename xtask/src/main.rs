@@ -42,6 +42,12 @@ cargo xtask <word>
                   errors of the disk at N operations of every history
   kill [--rounds N] [--seed S]
                   kill -9 the server again and again, check that no acknowledged write is lost
+  sim [--seeds N] [--from S] [--seed S] [--nodes 3|5|mix] [--minutes M] [--jobs J] ...
+                  whole clusters in one thread, a seed each, with faults; `sim --help` lists all flags
+  sim --planted   the same with bugs on purpose: each must be found
+  cluster [--seconds S] [--seed N]
+                  three servers, everything that can happen to one of them or to the wires
+                  between, each for S seconds (wires and full disks need root)
   loom [--preemptions N]
                   every interleaving of memtable and publication, up to N preemptions a thread
   sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
@@ -72,6 +78,8 @@ fn main() -> ExitCode {
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
         Some("kill") => KILL.run(rest),
+        Some("sim") => sim(rest),
+        Some("cluster") => CLUSTER.run(rest),
         Some("loom") => loom(rest),
         Some("sanitize") => sanitize(rest),
         Some("fuzz") => fuzz(rest),
@@ -110,6 +118,7 @@ fn ci() -> Result {
     ];
     cargo("clippy", &clippy, &[])?;
     cargo("tests", &["test", "--workspace"], &[])?;
+    cargo("planted bugs", &PLANTED, &[])?;
     run(
         "documentation",
         Command::new(program())
@@ -222,6 +231,16 @@ const KILL: Long = Long {
     ],
 };
 
+const CLUSTER: Long = Long {
+    name: "cluster",
+    package: "firn",
+    filter: "cluster::",
+    settings: &[
+        ("--seconds", "FIRN_CLUSTER_SECONDS", Some("5")),
+        ("--seed", "FIRN_CLUSTER_SEED", None),
+    ],
+};
+
 const REDIS: Long = Long {
     name: "redis",
     package: "firn-server",
@@ -253,6 +272,30 @@ impl Long {
         }
         run(self.name, &mut command)
     }
+}
+
+/// Bugs on purpose, which only this build has.
+const PLANTED: [&str; 8] = [
+    "test",
+    "--package",
+    "firn-sim",
+    "--features",
+    "planted-bugs",
+    "--test",
+    "it",
+    "planted",
+];
+
+fn sim(rest: &[String]) -> Result {
+    if rest.iter().any(|word| word == "--planted") {
+        let profile = ["--profile", "sim", "--", "--nocapture"];
+        return cargo("planted bugs", &PLANTED, &profile.map(str::to_owned));
+    }
+    let args = ["run", "--quiet", "--profile", "sim", "--package", "firn-sim"];
+    run(
+        "sim",
+        Command::new(program()).args(args).arg("--").args(rest),
+    )
 }
 
 /// Model checking. Not the tests' target directory: every crate is built with other flags.

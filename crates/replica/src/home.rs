@@ -5,15 +5,20 @@
 //! raft/                the replicated log (see `log_store`)
 //! state-000001/        the engine's directory
 //! snapshots/3-1200/    a snapshot for others: hard links to the engine's files
+//! incoming/            a snapshot of another node's on its way here (see `transfer`)
 //! ```
 //!
 //! A directory that was a database of its own before keeps its engine where it is: then the state is
 //! the directory itself, number 0, and nothing is copied.
 //!
 //! ```text
-//! HOME   magic 8 bytes "FIRNHOME" | version u32 (1) | node u64 | state u64
+//! HOME   magic 8 bytes "FIRNHOME" | version u32 (2) | node u64 | incarnation u64 | state u64
 //!        | installed: u8 0, or 1 and term u64, index u64 | crc u32 (masked CRC-32C of all before)
 //! ```
+//!
+//! The *incarnation* is drawn when the directory is made and never changes: a disk that was wiped
+//! comes back with another one, which the other nodes notice (the number of a node is given once).
+//! Version 1 had none; it is drawn when such a file is read first, and the file written anew.
 //!
 //! *Installed* is the last entry in the snapshot that the state began with, if it did: until the log
 //! knows of it, the log may end before it.
@@ -29,6 +34,7 @@ use std::sync::Arc;
 use firn_io::checksum;
 use firn_io::codec::{Reader, put_u8, put_u32, put_u64};
 use firn_io::fs::{Fs, OpenMode};
+use firn_io::rng::Entropy;
 
 use crate::error::{Error, Result};
 use crate::types::{LogId, NodeId};
@@ -36,7 +42,8 @@ use crate::types::{LogId, NodeId};
 const HOME: &str = "HOME";
 const HOME_TMP: &str = "HOME.tmp";
 const MAGIC: &[u8; 8] = b"FIRNHOME";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const VERSION_WITHOUT_INCARNATION: u32 = 1;
 
 /// See the module's page.
 #[derive(Clone, Debug)]
@@ -44,6 +51,7 @@ pub struct Home {
     fs: Arc<dyn Fs>,
     root: PathBuf,
     node: NodeId,
+    incarnation: u64,
     state: u64,
     installed: Option<LogId>,
 }
@@ -57,18 +65,24 @@ fn state_number(name: &str) -> Option<u64> {
 
 impl Home {
     /// Opens the directory of node `node`, or makes it one. Errors: it is another node's; HOME is
-    /// damaged, or missing where there is a log.
-    pub fn open(fs: Arc<dyn Fs>, root: &Path, node: NodeId) -> Result<Self> {
+    /// damaged, or missing where there is a log. Not to be called while the node runs: snapshots for
+    /// others are removed.
+    pub fn open(fs: Arc<dyn Fs>, root: &Path, node: NodeId, entropy: &dyn Entropy) -> Result<Self> {
         let mut home = Self {
             fs,
             root: root.to_path_buf(),
             node,
+            incarnation: 0,
             state: 1,
             installed: None,
         };
         let path = root.join(HOME);
         if home.fs.exists(&path)? {
             home.read(&path)?;
+            if home.incarnation == 0 {
+                home.incarnation = entropy.next_u64().max(1);
+                home.write()?;
+            }
         } else {
             if home.fs.exists(&home.log_dir())? {
                 let detail = "it is missing, but there is a replicated log";
@@ -78,6 +92,7 @@ impl Home {
             if home.fs.exists(&root.join("CURRENT"))? {
                 home.state = 0;
             }
+            home.incarnation = entropy.next_u64().max(1);
             home.write()?;
         }
         home.tidy()?;
@@ -98,8 +113,15 @@ impl Home {
         }
         let mut r = Reader::new(body);
         let mut parse = || {
-            let known = r.array::<8>()? == *MAGIC && r.u32()? == VERSION;
-            let (node, state) = (r.u64()?, r.u64()?);
+            let is_ours = r.array::<8>()? == *MAGIC;
+            let version = r.u32()?;
+            let node = r.u64()?;
+            let incarnation = match version {
+                VERSION => r.u64()?,
+                VERSION_WITHOUT_INCARNATION => 0,
+                _ => return None,
+            };
+            let state = r.u64()?;
             let installed = match r.u8()? {
                 0 => None,
                 _ => Some(LogId {
@@ -107,9 +129,9 @@ impl Home {
                     index: r.u64()?,
                 }),
             };
-            (known && r.is_empty()).then_some((node, state, installed))
+            (is_ours && r.is_empty()).then_some((node, incarnation, state, installed))
         };
-        let (node, state, installed) =
+        let (node, incarnation, state, installed) =
             parse().ok_or_else(|| damaged("its format is not known to this build"))?;
         if node != self.node {
             return Err(Error::InvalidArgument(format!(
@@ -118,7 +140,7 @@ impl Home {
                 self.node
             )));
         }
-        (self.state, self.installed) = (state, installed);
+        (self.incarnation, self.state, self.installed) = (incarnation, state, installed);
         Ok(())
     }
 
@@ -126,6 +148,7 @@ impl Home {
         let mut out = MAGIC.to_vec();
         put_u32(&mut out, VERSION);
         put_u64(&mut out, self.node);
+        put_u64(&mut out, self.incarnation);
         put_u64(&mut out, self.state);
         put_u8(&mut out, u8::from(self.installed.is_some()));
         if let Some(id) = self.installed {
@@ -177,6 +200,21 @@ impl Home {
         format!("state-{state:06}")
     }
 
+    /// Notes that the state begins with this entry although no snapshot brought it: the directory
+    /// was a database of its own.
+    pub(crate) fn begin_at(&mut self, installed: LogId) -> Result<()> {
+        if self.installed == Some(installed) {
+            return Ok(());
+        }
+        self.installed = Some(installed);
+        self.write()
+    }
+
+    /// Which making of this directory it is: never 0, and with near certainty no other one's.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
     /// Where the log is.
     pub fn log_dir(&self) -> PathBuf {
         self.root.join("raft")
@@ -193,6 +231,11 @@ impl Home {
     /// Where snapshots for others are.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
+    }
+
+    /// Where a snapshot of another node's arrives.
+    pub fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
     }
 
     /// The last entry in the snapshot that the state began with.
@@ -236,6 +279,7 @@ impl Home {
 mod tests {
     use firn_io::fs::fault::{FaultFs, Verdict};
     use firn_io::fs::mem::{CrashMode, MemFs};
+    use firn_io::rng::SeededEntropy;
     use parking_lot::Mutex;
 
     use super::*;
@@ -243,7 +287,43 @@ mod tests {
     const ROOT: &str = "/node";
 
     fn open(disk: &MemFs) -> Result<Home> {
-        Home::open(Arc::new(disk.clone()), Path::new(ROOT), 7)
+        open_as(disk, 7, 1)
+    }
+
+    fn open_as(disk: &MemFs, node: NodeId, seed: u64) -> Result<Home> {
+        let entropy = SeededEntropy::new(seed);
+        Home::open(Arc::new(disk.clone()), Path::new(ROOT), node, &entropy)
+    }
+
+    #[test]
+    fn an_incarnation_is_for_the_life_of_a_directory() {
+        let disk = MemFs::new();
+        let first = open_as(&disk, 7, 1).unwrap().incarnation();
+        assert_ne!(first, 0);
+        let after_power_loss = disk.crash(1, CrashMode::DropUnsynced);
+        let again = open_as(&after_power_loss, 7, 2).unwrap();
+        assert_eq!(again.incarnation(), first);
+        let wiped = open_as(&MemFs::new(), 7, 2).unwrap();
+        assert_ne!(wiped.incarnation(), first);
+    }
+
+    #[test]
+    fn a_directory_from_before_incarnations_gets_one() {
+        let disk = MemFs::new();
+        disk.create_dir_durable(Path::new(ROOT)).unwrap();
+        let mut bytes = MAGIC.to_vec();
+        put_u32(&mut bytes, VERSION_WITHOUT_INCARNATION);
+        put_u64(&mut bytes, 7);
+        put_u64(&mut bytes, 3);
+        put_u8(&mut bytes, 0);
+        let crc = checksum::mask(checksum::crc32c(&bytes));
+        put_u32(&mut bytes, crc);
+        disk.write_file("/node/HOME", &bytes).unwrap();
+        let home = open_as(&disk, 7, 1).unwrap();
+        assert_eq!(home.state_dir(), Path::new("/node/state-000003"));
+        assert_ne!(home.incarnation(), 0);
+        let again = open_as(&disk.crash(1, CrashMode::DropUnsynced), 7, 2).unwrap();
+        assert_eq!(again.incarnation(), home.incarnation());
     }
 
     #[test]
@@ -252,7 +332,7 @@ mod tests {
         let home = open(&disk).unwrap();
         assert_eq!(home.state_dir(), Path::new("/node/state-000001"));
         assert!(open(&disk.crash(1, CrashMode::DropUnsynced)).is_ok());
-        let other = Home::open(Arc::new(disk.clone()), Path::new(ROOT), 8);
+        let other = open_as(&disk, 8, 1);
         assert!(other.unwrap_err().to_string().contains("belongs to node 7"));
         disk.flip_bit("/node/HOME", 14, 0).unwrap();
         let error = open(&disk).unwrap_err().to_string();
@@ -295,7 +375,8 @@ mod tests {
             Verdict::Proceed
         }));
         let installed = Some(LogId { term: 3, index: 9 });
-        let mut home = Home::open(Arc::new(fault), Path::new(ROOT), 7).unwrap();
+        let entropy = SeededEntropy::new(1);
+        let mut home = Home::open(Arc::new(fault), Path::new(ROOT), 7, &entropy).unwrap();
         let partial = home.begin_state().unwrap();
         let file = home
             .fs

@@ -48,15 +48,17 @@
 //! # Determinism
 //!
 //! Disk, clock, entropy and background work come from [`firn_io::Env`], messages go through
-//! [`transport`], and consensus runs on one thread with random numbers from a seed. The tests run
-//! whole clusters so, with power cuts and partitions; a seed decides everything.
+//! [`transport`], and consensus runs on one thread with random numbers from a seed. The crate
+//! `firn-sim` runs whole clusters so, with power cuts and partitions; a seed decides everything.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `codec`, `types`,
-//! `command`, `message`, `error`, `log_store`, `home`, `machine`, `transport`, `raft::watch`,
+//! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`,
+//! `codec`, `types`, `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`,
+//! `transport`, `transfer`, `raft::watch`,
 //! `raft::rt`, `raft::config`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
 
 #![deny(missing_docs)]
 
+pub mod adopt;
 pub mod codec;
 pub mod command;
 pub mod error;
@@ -65,18 +67,19 @@ pub mod log_store;
 pub mod machine;
 pub mod message;
 pub mod node;
+pub mod pace;
+pub mod planted;
 mod raft;
 pub mod replicator;
+pub mod transfer;
 pub mod transport;
 pub mod types;
 
 pub use crate::command::Write;
 pub use crate::error::{Error, Result};
-pub use crate::node::{Node, NodeOptions, NodeThread, Timing, World};
+pub use crate::node::{Counts, Node, NodeOptions, NodeThread, Timing, World};
 pub use crate::replicator::{
     MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written,
 };
 pub use crate::types::{LogId, Member, Membership, NodeId};
 
-#[cfg(test)]
-mod cluster_tests;

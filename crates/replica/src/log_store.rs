@@ -58,6 +58,7 @@ use parking_lot::Mutex;
 
 use crate::codec::{decode_all, get_option, put_option};
 use crate::error::{Error, Result};
+use crate::planted::{self, Bug};
 use crate::types::{ENTRY_HEADER_BYTES, Entry, GROUP, LogId, NodeId, Payload, Vote};
 
 /// Kinds of records. **Stored on disk: never change these values.**
@@ -455,6 +456,11 @@ impl LogStore {
         {
             let mut inner = self.shared.inner.lock();
             let before = inner.index.vote.replace(vote);
+            if planted::is(Bug::LostVote) {
+                drop(inner);
+                flushed(Ok(()));
+                return Ok(());
+            }
             let end = match self.shared.append_state(&mut inner) {
                 Ok(end) => end,
                 Err(error) => {
@@ -462,7 +468,11 @@ impl LogStore {
                     return Err(error);
                 }
             };
-            inner.waiting.push_back((end, flushed));
+            if planted::is(Bug::EarlyAck) {
+                flushed(Ok(()));
+            } else {
+                inner.waiting.push_back((end, flushed));
+            }
         }
         self.shared.log.request_sync();
         Ok(())
@@ -487,6 +497,12 @@ impl LogStore {
             while entries.peek().is_some() {
                 end = self.shared.append_some(&mut inner, &mut entries)?;
             }
+            if planted::is(Bug::EarlyAck) {
+                drop(inner);
+                flushed(Ok(()));
+                self.shared.log.request_sync();
+                return Ok(());
+            }
             inner.waiting.push_back((end, flushed));
             if end <= self.shared.log.synced() {
                 // Nothing was appended, and no sync will come.
@@ -502,13 +518,19 @@ impl LogStore {
 
     /// Cuts off all entries behind `keep` (all if `None`).
     pub fn truncate_after(&self, keep: Option<u64>) -> Result<()> {
+        let keep = match keep {
+            Some(keep) if planted::is(Bug::WrongTruncate) => Some(keep + 1),
+            keep => keep,
+        };
         let mut inner = self.shared.inner.lock();
         let mut out = vec![RECORD_VERSION];
         put_u32(&mut out, GROUP);
         put_option(&mut out, keep.as_ref(), |out, &index| {
             put_varint_u64(out, index);
         });
-        self.shared.append_record(RECORD_TRUNCATE, &out)?;
+        if !planted::is(Bug::UnloggedTruncate) {
+            self.shared.append_record(RECORD_TRUNCATE, &out)?;
+        }
         inner.index.truncate(keep);
         Ok(())
     }
@@ -519,6 +541,10 @@ impl LogStore {
         {
             let shared = &self.shared;
             let mut inner = shared.inner.lock();
+            let upto = match inner.index.last() {
+                Some(last) if planted::is(Bug::EagerPurge) => upto.max(last),
+                _ => upto,
+            };
             if inner.index.purged >= Some(upto) {
                 return Ok(());
             }

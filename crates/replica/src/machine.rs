@@ -25,22 +25,23 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use firn_engine::version::edit::Applied;
-use firn_engine::{Applier, Db, ExternalLog, Options, Outcome, ScanOptions};
+use firn_engine::{Applier, Db, ExternalLog, Options, Outcome, ScanOptions, verify_dir};
 use firn_io::Env;
 use firn_io::codec::put_u8;
 use firn_io::exec::Priority;
 use firn_io::fs::{Fs, OpenMode};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{decode_all, get_option, put_option};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::log_store::LogStore;
-use crate::message::SnapshotMeta;
-use crate::types::{Entry, LogId, Membership, Payload};
+use crate::log_store::{LogStore, LogStoreOptions};
+use crate::message::{SnapshotFile, SnapshotMeta};
+use crate::planted::{self, Bug};
+use crate::types::{Entry, LogId, Membership, NodeId, Payload};
 
 const OWNER_VERSION: u8 = 1;
 
@@ -69,6 +70,9 @@ impl LogLink {
 
 impl ExternalLog for LogLink {
     fn sync_to(&self, _index: u64) -> firn_io::Result<()> {
+        if planted::is(Bug::FlushAhead) {
+            return Ok(());
+        }
         // Nothing is applied, and so nothing flushed, before the log is open.
         self.store.get().map_or(Ok(()), LogStore::sync)
     }
@@ -87,13 +91,13 @@ fn log_id(applied: Applied) -> LogId {
 
 /// What consensus knows as of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Owner {
-    membership_id: Option<LogId>,
-    membership: Membership,
+pub(crate) struct Owner {
+    pub(crate) membership_id: Option<LogId>,
+    pub(crate) membership: Membership,
 }
 
 impl Owner {
-    fn encode(&self) -> Arc<[u8]> {
+    pub(crate) fn encode(&self) -> Arc<[u8]> {
         let mut out = Vec::new();
         put_u8(&mut out, OWNER_VERSION);
         put_option(&mut out, self.membership_id.as_ref(), |out, id| id.put(out));
@@ -134,6 +138,8 @@ struct SnapshotFiles {
     env: Env,
     dir: PathBuf,
     is_ours: bool,
+    /// Found out when it is sent first: all files are read.
+    listed: OnceCell<Arc<[SnapshotFile]>>,
 }
 
 impl Drop for SnapshotFiles {
@@ -160,6 +166,7 @@ impl Snapshot {
             env,
             dir,
             is_ours: false,
+            listed: OnceCell::new(),
         };
         Self {
             meta,
@@ -170,6 +177,11 @@ impl Snapshot {
     /// Where its files are: the file system, and the directory in it.
     pub fn location(&self) -> (&Arc<dyn Fs>, &Path) {
         (&self.files.env.fs, &self.files.dir)
+    }
+
+    /// What its files are, as soon as somebody found out.
+    pub(crate) fn listed(&self) -> &OnceCell<Arc<[SnapshotFile]>> {
+        &self.files.listed
     }
 }
 
@@ -197,6 +209,11 @@ impl AppliedWatch {
         }
     }
 
+    /// Whether the entry is applied.
+    pub(crate) fn is_applied(&self, index: u64) -> bool {
+        self.0.lock().applied >= Some(index)
+    }
+
     /// Ends when the entry is applied; `None` if it is already.
     pub(crate) fn wait(&self, index: u64) -> Option<oneshot::Receiver<()>> {
         let mut watched = self.0.lock();
@@ -219,6 +236,8 @@ struct Opened {
     snapshot: Option<Snapshot>,
     /// An entry failed half-way: the state is not to be used any more.
     failed: Option<String>,
+    /// For a planted bug.
+    has_begun: bool,
 }
 
 struct Shared {
@@ -284,6 +303,7 @@ impl Machine {
             applied: state.applied,
             snapshot: None,
             failed: None,
+            has_begun: false,
         };
         let shared = Shared {
             env,
@@ -297,6 +317,35 @@ impl Machine {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// Opens the log that belongs to the state, and makes it known to the engine. Only a state that a
+    /// snapshot just brought, or that was a database of its own, may be ahead of its log: then what the
+    /// log has is replaced by the mark that the entries before are gone.
+    pub(crate) fn open_log(
+        &self,
+        env: Env,
+        node: NodeId,
+        options: &LogStoreOptions,
+    ) -> Result<LogStore> {
+        let (dir, installed, applied) = {
+            let opened = self.shared.opened.lock();
+            let home = &opened.home;
+            (home.log_dir(), home.installed(), opened.applied)
+        };
+        let is_installed = applied.is_some() && applied == installed;
+        let known = applied.filter(|_| !is_installed);
+        let log = LogStore::open(env, &dir, node, known, options)?;
+        if let Some(applied) = applied.filter(|_| is_installed)
+            && log.id_at(applied.index) != Some(applied)
+            && log.bounds().0 < Some(applied)
+        {
+            // Of what the log has, the snapshot knows better.
+            log.truncate_after(None)?;
+            log.purge(applied)?;
+        }
+        self.shared.link.set_log(log.clone());
+        Ok(log)
     }
 
     /// The database to read. After a snapshot was installed it is another one.
@@ -325,6 +374,12 @@ impl Machine {
         self.shared.opened.lock().applier.may_expire()
     }
 
+    /// Where the state in force is, and where a snapshot may arrive.
+    pub(crate) fn dirs(&self) -> (PathBuf, PathBuf) {
+        let opened = self.shared.opened.lock();
+        (opened.home.state_dir(), opened.home.incoming())
+    }
+
     pub(crate) fn watch(&self) -> &AppliedWatch {
         &self.shared.watch
     }
@@ -335,6 +390,9 @@ impl Machine {
         let opened = &mut *shared.opened.lock();
         if let Some(failed) = &opened.failed {
             return Err(Error::Failed(failed.clone()));
+        }
+        if planted::is(Bug::DoubleApply) && !std::mem::replace(&mut opened.has_begun, true) {
+            opened.apply(entry)?;
         }
         let applied = opened.apply(entry);
         let outcomes = match applied {
@@ -402,6 +460,7 @@ impl Machine {
                 env: shared.env.clone(),
                 dir,
                 is_ours: true,
+                listed: OnceCell::new(),
             }),
         };
         shared.opened.lock().snapshot = Some(snapshot.clone());
@@ -413,10 +472,16 @@ impl Machine {
         let shared = &*self.shared;
         let mut home = shared.opened.lock().home.clone();
         let partial = home.begin_state()?;
-        copy_files(snapshot.location(), (&shared.env.fs, &partial))?;
-        // Nothing of the old state is flushed any more, and its files are no longer locked.
-        shared.db.load().close()?;
-        home.switch(snapshot.meta.last)?;
+        if planted::is(Bug::HalfInstall) {
+            home.switch(snapshot.meta.last)?;
+            take_files(snapshot.location(), (&shared.env.fs, &home.state_dir()))?;
+            shared.db.load().close()?;
+        } else {
+            take_files(snapshot.location(), (&shared.env.fs, &partial))?;
+            // Nothing of the old state is flushed any more, and its files are no longer locked.
+            shared.db.load().close()?;
+            home.switch(snapshot.meta.last)?;
+        }
         let state = open_state(
             &shared.env,
             &home.state_dir(),
@@ -452,6 +517,7 @@ impl Machine {
     /// Does `work` in the background and waits for it without holding up the thread.
     async fn in_background<T: Send + 'static>(
         &self,
+        priority: Priority,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (tell, told) = oneshot::channel();
@@ -460,19 +526,41 @@ impl Machine {
             // Whoever asked may be gone with the node.
             let _ = tell.send(work(&machine));
         };
-        self.shared.env.exec.submit(Priority::Low, Box::new(job));
+        self.shared.env.exec.submit(priority, Box::new(job));
         told.await.unwrap_or(Err(Error::Closed))
     }
 
     /// Makes a snapshot of everything that was applied.
     pub(crate) async fn build_snapshot(&self) -> Result<Snapshot> {
-        self.in_background(Self::make_snapshot).await
+        self.in_background(Priority::Low, Self::make_snapshot).await
+    }
+
+    /// Reads all of a snapshot that somebody else made and says what is wrong with it, before
+    /// anything of it is used: a node whose disk is damaged shall not pass the damage on.
+    pub(crate) async fn check_snapshot(&self, snapshot: Snapshot) -> Result<()> {
+        self.in_background(Priority::High, move |machine| {
+            let (fs, dir) = snapshot.location();
+            let env = Env {
+                fs: Arc::clone(fs),
+                ..machine.shared.env.clone()
+            };
+            let report = verify_dir(&env, dir, &mut |_| ())?;
+            match report.problems.first() {
+                Some(problem) => Err(Error::Protocol(format!("a damaged snapshot: {problem}"))),
+                None => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Replaces the state by a snapshot. An error is final, as that of an entry is.
     pub(crate) async fn install(&self, snapshot: Snapshot) -> Result<()> {
+        // It closes the old engine, which waits for compactions: on their threads it would wait for
+        // itself.
         let installed = self
-            .in_background(move |machine| machine.install_now(&snapshot))
+            .in_background(Priority::High, move |machine| {
+                machine.install_now(&snapshot)
+            })
             .await;
         if let Err(error) = &installed {
             self.shared.opened.lock().failed = Some(format!("installing a snapshot: {error}"));
@@ -512,6 +600,10 @@ impl Opened {
                     membership_id: Some(entry.id),
                     membership: membership.clone(),
                 };
+                if planted::is(Bug::SkippedMembership) && self.owner.membership_id.is_some() {
+                    let before = Some(self.owner.encode());
+                    return Ok(applier.apply(position, 0, before, &[])?);
+                }
                 let outcomes = applier.apply(position, 0, Some(owner.encode()), &[])?;
                 self.owner = owner;
                 Ok(outcomes)
@@ -520,8 +612,9 @@ impl Opened {
     }
 }
 
-/// Copies all files of a directory, durably.
-fn copy_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<()> {
+/// Takes all files of a directory, which are durable there, into another, durably: by links within a
+/// file system, as copies between two.
+fn take_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     for entry in from
         .0
@@ -529,8 +622,13 @@ fn copy_files(from: (&Arc<dyn Fs>, &Path), to: (&Arc<dyn Fs>, &Path)) -> Result<
         .into_iter()
         .filter(|entry| !entry.is_dir)
     {
-        let source = from.0.open(&from.1.join(&entry.name), OpenMode::Read)?;
-        let target = to.0.open(&to.1.join(&entry.name), OpenMode::CreateNew)?;
+        let (old, new) = (from.1.join(&entry.name), to.1.join(&entry.name));
+        if Arc::ptr_eq(from.0, to.0) {
+            to.0.hard_link(&old, &new)?;
+            continue;
+        }
+        let source = from.0.open(&old, OpenMode::Read)?;
+        let target = to.0.open(&new, OpenMode::CreateNew)?;
         let mut offset = 0;
         loop {
             let read = source.read_at(&mut buffer, offset)?;

@@ -14,7 +14,7 @@
 //! * *Reads.* Whoever wants to read queues up too; one question to a majority serves all that came
 //!   before it was asked. Then the node waits until it has applied what it was told.
 //! * *Upkeep.* When the log has grown beyond its budget a snapshot is made, after which consensus lets
-//!   go of old entries. While values may expire and somebody reads, the leader lets time pass by an
+//!   go of old entries. A change of members that was left half-way is ended by whoever leads. While values may expire and somebody reads, the leader lets time pass by an
 //!   empty entry a second.
 //!
 //! # Failure
@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +42,8 @@ use firn_engine::{Db, Options, Outcome};
 use firn_io::Env;
 use firn_io::exec::{Executor, Priority, ThreadPool};
 use openraft::errors::{
-    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+    ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError,
+    LinearizableReadError, RaftError,
 };
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
@@ -51,6 +52,7 @@ use openraft_rt::{Instant, WatchReceiver};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::command::{CommandBuilder, Write};
@@ -62,6 +64,8 @@ use crate::message::{
     Answer, AppendAnswer, AppendRequest, Refusal, Request, TransferAnswer, TransferRequest,
     VoteAnswer, VoteRequest,
 };
+use crate::pace::{self, Pace};
+use crate::planted::{self, Bug};
 use crate::raft::config::{
     self, Data, RaftLogId, Reply, Types, config, log_id, membership, raft_log_id, raft_vote, vote,
 };
@@ -70,8 +74,9 @@ use crate::raft::machine::{RaftMachine, raft_snapshot};
 use crate::raft::net::RaftNet;
 use crate::raft::rt;
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
+use crate::transfer::{Inbox, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport};
-use crate::types::{LogId, Member, Membership, NodeId};
+use crate::types::{LogId, Member, Membership, NodeId, Vote};
 
 pub use crate::raft::config::Timing;
 
@@ -86,6 +91,9 @@ pub const ENTRY_WRITES: usize = 4096;
 pub const TIME_STEP: Duration = Duration::from_secs(1);
 /// How far a learner may be behind to get a vote, in entries.
 pub const PROMOTION_LAG: u64 = 1000;
+/// A leader speaks, and then keeps still, for so many halves of the longest election timeout, while no
+/// majority answers: long enough for the lease of those who hear it, and for their election.
+const STILL_ROUNDS: u32 = 6;
 /// How often the length of the log is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// First and longest pause before a write or read is tried again that found no leader.
@@ -113,6 +121,8 @@ pub struct NodeOptions {
     pub request_timeout: Duration,
     /// Bytes of writes that may wait for their turn; beyond that they are refused. Default: 64 MiB.
     pub queue_bytes: usize,
+    /// How snapshots are sent.
+    pub transfer: TransferOptions,
     /// Is told of every entry that is applied.
     pub listener: Option<ApplyListener>,
 }
@@ -130,6 +140,7 @@ impl NodeOptions {
             kept_entries: None,
             request_timeout: Duration::from_secs(10),
             queue_bytes: 64 << 20,
+            transfer: TransferOptions::default(),
             listener: None,
         }
     }
@@ -205,13 +216,39 @@ impl<T> Queue<T> {
     }
 }
 
+/// What a node has done since it was started, and what waits.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Proposals that wait for their turn.
+    pub queued_writes: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// Entries with writes that it proposed.
+    pub entries: u64,
+    /// Writes in them.
+    pub writes: u64,
+    /// Writes that it passed on to the leader.
+    pub forwarded: u64,
+    /// Of the log.
+    pub log: firn_io::wal::LogStats,
+}
+
+#[derive(Debug, Default)]
+struct Tallies {
+    entries: AtomicU64,
+    writes: AtomicU64,
+    forwarded: AtomicU64,
+}
+
 struct Inner {
     id: NodeId,
     raft: Raft<Types, RaftMachine>,
     machine: Machine,
     log: LogStore,
+    inbox: Inbox,
     world: World,
     runtime: Handle,
+    pace: Option<Arc<Pace>>,
     options: NodeOptions,
     writes: Queue<PendingWrite>,
     queued_bytes: AtomicUsize,
@@ -219,6 +256,7 @@ struct Inner {
     room: Notify,
     reads: Queue<PendingRead>,
     is_closed: AtomicBool,
+    tallies: Tallies,
 }
 
 /// A running node. Cheap to clone; all clones are one node, which runs until [`Node::shutdown`].
@@ -249,53 +287,61 @@ impl Node {
     /// state. Nothing was changed then, and the node must not be started under this number until the
     /// reason is known.
     pub async fn start(options: NodeOptions, world: World) -> Result<Self> {
-        let settings = config(&options.timing, options.kept_entries)?;
-        Self::start_with(options, world, settings).await
+        Self::start_at(options, world, None).await
     }
 
-    pub(crate) async fn start_with(
+    /// As [`Node::start`], in a simulation: the node's tasks run at this pace.
+    pub async fn start_paced(
         options: NodeOptions,
         world: World,
-        settings: openraft::Config,
+        pace: Arc<Pace>,
     ) -> Result<Self> {
+        let starting = Self::start_at(options, world, Some(Arc::clone(&pace)));
+        let started = pace.spawn(starting).await;
+        // It was ended before it had started.
+        started.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Begins the random numbers of this thread anew: those by which consensus draws its timeouts.
+    /// Then a simulation that is run twice runs the same way.
+    pub fn reset_randomness(seed: u64) {
+        rt::reset(seed);
+    }
+
+    async fn start_at(
+        options: NodeOptions,
+        world: World,
+        pace: Option<Arc<Pace>>,
+    ) -> Result<Self> {
+        let mut settings = config(&options.timing, options.kept_entries)?;
+        if planted::is(Bug::LeaderRestore) {
+            settings.enable_leader_restore = Some(true);
+        }
         let runtime = Handle::current();
         if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
             let detail = "a node needs a current-thread runtime";
             return Err(Error::InvalidArgument(detail.into()));
         }
         rt::seed(world.env.entropy.next_u64() ^ options.id);
-        let home = Home::open(Arc::clone(&world.env.fs), &options.root, options.id)?;
-        let (log_dir, installed) = (home.log_dir(), home.installed());
+        let fs = Arc::clone(&world.env.fs);
+        let home = Home::open(fs, &options.root, options.id, &*world.env.entropy)?;
         let link = Arc::new(LogLink::default());
         let machine = Machine::open(
             world.env.clone(),
             home,
             options.engine.clone(),
-            Arc::clone(&link),
+            link,
             options.listener.clone(),
         )?;
-        let applied = machine.applied();
-        let is_installed = applied.is_some() && applied == installed;
-        let log = LogStore::open(
-            world.log_env.clone(),
-            &log_dir,
-            options.id,
-            applied.filter(|_| !is_installed),
-            &options.log,
-        )?;
-        if let Some(applied) = applied.filter(|_| is_installed)
-            && log.id_at(applied.index) != Some(applied)
-            && log.bounds().0 < Some(applied)
-        {
-            // Of what the log has, the snapshot knows better.
-            log.truncate_after(None)?;
-            log.purge(applied)?;
-        }
-        link.set_log(log.clone());
+        let log = machine.open_log(world.log_env.clone(), options.id, &options.log)?;
+        let is_still = Arc::new(AtomicBool::new(false));
         let net = RaftNet {
             id: options.id,
             transport: Arc::clone(&world.transport),
             log_timeout: options.timing.election_max,
+            is_still: Arc::clone(&is_still),
+            env: world.env.clone(),
+            transfer: options.transfer,
         };
         let raft = Raft::new(
             options.id,
@@ -307,14 +353,17 @@ impl Node {
         let raft = raft
             .await
             .map_err(|error| Error::Failed(error.to_string()))?;
+        let (_, incoming) = machine.dirs();
         let node = Self {
             inner: Arc::new(Inner {
                 id: options.id,
                 raft,
                 machine,
                 log,
+                inbox: Inbox::new(world.env.clone(), incoming),
                 world,
                 runtime,
+                pace,
                 options,
                 writes: Queue::default(),
                 queued_bytes: AtomicUsize::new(0),
@@ -322,12 +371,14 @@ impl Node {
                 room: Notify::new(),
                 reads: Queue::default(),
                 is_closed: AtomicBool::new(false),
+                tallies: Tallies::default(),
             }),
         };
         let inner = &node.inner;
-        inner.runtime.spawn(propose(Arc::clone(inner)));
-        inner.runtime.spawn(answer_reads(Arc::clone(inner)));
-        inner.runtime.spawn(keep_up(Arc::clone(inner)));
+        inner.spawn(propose(Arc::clone(inner)));
+        inner.spawn(answer_reads(Arc::clone(inner)));
+        inner.spawn(keep_up(Arc::clone(inner)));
+        inner.spawn(keep_still(Arc::clone(inner), is_still));
         Ok(node)
     }
 
@@ -401,27 +452,56 @@ impl Node {
         answer.encode().into()
     }
 
-    /// Installs a snapshot that a leader sent. Answers whom this node follows then.
-    pub async fn install_snapshot(
-        &self,
-        from: crate::types::Vote,
-        snapshot: Snapshot,
-    ) -> Result<crate::types::Vote> {
+    /// Installs a snapshot that a leader sent by other ways than [`Node::handle`]. Answers whom this
+    /// node follows then.
+    pub async fn install_snapshot(&self, from: Vote, snapshot: Snapshot) -> Result<Vote> {
         let inner = Arc::clone(&self.inner);
-        self.on_runtime(async move {
-            let failed = |error: std::io::Error| Error::Failed(error.to_string());
-            let snapshot = raft_snapshot(snapshot).map_err(failed)?;
-            let installed = inner.raft.install_full_snapshot(raft_vote(from), snapshot);
-            let response = installed.await;
-            let response = response.map_err(|error| Error::Failed(error.to_string()))?;
-            Ok(vote(&response.vote))
-        })
-        .await
+        self.on_runtime(async move { inner.install(from, snapshot).await })
+            .await
     }
 
     /// The database, to read without any promise of how recent it is.
     pub fn db(&self) -> Db {
         self.inner.machine.db()
+    }
+
+    /// Whether the entry at this index is applied here.
+    pub fn is_applied(&self, index: u64) -> bool {
+        self.inner.machine.watch().is_applied(index)
+    }
+
+    /// Returns when the entry at this index is applied here: what was written through this node can
+    /// then be read from it without asking anybody.
+    pub async fn wait_applied(&self, index: u64) -> Result<()> {
+        match self.inner.machine.watch().wait(index) {
+            Some(applied) => {
+                let most = self.inner.options.request_timeout;
+                let waited = timeout(most, applied).await;
+                waited
+                    .map_err(|_| Error::NoQuorum)?
+                    .map_err(|_| Error::Closed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when everything that is in this node's log is on its disk. Waits for the disk.
+    pub fn sync_log(&self) -> Result<()> {
+        Ok(self.inner.log.sync()?)
+    }
+
+    /// Counts, for metrics.
+    pub fn counts(&self) -> Counts {
+        let inner = &self.inner;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            queued_writes: inner.writes.items.lock().len() as u64,
+            queued_bytes: inner.queued_bytes.load(Ordering::Relaxed) as u64,
+            entries: read(&inner.tallies.entries),
+            writes: read(&inner.tallies.writes),
+            forwarded: read(&inner.tallies.forwarded),
+            log: inner.log.stats(),
+        }
     }
 
     /// A number that two nodes have in common that applied the same entries, if their states are the
@@ -450,7 +530,7 @@ impl Node {
     }
 
     /// Stops taking part and leaves everything as it is.
-    pub(crate) async fn stop(&self) {
+    async fn stop(&self) {
         let inner = Arc::clone(&self.inner);
         inner.is_closed.store(true, Ordering::Release);
         inner.writes.came.notify_one();
@@ -472,7 +552,7 @@ impl Node {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        match self.inner.runtime.spawn(work).await {
+        match self.inner.spawn(work).await {
             Ok(result) => result,
             Err(_) => Err(Error::Closed),
         }
@@ -488,8 +568,12 @@ impl Node {
         if level == ReadLevel::Lease {
             let inner = Arc::clone(&self.inner);
             let read = async move { inner.lease_index().await };
-            let (index, term) = self.on_runtime(read).await?;
-            return Ok((index, Some(term)));
+            match self.on_runtime(read).await {
+                Ok((index, term)) => return Ok((index, Some(term))),
+                // Who does not lead has no lease, and asks who does.
+                Err(Error::NotLeader { .. } | Error::NoQuorum) => {}
+                Err(error) => return Err(error),
+            }
         }
         let (answer, answered) = oneshot::channel();
         self.inner.reads.push(PendingRead {
@@ -507,13 +591,17 @@ impl Node {
         mut attempt: impl FnMut() -> F,
         late: Error,
     ) -> Result<T> {
+        // What the last attempt said, while the next one has not begun.
+        let refused = Mutex::new(None);
         let tries = async {
             let mut pause = RETRY_FIRST;
             loop {
+                *refused.lock() = None;
                 match attempt().await {
-                    Err(Error::NotLeader { .. } | Error::NoQuorum)
+                    Err(error @ (Error::NotLeader { .. } | Error::NoQuorum))
                         if !self.inner.is_closed.load(Ordering::Acquire) =>
                     {
+                        *refused.lock() = Some(error);
                         sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MOST);
                     }
@@ -522,7 +610,7 @@ impl Node {
             }
         };
         let result = timeout(self.inner.options.request_timeout, tries).await;
-        result.unwrap_or(Err(late))
+        result.unwrap_or_else(|_| Err(refused.into_inner().unwrap_or(late)))
     }
 }
 
@@ -568,6 +656,10 @@ fn client_error(error: ClientWriteError<Types>) -> Error {
     match error {
         ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
         ClientWriteError::LogEntryDiscarded(_) => Error::Unknown("the leader changed".into()),
+        // Another change is on its way.
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
+            Error::Overloaded
+        }
         ClientWriteError::ChangeMembershipError(error) => Error::InvalidArgument(error.to_string()),
         ClientWriteError::PreconditionFailed(error) => Error::InvalidArgument(error.to_string()),
     }
@@ -597,6 +689,14 @@ fn refusal(error: Error) -> Refusal {
 }
 
 impl Inner {
+    /// Runs a task on the node's thread.
+    fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        pace::spawn(&self.runtime, self.pace.as_ref(), task)
+    }
+
     fn leader(&self) -> Leader {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -624,7 +724,8 @@ impl Inner {
             // Whoever asked may be gone.
             let _ = tell.send(work(&inner));
         };
-        self.world.env.exec.submit(Priority::Low, Box::new(job));
+        // Closing the engine waits for its compactions, which need the threads for what is not urgent.
+        self.world.env.exec.submit(Priority::High, Box::new(job));
         told.await.unwrap_or(Err(Error::Closed))
     }
 
@@ -681,6 +782,11 @@ impl Inner {
         for write in pending.iter().flat_map(|pending| &pending.writes) {
             builder.add(write);
         }
+        let count: usize = pending.iter().map(|pending| pending.writes.len()).sum();
+        self.tallies
+            .writes
+            .fetch_add(count as u64, Ordering::Relaxed);
+        self.tallies.entries.fetch_add(1, Ordering::Relaxed);
         let data = Data(builder.finish(self.world.env.clock.unix_ms()));
         let (tell, told) = oneshot::channel();
         let reply = Reply(Box::new(move |result| {
@@ -695,7 +801,7 @@ impl Inner {
         }
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         let inner = Arc::clone(self);
-        self.runtime.spawn(async move {
+        self.spawn(async move {
             let result = told.await;
             inner.in_flight.fetch_sub(1, Ordering::AcqRel);
             inner.room.notify_one();
@@ -752,13 +858,20 @@ impl Inner {
         }
         let writes: Vec<Write> = own.iter().flat_map(|p| p.writes.iter().cloned()).collect();
         let count = writes.len();
-        let request = Request::Propose(writes).encode().into();
+        self.tallies
+            .forwarded
+            .fetch_add(count as u64, Ordering::Relaxed);
+        let request: Bytes = Request::Propose(writes).encode().into();
         let timeout = self.options.request_timeout;
+        if planted::is(Bug::TwiceForwarded) {
+            let transport = &self.world.transport;
+            drop(transport.call(leader, Class::Log, request.clone(), timeout));
+        }
         let call = self
             .world
             .transport
             .call(leader, Class::Log, request, timeout);
-        self.runtime.spawn(async move {
+        self.spawn(async move {
             let answer = match call.await {
                 Ok(bytes) => match Answer::decode(&bytes) {
                     Ok(Answer::Propose(id, outcomes)) if outcomes.len() == count => {
@@ -794,6 +907,9 @@ impl Inner {
 
     /// Asks a majority whether this node still leads; the index up to which a read needs the state.
     async fn quorum_index(&self) -> Result<u64> {
+        if planted::is(Bug::LocalRead) {
+            return Ok(self.machine.applied().map_or(0, |id| id.index));
+        }
         let read = self.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
         read.map(|(id, _)| id.index()).map_err(read_error)
     }
@@ -801,6 +917,9 @@ impl Inner {
     /// The same by the lease alone, and the term of the lease.
     async fn lease_index(&self) -> Result<(u64, u64)> {
         let term = self.raft.metrics().borrow_watched().current_term;
+        if planted::is(Bug::StaleLease) && matches!(self.leader(), Leader::Me) {
+            return Ok((self.machine.applied().map_or(0, |id| id.index), term));
+        }
         let read = self.raft.get_read_log_id(ReadPolicy::LeaseRead).await;
         let index = read.map(|(id, _)| id.index()).map_err(read_error)?;
         Ok((index, term))
@@ -881,13 +1000,41 @@ impl Inner {
                 Ok((id, outcomes)) => Answer::Propose(id, outcomes),
                 Err(error) => Answer::Refused(refusal(error)),
             },
-            Request::SnapshotOffer { .. }
-            | Request::SnapshotChunk(_)
-            | Request::SnapshotInstall { .. } => {
-                let detail = "snapshots come by the transport";
-                Answer::Refused(Refusal::Malformed(detail.into()))
+            Request::SnapshotOffer { vote, meta, files } => {
+                if let Some(other) = self.follows_other(vote) {
+                    return Answer::Installed(other);
+                }
+                let (own, _) = self.machine.dirs();
+                let offered = self.inbox.offer((vote, meta, files), &own).await;
+                offered.unwrap_or_else(Answer::Refused)
+            }
+            Request::SnapshotChunk(chunk) => {
+                let taken = self.inbox.chunk(chunk).await;
+                taken.unwrap_or_else(Answer::Refused)
+            }
+            Request::SnapshotInstall { vote, last } => {
+                let install = |snapshot| self.install(vote, snapshot);
+                let installed = self.inbox.install(vote, last, install).await;
+                installed.unwrap_or_else(Answer::Refused)
             }
         }
+    }
+
+    /// Whom this node follows, if that is somebody newer.
+    fn follows_other(&self, offered: Vote) -> Option<Vote> {
+        let current = self.raft.metrics().borrow_watched().vote;
+        (current > raft_vote(offered)).then(|| vote(&current))
+    }
+
+    /// Installs a snapshot, if it is whole.
+    async fn install(&self, from: Vote, snapshot: Snapshot) -> Result<Vote> {
+        self.machine.check_snapshot(snapshot.clone()).await?;
+        let failed = |error: std::io::Error| Error::Failed(error.to_string());
+        let snapshot = raft_snapshot(snapshot).map_err(failed)?;
+        let installed = self.raft.install_full_snapshot(raft_vote(from), snapshot);
+        let response = installed.await;
+        let response = response.map_err(|error| Error::Failed(error.to_string()))?;
+        Ok(vote(&response.vote))
     }
 
     async fn append(&self, request: AppendRequest) -> Result<AppendAnswer> {
@@ -930,8 +1077,9 @@ impl Inner {
     /// has just begun is given time to hear of the others.
     async fn check_quorum_after(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
         let mut tries = 2 * (self.options.timing.election_max.as_millis() / 10).max(1);
+        let begun = tokio::time::Instant::now();
         loop {
-            let checked = self.check_heard(voters);
+            let checked = self.check_heard(voters, begun.elapsed());
             tries -= 1;
             if checked.is_ok() || tries == 0 {
                 return checked;
@@ -940,15 +1088,15 @@ impl Inner {
         }
     }
 
-    fn check_heard(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+    /// Within this long: who died a moment ago must not count.
+    fn check_heard(&self, voters: &BTreeSet<NodeId>, within: Duration) -> Result<()> {
         let status = self.status();
         let is_heard = |id: &NodeId| {
-            let fresh = self.options.timing.election_max * 2;
             *id == self.id
                 || status
                     .heard
                     .get(id)
-                    .is_some_and(|ago| ago.is_some_and(|a| a < fresh))
+                    .is_some_and(|ago| ago.is_some_and(|ago| ago < within))
         };
         let heard = voters.iter().filter(|id| is_heard(id)).count();
         if heard <= voters.len() / 2 {
@@ -958,6 +1106,17 @@ impl Inner {
             )));
         }
         Ok(())
+    }
+
+    /// Whether this node leads, and has not heard of a majority lately.
+    fn leads_nobody(&self) -> bool {
+        let (status, fresh) = (self.status(), self.options.timing.election_max * 2);
+        status.role == Role::Leader
+            && status
+                .membership
+                .voters
+                .iter()
+                .any(|voters| self.check_heard(voters, fresh).is_err())
     }
 
     async fn change(&self, change: MemberChange) -> Result<()> {
@@ -1009,12 +1168,23 @@ impl Inner {
                     .await?;
                 (ChangeMembers::RemoveVoters(ids), true)
             }
-            MemberChange::Remove(ids) => {
+            MemberChange::Remove(_) | MemberChange::ForceRemove(_) => {
+                let (ids, is_forced) = match change {
+                    MemberChange::ForceRemove(ids) => (ids, true),
+                    MemberChange::Remove(ids) => (ids, false),
+                    _ => (BTreeSet::new(), false),
+                };
                 if let Some(id) = ids.iter().find(|id| unknown(id)) {
                     return Err(Error::InvalidArgument(format!("node {id} is no member")));
                 }
                 let left: BTreeSet<NodeId> = voters.difference(&ids).copied().collect();
-                self.check_quorum_after(&left).await?;
+                if left.is_empty() {
+                    let detail = "nobody would be left to vote";
+                    return Err(Error::InvalidArgument(detail.into()));
+                }
+                if !is_forced {
+                    self.check_quorum_after(&left).await?;
+                }
                 if left.len() < voters.len() {
                     let gone = voters.intersection(&ids).copied().collect();
                     let demote = ChangeMembers::RemoveVoters(gone);
@@ -1026,6 +1196,27 @@ impl Inner {
         };
         let changed = self.raft.change_membership(members, stay).await;
         changed.map(drop).map_err(write_error)
+    }
+
+    /// Leaves a membership of two sets that has been there since the last time that somebody looked:
+    /// who asked for the change was told that it failed, or died with the leader, and until it is
+    /// ended, majorities of both sets are needed. Answers what there is now.
+    async fn end_change(&self, before: Option<LogId>) -> Option<LogId> {
+        let joint = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let stored = &metrics.membership_config;
+            let is_mine = metrics.current_leader == Some(self.id);
+            let is_joint = stored.membership().get_joint_config().len() > 1;
+            let id = stored.log_id().as_ref().map(log_id);
+            id.filter(|_| is_mine && is_joint)?
+        };
+        if before == Some(joint) {
+            let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+            // If it fails, the next round tries again.
+            let _ = self.raft.change_membership(nobody, true).await;
+        }
+        Some(joint)
     }
 
     fn status(&self) -> Status {
@@ -1153,10 +1344,29 @@ async fn answer_reads(inner: Arc<Inner>) {
     }
 }
 
-/// Keeps the log within its budget.
+/// Lets a leader whom no majority has answered for long keep still for a while, again and again: those
+/// who still hear it elect another one only when they do not. The library does so with heartbeats;
+/// entries that it goes on sending would hold an election off just as well.
+async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
+    let mut unheard = 0_u32;
+    while !inner.is_closed.load(Ordering::Acquire) {
+        sleep(inner.options.timing.election_max / 2).await;
+        unheard = match inner.leads_nobody() {
+            true => unheard.saturating_add(1),
+            false => 0,
+        };
+        let phase = unheard / STILL_ROUNDS;
+        is_still.store(phase % 2 == 1, Ordering::Relaxed);
+    }
+}
+
+/// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
 async fn keep_up(inner: Arc<Inner>) {
+    let mut half_way = None;
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
+        half_way = inner.end_change(half_way).await;
+        inner.inbox.tidy().await;
         let kept = inner.options.kept_entries.unwrap_or(0);
         let applied = inner.machine.applied().map_or(0, |id| id.index);
         let snapshot = inner.machine.current_snapshot();

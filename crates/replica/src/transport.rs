@@ -7,8 +7,9 @@
 //!
 //! # What a transport owes
 //!
-//! * A request may be lost, late or delivered twice; an answer too. It is never altered, never
-//!   delivered to another node than the one it was for, nor to another cluster.
+//! * A request may be lost or late; an answer too. It is delivered at most once: a write that is passed
+//!   on and arrives twice is written twice. So nothing is sent again on another connection. It is
+//!   never altered, never delivered to another node than the one it was for, nor to another cluster.
 //! * Requests of one [`Class`] to one node are delivered in the order of the calls, as far as they
 //!   are delivered. Classes do not wait for each other.
 //! * After `timeout` the call ends, with an error if there is no answer yet.
@@ -21,8 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::machine::Snapshot;
-use crate::types::{NodeId, Vote};
+use crate::types::NodeId;
 
 /// A future in a box, as traits that are used as objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -34,7 +34,7 @@ pub enum Class {
     Urgent,
     /// Entries, and writes that are passed on to the leader.
     Log,
-    /// Snapshots.
+    /// Snapshots (see [`crate::transfer`]).
     Bulk,
 }
 
@@ -45,6 +45,8 @@ pub enum TransportError {
     Unreachable(String),
     /// There was no answer in time; the request may have been delivered.
     Timeout,
+    /// The way to the node was lost before the answer came; the request may have been delivered.
+    Lost(String),
 }
 
 impl fmt::Display for TransportError {
@@ -52,6 +54,7 @@ impl fmt::Display for TransportError {
         match self {
             Self::Unreachable(detail) => write!(f, "unreachable: {detail}"),
             Self::Timeout => f.write_str("no answer in time"),
+            Self::Lost(detail) => write!(f, "no answer: {detail}"),
         }
     }
 }
@@ -78,14 +81,4 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         request: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>>;
-
-    /// Brings a snapshot to a node and has it installed there
-    /// ([`Node::install_snapshot`](crate::node::Node::install_snapshot)). Answers whom that node
-    /// follows by then. Dropping the future gives up.
-    fn send_snapshot(
-        &self,
-        to: &Peer,
-        vote: Vote,
-        snapshot: Snapshot,
-    ) -> BoxFuture<'static, Result<Vote, TransportError>>;
 }

@@ -761,6 +761,40 @@ impl MemFs {
         })
     }
 
+    /// Puts `len` bytes from `from` over those at `to`, in what is visible and in what is durable: a
+    /// write went to the wrong place, and reached the disk there.
+    pub fn misdirect(&self, path: impl AsRef<Path>, from: u64, to: u64, len: usize) -> Result<()> {
+        let path = path.as_ref();
+        self.run("misdirect", path, |state| {
+            let id = state.resolve(path)?;
+            let is_synced = {
+                let file = state.file(id)?;
+                Arc::ptr_eq(&file.durable, &file.visible)
+            };
+            let mut bytes = vec![0; len];
+            let read = state.file(id)?.visible.read(&mut bytes, from);
+            bytes.truncate(read);
+            if to.saturating_add(read as u64) > state.file(id)?.visible.len() {
+                return Err(invalid("it would go beyond the file's end"));
+            }
+            state
+                .modify(id, |content, budget| content.write(to, &bytes, budget))?
+                .map_err(full)?;
+            let file = state.file_mut(id)?;
+            if is_synced {
+                file.durable = Arc::clone(&file.visible);
+            } else {
+                let len = file.durable.len();
+                let durable = Arc::make_mut(&mut file.durable);
+                let kept = len.saturating_sub(to).min(bytes.len() as u64) as usize;
+                durable
+                    .write(to, &bytes[..kept], &mut u64::MAX.clone())
+                    .map_err(full)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Forgets the bytes of a file that were not synced, and keeps its length: what a kernel may do
     /// when a sync fails.
     pub fn lose_unsynced(&self, path: impl AsRef<Path>) -> Result<()> {

@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use firn_io::Env;
 use futures_util::stream::{self, StreamExt};
 use futures_util::{FutureExt, Stream};
 use openraft::errors::{
@@ -22,8 +24,10 @@ use crate::message::{
     Answer, AppendAnswer, AppendRequest, Request, TransferAnswer, TransferRequest, VoteRequest,
 };
 use crate::raft::config::{
-    CommittedLeaderId, RaftLogId, RaftVote, Types, entry, log_id, raft_log_id, raft_vote, vote,
+    CommittedLeaderId, RaftEntry, RaftLogId, RaftPayload, RaftVote, Types, entry, log_id,
+    raft_log_id, raft_vote, vote,
 };
+use crate::transfer::{Sender, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport, TransportError};
 use crate::types::{Member, NodeId};
 
@@ -37,6 +41,11 @@ pub(crate) struct RaftNet {
     pub(crate) transport: Arc<dyn Transport>,
     /// How long entries may be without an answer: a disk may be slow.
     pub(crate) log_timeout: Duration,
+    /// As a leader, it says nothing: others shall elect one that a majority answers.
+    pub(crate) is_still: Arc<AtomicBool>,
+    /// For snapshots: the files' world.
+    pub(crate) env: Env,
+    pub(crate) transfer: TransferOptions,
 }
 
 /// The way to one node.
@@ -47,6 +56,9 @@ pub(crate) struct RaftPeer {
     class: Class,
     transport: Arc<dyn Transport>,
     log_timeout: Duration,
+    is_still: Arc<AtomicBool>,
+    env: Env,
+    transfer: TransferOptions,
 }
 
 impl RaftNet {
@@ -60,6 +72,9 @@ impl RaftNet {
             class,
             transport: Arc::clone(&self.transport),
             log_timeout: self.log_timeout,
+            is_still: Arc::clone(&self.is_still),
+            env: self.env.clone(),
+            transfer: self.transfer,
         }
     }
 }
@@ -86,6 +101,19 @@ fn nonsense(answer: &Answer) -> RPCError<Types> {
         Answer::Refused(refusal) => Unreachable::from_string(format!("{refusal:?}")).into(),
         answer => NetworkError::from_string(format!("it answered {answer:?}")).into(),
     }
+}
+
+fn payload_bytes(entry: &RaftEntry) -> usize {
+    match &entry.payload {
+        RaftPayload::Normal(data) => data.0.len(),
+        RaftPayload::Blank | RaftPayload::Membership(_) => 0,
+    }
+}
+
+/// How much longer so many bytes may take: the slowest network and disk that a cluster makes sense on
+/// have 16 MiB a second left for it.
+fn time_on_the_way(bytes: usize) -> Duration {
+    Duration::from_micros(bytes as u64 / 16)
 }
 
 impl RaftPeer {
@@ -121,9 +149,14 @@ impl RaftPeer {
         rpc: &AppendEntriesRequest<Types>,
         option: &RPCOption,
     ) -> BoxFuture<'static, Result<AppendEntriesResponse<Types>, RPCError<Types>>> {
+        if self.is_still.load(Ordering::Relaxed) {
+            let still = Unreachable::from_string("a majority has not answered for long");
+            return std::future::ready(Err(still.into())).boxed();
+        }
+        let bytes: usize = rpc.entries.iter().map(payload_bytes).sum();
         let timeout = match self.class {
             Class::Urgent => option.soft_ttl(),
-            Class::Log | Class::Bulk => self.log_timeout,
+            Class::Log | Class::Bulk => self.log_timeout + time_on_the_way(bytes),
         };
         let request = Request::Append(AppendRequest {
             vote: vote(&rpc.vote),
@@ -261,9 +294,13 @@ impl RaftNetworkV2<Types> for RaftPeer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let sent = self
-            .transport
-            .send_snapshot(&self.peer, vote(&leader), snapshot.snapshot);
+        let sender = Sender {
+            env: self.env.clone(),
+            transport: Arc::clone(&self.transport),
+            options: self.transfer,
+        };
+        let sent = sender.send(self.peer.clone(), vote(&leader), snapshot.snapshot);
+        let sent = std::pin::pin!(sent);
         let cancel = std::pin::pin!(cancel);
         match futures_util::future::select(sent, cancel).await {
             futures_util::future::Either::Left((Ok(follows), _)) => Ok(SnapshotResponse {

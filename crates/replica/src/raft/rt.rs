@@ -3,19 +3,22 @@
 //!
 //! A node runs on one thread, with a current-thread runtime. In a simulation all nodes share one such
 //! thread with a clock that is paused: then tasks, timers and channels run in an order that depends
-//! on nothing but the seeds.
+//! on nothing but the seeds, and each node's time passes at its own [`pace`].
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::time::Duration;
 
 use firn_io::rng::Rng;
 use openraft_rt::{AsyncRuntime, OptionalSend};
-use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot};
+use openraft_rt_tokio::{TokioMpsc, TokioMutex, TokioOneshot};
 use rand_core::TryRng;
+use tokio::runtime::Handle;
 
+use crate::pace;
 use crate::raft::watch::Watch;
 
 thread_local! {
@@ -29,7 +32,6 @@ pub(crate) fn seed(seed: u64) {
 }
 
 /// Begins this thread's random numbers anew, for a simulation that is run more than once.
-#[cfg(test)]
 pub(crate) fn reset(seed: u64) {
     RNG.set(Rng::new(seed));
 }
@@ -55,6 +57,52 @@ impl TryRng for ThreadRng {
     }
 }
 
+/// A moment, by the clock of the node that asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LocalInstant(tokio::time::Instant);
+
+impl Add<Duration> for LocalInstant {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0 + duration)
+    }
+}
+
+impl AddAssign<Duration> for LocalInstant {
+    fn add_assign(&mut self, duration: Duration) {
+        self.0 += duration;
+    }
+}
+
+impl Sub<Duration> for LocalInstant {
+    type Output = Self;
+
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0 - duration)
+    }
+}
+
+impl Sub for LocalInstant {
+    type Output = Duration;
+
+    fn sub(self, earlier: Self) -> Duration {
+        self.0.duration_since(earlier.0)
+    }
+}
+
+impl SubAssign<Duration> for LocalInstant {
+    fn sub_assign(&mut self, duration: Duration) {
+        self.0 -= duration;
+    }
+}
+
+impl openraft_rt::Instant for LocalInstant {
+    fn now() -> Self {
+        Self(pace::now())
+    }
+}
+
 /// The runtime. A value of it is made by the library's own tests only: nodes run on the runtime that
 /// they are started in.
 pub(crate) struct Runtime(tokio::runtime::Runtime);
@@ -69,7 +117,7 @@ impl AsyncRuntime for Runtime {
     type JoinError = tokio::task::JoinError;
     type JoinHandle<T: OptionalSend + 'static> = tokio::task::JoinHandle<T>;
     type Sleep = tokio::time::Sleep;
-    type Instant = TokioInstant;
+    type Instant = LocalInstant;
     type TimeoutError = tokio::time::error::Elapsed;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = tokio::time::Timeout<T>;
     type ThreadLocalRng = ThreadRng;
@@ -83,31 +131,30 @@ impl AsyncRuntime for Runtime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        tokio::task::spawn(future)
+        pace::spawn(&Handle::current(), pace::current().as_ref(), future)
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
-        tokio::time::sleep(duration)
+        tokio::time::sleep(pace::outside(duration))
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        // The wrapper keeps its instant to itself.
-        tokio::time::sleep(deadline - <TokioInstant as openraft_rt::Instant>::now())
+        Self::sleep(deadline - <LocalInstant as openraft_rt::Instant>::now())
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
         duration: Duration,
         future: F,
     ) -> Self::Timeout<R, F> {
-        tokio::time::timeout(duration, future)
+        tokio::time::timeout(pace::outside(duration), future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
         deadline: Self::Instant,
         future: F,
     ) -> Self::Timeout<R, F> {
-        let left = deadline - <TokioInstant as openraft_rt::Instant>::now();
-        tokio::time::timeout(left, future)
+        let left = deadline - <LocalInstant as openraft_rt::Instant>::now();
+        Self::timeout(left, future)
     }
 
     fn is_panic(join_error: &Self::JoinError) -> bool {

@@ -40,7 +40,8 @@ impl StoreBuilder<Types, RaftLog, RaftMachine> for Builder {
             ballast_bytes: 0,
             ..Options::default()
         };
-        let home = Home::open(Arc::clone(&env.fs), root, 1).expect("a fresh directory");
+        let home =
+            Home::open(Arc::clone(&env.fs), root, 1, &*env.entropy).expect("a fresh directory");
         let log_dir = home.log_dir();
         let link = Arc::new(LogLink::default());
         let machine = Machine::open(env.clone(), home, options, Arc::clone(&link), None);

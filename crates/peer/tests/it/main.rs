@@ -1,0 +1,7 @@
+//! Nodes over real sockets.
+
+mod cluster;
+mod common;
+mod hostile;
+mod loopback;
+mod tls;
