@@ -49,6 +49,7 @@ pub(crate) enum Verb {
     Import(ImportArgs),
     Export(ExportArgs),
     Ns(NsArgs),
+    Cluster(ClusterArgs),
     Watch(WatchArgs),
     Bench(Box<BenchArgs>),
     Verify(VerifyArgs),
@@ -58,6 +59,7 @@ pub(crate) enum Verb {
     Config(ConfigArgs),
     Doctor(DoctorArgs),
     Health(HealthArgs),
+    Demo(DemoArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
     /// Prints the reference of the command line in Markdown
@@ -735,6 +737,104 @@ pub(crate) struct BenchArgs {
     pub(crate) memory: Option<usize>,
 }
 
+/// Shows and changes who belongs to a cluster
+///
+/// `init`, `join` and `recover` work on the directory of a node that does not run; the others ask a
+/// server, and follow it to the leader.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Three nodes on one machine:\n  firn serve --data-dir d1 --peer-addr 127.0.0.1:7001 --init-cluster\n  firn serve --data-dir d2 --http 127.0.0.1:8082 --resp off --peer-addr 127.0.0.1:7002 --join 127.0.0.1:8080\n  firn serve --data-dir d3 --http 127.0.0.1:8083 --resp off --peer-addr 127.0.0.1:7003 --join 127.0.0.1:8080"
+)]
+pub(crate) struct ClusterArgs {
+    #[command(subcommand)]
+    pub(crate) action: ClusterAction,
+}
+
+/// Which node is asked.
+#[derive(Debug, Args)]
+pub(crate) struct MemberArgs {
+    /// A node of the cluster
+    #[arg(long, value_name = "ADDR", default_value = crate::store::DEFAULT_SERVER)]
+    pub(crate) server: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterAction {
+    /// Makes a directory the first node of a new cluster, with what is in it; takes the flags of serve
+    Init {
+        #[command(flatten)]
+        settings: SettingArgs,
+    },
+    /// Makes an empty directory a node of the cluster that --join names; takes the flags of serve
+    Join {
+        #[command(flatten)]
+        settings: SettingArgs,
+    },
+    /// Prints how the cluster is, as one of its nodes sees it
+    Status {
+        /// How to print it
+        #[arg(long, value_enum, value_name = "FORMAT", default_value = "table")]
+        format: ReportFormat,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+    /// Prints who belongs to the cluster, as the leader sees it
+    Members {
+        /// How to print them
+        #[arg(long, value_enum, value_name = "FORMAT", default_value = "table")]
+        format: ReportFormat,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+    /// Gives a node that has caught up a vote
+    Promote {
+        #[arg(value_name = "NODE")]
+        node: u64,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+    /// Takes the vote of a node, which goes on getting everything
+    Demote {
+        #[arg(value_name = "NODE")]
+        node: u64,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+    /// Removes a node for good; its directory must not be used again
+    Remove {
+        #[arg(value_name = "NODE")]
+        node: u64,
+        /// Although the rest is then no majority that can be reached
+        #[arg(long)]
+        force: bool,
+        /// Do it without asking
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+    /// Lets another node lead: the one named, or who has most of the log
+    Transfer {
+        #[arg(value_name = "NODE")]
+        node: Option<u64>,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+    /// Makes the one node that is left of a cluster a cluster of its own
+    ///
+    /// For when a majority is lost for good. What this node's log has is kept, whether a majority had
+    /// it or not; acknowledged writes that only the lost nodes had are lost. The others must never be
+    /// started again with what they have: give them empty directories and let them join.
+    Recover {
+        /// The directory; no server may hold it
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+        /// Do it without asking
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
 /// Reads every byte and checks every checksum and invariant
 ///
 /// Exit code 5 if something is damaged.
@@ -852,6 +952,27 @@ pub(crate) struct HealthArgs {
     /// The server to ask
     #[arg(long, value_name = "ADDR", default_value = crate::store::DEFAULT_SERVER)]
     pub(crate) server: String,
+}
+
+/// Kills the leader of a cluster of three under load, and shows what happens
+///
+/// Three servers are started on this machine and written to by several clients; one of them is killed
+/// without warning (SIGKILL), and started again later. At the end every acknowledged write is read.
+/// Exit code 5 if one is lost. Everything is removed afterwards.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Clients that write
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(crate) clients: u64,
+    /// How long they write
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s")]
+    pub(crate) time: Duration,
+    /// As `firn serve` has it
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "800ms")]
+    pub(crate) cluster_election_timeout: Duration,
+    /// How to print it
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: ReportFormat,
 }
 
 /// Prints completions for a shell

@@ -10,9 +10,11 @@ use crate::store::Range;
 
 mod batch;
 mod checkpoint;
+mod cluster;
 mod completions;
 mod config;
 mod del;
+mod demo;
 mod doctor;
 mod export;
 mod get;
@@ -41,6 +43,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Import(args) => import::run(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Ns(args) => ns::run(args),
+        Verb::Cluster(args) => cluster::run(args),
         Verb::Watch(args) => watch::run(&args),
         Verb::Bench(args) => crate::bench::run(&args),
         Verb::Verify(args) => verify::run(&args),
@@ -50,6 +53,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
         Verb::Config(args) => config::run(args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Health(args) => health::run(&args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Completions(args) => completions::completions(&args),
         Verb::Man(args) => completions::man(&args),
         Verb::Reference => completions::reference(),

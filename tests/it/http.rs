@@ -28,9 +28,13 @@ impl Reply {
 
 impl Connection {
     pub(crate) fn open(address: &str) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
+        Self::on(TcpStream::connect(address)?, Duration::from_secs(60))
+    }
+
+    /// On a connection that is there; nothing is waited for longer than this.
+    pub(crate) fn on(stream: TcpStream, patience: Duration) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(patience))?;
         Ok(Self {
             stream: BufReader::new(stream),
         })

@@ -12,6 +12,7 @@
 )]
 
 mod cli;
+mod cluster;
 mod http;
 mod kill;
 mod process;

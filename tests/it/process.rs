@@ -112,7 +112,11 @@ impl Server {
 
     /// Starts a server on a free port and waits for its ready line; or for its end.
     pub(crate) fn try_start(dir: &Path, extra: &[&str]) -> Result<Self, Ended> {
-        let mut child = spawn(dir, extra);
+        Self::of(spawn(dir, extra))
+    }
+
+    /// Waits for the ready line of a server with pipes; or for its end.
+    pub(crate) fn of(mut child: Child) -> Result<Self, Ended> {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || {

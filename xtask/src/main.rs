@@ -42,6 +42,9 @@ cargo xtask <word>
                   errors of the disk at N operations of every history
   kill [--rounds N] [--seed S]
                   kill -9 the server again and again, check that no acknowledged write is lost
+  cluster [--seconds S] [--seed N]
+                  three servers, everything that can happen to one of them or to the wires
+                  between, each for S seconds (wires and full disks need root)
   loom [--preemptions N]
                   every interleaving of memtable and publication, up to N preemptions a thread
   sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Some("model") => MODEL.run(rest),
         Some("faults") => FAULTS.run(rest),
         Some("kill") => KILL.run(rest),
+        Some("cluster") => CLUSTER.run(rest),
         Some("loom") => loom(rest),
         Some("sanitize") => sanitize(rest),
         Some("fuzz") => fuzz(rest),
@@ -219,6 +223,16 @@ const KILL: Long = Long {
     settings: &[
         ("--rounds", "FIRN_KILL_ROUNDS", Some("200")),
         ("--seed", "FIRN_KILL_SEED", None),
+    ],
+};
+
+const CLUSTER: Long = Long {
+    name: "cluster",
+    package: "firn",
+    filter: "cluster::",
+    settings: &[
+        ("--seconds", "FIRN_CLUSTER_SECONDS", Some("5")),
+        ("--seed", "FIRN_CLUSTER_SEED", None),
     ],
 };
 

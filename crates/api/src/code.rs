@@ -137,11 +137,14 @@ codes! {
     RateLimited "rate_limited" 429 "TRYAGAIN" ResourceExhausted 4
         "The client sends more requests than it may",
         "Repeat after the delay of Retry-After; limits.rate and limits.rate_burst say how many there may be.";
+    Unsupported "unsupported" 501 "ERR" Unimplemented 2
+        "The server cannot do this as it is set up",
+        "The detail says what it would take.";
     Internal "internal" 500 "ERR" Internal 3
         "The server made a mistake",
         "Report it, with the server's log of that moment.";
     OutcomeUnknown "outcome_unknown" 500 "ERR" Unavailable 3
-        "The server stopped before the write was acknowledged",
+        "The server or its leader stopped before the write was acknowledged",
         "The write may or may not have happened: read the key, or repeat it under a condition.";
     IoError "io_error" 500 "ERR" Internal 4
         "The disk refused an operation",
@@ -158,6 +161,12 @@ codes! {
     ShuttingDown "shutting_down" 503 "ERR" Unavailable 3
         "The server is about to stop",
         "Repeat the request after the delay, or elsewhere.";
+    NoLeader "no_leader" 503 "CLUSTERDOWN" Unavailable 3
+        "The cluster has no leader that a majority follows",
+        "Repeat after the delay of Retry-After, or ask another node. Nothing was written.";
+    NotLeader "not_leader" 503 "TRYAGAIN" Unavailable 3
+        "Only the leader does this",
+        "Ask the node that the member leader names, or again later. Nothing was changed.";
     LogPoisoned "log_poisoned" 503 "ERR" Unavailable 4
         "Writes are refused: an earlier write to the log failed",
         "Mend the disk and restart the server. Reads go on; no acknowledged write is lost.";
@@ -184,7 +193,11 @@ impl Code {
     pub const fn is_transient(self) -> bool {
         matches!(
             self,
-            Self::Overloaded | Self::RateLimited | Self::TooManyConnections | Self::ShuttingDown
+            Self::Overloaded
+                | Self::RateLimited
+                | Self::TooManyConnections
+                | Self::ShuttingDown
+                | Self::NoLeader
         )
     }
 }

@@ -68,6 +68,9 @@ pub struct Problem {
     /// When it is worth trying again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// Where the leader of the cluster answers HTTP, where only it can help.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
 }
 
 impl Problem {
@@ -82,6 +85,88 @@ impl Problem {
             ..Self::default()
         }
     }
+}
+
+/// A node, as its cluster knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberReply {
+    /// Its number.
+    pub node: u64,
+    /// `leader`, `voter` or `learner`.
+    pub role: String,
+    /// Where it listens for the others.
+    pub peer: String,
+    /// Where it answers HTTP; empty: not known.
+    pub http: String,
+    /// Where it answers RESP; empty: nowhere.
+    pub resp: String,
+    /// As the leader knows it: how many entries it lacks; `null` if that is not known.
+    pub lag: Option<u64>,
+    /// As the leader knows it: how long ago it was last heard of.
+    pub heard_ms: Option<u64>,
+}
+
+/// `GET /v1/cluster`: a cluster, as one of its nodes sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterReply {
+    /// Names the cluster.
+    pub cluster: String,
+    /// The node that answers.
+    pub node: u64,
+    /// What it does: `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    pub role: String,
+    /// Who leads, as far as it knows.
+    pub leader: Option<u64>,
+    /// The term.
+    pub term: u64,
+    /// The last entry of its log.
+    pub last_index: Option<u64>,
+    /// Up to here it knows that a majority has the entries.
+    pub committed_index: Option<u64>,
+    /// The last entry in its state.
+    pub applied_index: Option<u64>,
+    /// Why it is not ready, or has stopped.
+    pub trouble: Option<String>,
+    /// Everybody, by number.
+    pub members: Vec<MemberReply>,
+}
+
+/// `POST /v1/cluster/members`: a node wants to belong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinBody {
+    /// Where it listens for the others.
+    pub peer: String,
+    /// Where it answers HTTP.
+    #[serde(default)]
+    pub http: String,
+    /// Where it answers RESP; empty: nowhere.
+    #[serde(default)]
+    pub resp: String,
+    /// The number it wants, which no node ever had; absent: the cluster gives it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u64>,
+}
+
+/// It belongs now, without a vote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinReply {
+    /// Names the cluster.
+    pub cluster: String,
+    /// The number of the new node.
+    pub node: u64,
+}
+
+/// `POST /v1/cluster/promote`, `demote`, `remove`, `transfer`: which node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeBody {
+    /// Its number; to transfer to, may be absent: whoever has most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u64>,
+    /// Remove it although the rest is then no majority that can be reached.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Appends the JSON object of one entry, as pages, streams and multi-gets carry it:

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use firn_api::http::{BatchReply, NamespaceBody, StatsReply, VerifyReply};
+use firn_api::http::{BatchReply, ClusterReply, NamespaceBody, StatsReply, VerifyReply};
 use tokio::runtime::Runtime;
 
 use crate::batch::Batch;
@@ -120,6 +120,16 @@ impl Client {
         checkpoint(name: Option<&str>) -> String;
         /// Checks every checksum.
         verify() -> VerifyReply;
+        /// The cluster, as the server sees it.
+        cluster() -> ClusterReply;
+        /// Gives a node a vote.
+        promote(node: u64) -> ();
+        /// Takes the vote of a node.
+        demote(node: u64) -> ();
+        /// Removes a node.
+        remove(node: u64, force: bool) -> ();
+        /// Makes another node lead.
+        transfer(node: Option<u64>) -> u64;
     }
 
     /// Walks a range.

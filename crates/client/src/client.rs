@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use firn_api::code::Code;
 use firn_api::http::{
-    CheckpointBody, CheckpointReply, KV_DURABILITY, KV_EXPIRES_AT, KV_VERSION, KeyRef, MgetBody,
-    MgetReply, NamespaceBody, NamespacesReply, StatsReply, VerifyReply, bytes_member,
+    CheckpointBody, CheckpointReply, ClusterReply, KV_DURABILITY, KV_EXPIRES_AT, KV_VERSION,
+    KeyRef, MgetBody, MgetReply, NamespaceBody, NamespacesReply, NodeBody, StatsReply, VerifyReply,
+    bytes_member,
 };
 use firn_api::{duration, text};
 use http::Method;
@@ -467,6 +468,69 @@ impl Client {
     pub async fn verify(&self) -> Result<VerifyReply> {
         self.json(Call::new(Method::POST, "/v1/admin/verify".into()))
             .await
+    }
+
+    /// The cluster, as the server sees it.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; the server is no node of one.
+    pub async fn cluster(&self) -> Result<ClusterReply> {
+        self.json(Call::new(Method::GET, "/v1/cluster".into()))
+            .await
+    }
+
+    async fn change_cluster(&self, what: &str, body: NodeBody) -> Result<Answer> {
+        let mut call = Call::new(Method::POST, format!("/v1/cluster/{what}"));
+        call.body = encode(&body)?;
+        self.transport.call(call).await
+    }
+
+    /// Gives a node that has caught up a vote.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; the server does not lead, and says who does.
+    pub async fn promote(&self, node: u64) -> Result<()> {
+        let body = NodeBody {
+            node: Some(node),
+            force: false,
+        };
+        self.change_cluster("promote", body).await.map(drop)
+    }
+
+    /// Takes the vote of a node.
+    ///
+    /// # Errors
+    /// As [`Client::promote`].
+    pub async fn demote(&self, node: u64) -> Result<()> {
+        let body = NodeBody {
+            node: Some(node),
+            force: false,
+        };
+        self.change_cluster("demote", body).await.map(drop)
+    }
+
+    /// Removes a node; with `force` also if the rest is then no majority that can be reached.
+    ///
+    /// # Errors
+    /// As [`Client::promote`].
+    pub async fn remove(&self, node: u64, force: bool) -> Result<()> {
+        let body = NodeBody {
+            node: Some(node),
+            force,
+        };
+        self.change_cluster("remove", body).await.map(drop)
+    }
+
+    /// Makes another node lead, and answers which.
+    ///
+    /// # Errors
+    /// As [`Client::promote`].
+    pub async fn transfer(&self, node: Option<u64>) -> Result<u64> {
+        let body = NodeBody { node, force: false };
+        let answer = self.change_cluster("transfer", body).await?;
+        let reply: NodeBody =
+            serde_json::from_slice(&answer.body).map_err(|e| Error::new(ErrorKind::Protocol, e))?;
+        Ok(reply.node.unwrap_or_default())
     }
 
     pub(crate) fn target(&self, what: &str) -> String {

@@ -200,6 +200,16 @@ impl Home {
         format!("state-{state:06}")
     }
 
+    /// Notes that the state begins with this entry although no snapshot brought it: the directory
+    /// was a database of its own.
+    pub(crate) fn begin_at(&mut self, installed: LogId) -> Result<()> {
+        if self.installed == Some(installed) {
+            return Ok(());
+        }
+        self.installed = Some(installed);
+        self.write()
+    }
+
     /// Which making of this directory it is: never 0, and with near certainty no other one's.
     pub fn incarnation(&self) -> u64 {
         self.incarnation

@@ -52,11 +52,12 @@
 //! whole clusters so, with power cuts and partitions; a seed decides everything.
 //!
 //! Module order, bottom first (a module names only modules above it in this list): `codec`, `types`,
-//! `command`, `message`, `error`, `log_store`, `home`, `machine`, `transport`, `transfer`, `raft::watch`,
+//! `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`, `transport`, `transfer`, `raft::watch`,
 //! `raft::rt`, `raft::config`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
 
 #![deny(missing_docs)]
 
+pub mod adopt;
 pub mod codec;
 pub mod command;
 pub mod error;
@@ -73,7 +74,7 @@ pub mod types;
 
 pub use crate::command::Write;
 pub use crate::error::{Error, Result};
-pub use crate::node::{Node, NodeOptions, NodeThread, Timing, World};
+pub use crate::node::{Counts, Node, NodeOptions, NodeThread, Timing, World};
 pub use crate::replicator::{
     MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written,
 };

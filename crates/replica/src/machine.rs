@@ -38,9 +38,9 @@ use crate::codec::{decode_all, get_option, put_option};
 use crate::command::Command;
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::log_store::LogStore;
+use crate::log_store::{LogStore, LogStoreOptions};
 use crate::message::{SnapshotFile, SnapshotMeta};
-use crate::types::{Entry, LogId, Membership, Payload};
+use crate::types::{Entry, LogId, Membership, NodeId, Payload};
 
 const OWNER_VERSION: u8 = 1;
 
@@ -87,13 +87,13 @@ fn log_id(applied: Applied) -> LogId {
 
 /// What consensus knows as of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Owner {
-    membership_id: Option<LogId>,
-    membership: Membership,
+pub(crate) struct Owner {
+    pub(crate) membership_id: Option<LogId>,
+    pub(crate) membership: Membership,
 }
 
 impl Owner {
-    fn encode(&self) -> Arc<[u8]> {
+    pub(crate) fn encode(&self) -> Arc<[u8]> {
         let mut out = Vec::new();
         put_u8(&mut out, OWNER_VERSION);
         put_option(&mut out, self.membership_id.as_ref(), |out, id| id.put(out));
@@ -205,6 +205,11 @@ impl AppliedWatch {
         }
     }
 
+    /// Whether the entry is applied.
+    pub(crate) fn is_applied(&self, index: u64) -> bool {
+        self.0.lock().applied >= Some(index)
+    }
+
     /// Ends when the entry is applied; `None` if it is already.
     pub(crate) fn wait(&self, index: u64) -> Option<oneshot::Receiver<()>> {
         let mut watched = self.0.lock();
@@ -305,6 +310,35 @@ impl Machine {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// Opens the log that belongs to the state, and makes it known to the engine. Only a state that a
+    /// snapshot just brought, or that was a database of its own, may be ahead of its log: then what the
+    /// log has is replaced by the mark that the entries before are gone.
+    pub(crate) fn open_log(
+        &self,
+        env: Env,
+        node: NodeId,
+        options: &LogStoreOptions,
+    ) -> Result<LogStore> {
+        let (dir, installed, applied) = {
+            let opened = self.shared.opened.lock();
+            let home = &opened.home;
+            (home.log_dir(), home.installed(), opened.applied)
+        };
+        let is_installed = applied.is_some() && applied == installed;
+        let known = applied.filter(|_| !is_installed);
+        let log = LogStore::open(env, &dir, node, known, options)?;
+        if let Some(applied) = applied.filter(|_| is_installed)
+            && log.id_at(applied.index) != Some(applied)
+            && log.bounds().0 < Some(applied)
+        {
+            // Of what the log has, the snapshot knows better.
+            log.truncate_after(None)?;
+            log.purge(applied)?;
+        }
+        self.shared.link.set_log(log.clone());
+        Ok(log)
     }
 
     /// The database to read. After a snapshot was installed it is another one.

@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +42,8 @@ use firn_engine::{Db, Options, Outcome};
 use firn_io::Env;
 use firn_io::exec::{Executor, Priority, ThreadPool};
 use openraft::errors::{
-    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+    ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError,
+    LinearizableReadError, RaftError,
 };
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
@@ -209,6 +210,30 @@ impl<T> Queue<T> {
     }
 }
 
+/// What a node has done since it was started, and what waits.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Proposals that wait for their turn.
+    pub queued_writes: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// Entries with writes that it proposed.
+    pub entries: u64,
+    /// Writes in them.
+    pub writes: u64,
+    /// Writes that it passed on to the leader.
+    pub forwarded: u64,
+    /// Of the log.
+    pub log: firn_io::wal::LogStats,
+}
+
+#[derive(Debug, Default)]
+struct Tallies {
+    entries: AtomicU64,
+    writes: AtomicU64,
+    forwarded: AtomicU64,
+}
+
 struct Inner {
     id: NodeId,
     raft: Raft<Types, RaftMachine>,
@@ -224,6 +249,7 @@ struct Inner {
     room: Notify,
     reads: Queue<PendingRead>,
     is_closed: AtomicBool,
+    tallies: Tallies,
 }
 
 /// A running node. Cheap to clone; all clones are one node, which runs until [`Node::shutdown`].
@@ -271,33 +297,15 @@ impl Node {
         rt::seed(world.env.entropy.next_u64() ^ options.id);
         let fs = Arc::clone(&world.env.fs);
         let home = Home::open(fs, &options.root, options.id, &*world.env.entropy)?;
-        let (log_dir, installed) = (home.log_dir(), home.installed());
         let link = Arc::new(LogLink::default());
         let machine = Machine::open(
             world.env.clone(),
             home,
             options.engine.clone(),
-            Arc::clone(&link),
+            link,
             options.listener.clone(),
         )?;
-        let applied = machine.applied();
-        let is_installed = applied.is_some() && applied == installed;
-        let log = LogStore::open(
-            world.log_env.clone(),
-            &log_dir,
-            options.id,
-            applied.filter(|_| !is_installed),
-            &options.log,
-        )?;
-        if let Some(applied) = applied.filter(|_| is_installed)
-            && log.id_at(applied.index) != Some(applied)
-            && log.bounds().0 < Some(applied)
-        {
-            // Of what the log has, the snapshot knows better.
-            log.truncate_after(None)?;
-            log.purge(applied)?;
-        }
-        link.set_log(log.clone());
+        let log = machine.open_log(world.log_env.clone(), options.id, &options.log)?;
         let net = RaftNet {
             id: options.id,
             transport: Arc::clone(&world.transport),
@@ -332,6 +340,7 @@ impl Node {
                 room: Notify::new(),
                 reads: Queue::default(),
                 is_closed: AtomicBool::new(false),
+                tallies: Tallies::default(),
             }),
         };
         let inner = &node.inner;
@@ -424,6 +433,45 @@ impl Node {
         self.inner.machine.db()
     }
 
+    /// Whether the entry at this index is applied here.
+    pub fn is_applied(&self, index: u64) -> bool {
+        self.inner.machine.watch().is_applied(index)
+    }
+
+    /// Returns when the entry at this index is applied here: what was written through this node can
+    /// then be read from it without asking anybody.
+    pub async fn wait_applied(&self, index: u64) -> Result<()> {
+        match self.inner.machine.watch().wait(index) {
+            Some(applied) => {
+                let most = self.inner.options.request_timeout;
+                let waited = timeout(most, applied).await;
+                waited
+                    .map_err(|_| Error::NoQuorum)?
+                    .map_err(|_| Error::Closed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when everything that is in this node's log is on its disk. Waits for the disk.
+    pub fn sync_log(&self) -> Result<()> {
+        Ok(self.inner.log.sync()?)
+    }
+
+    /// Counts, for metrics.
+    pub fn counts(&self) -> Counts {
+        let inner = &self.inner;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            queued_writes: inner.writes.items.lock().len() as u64,
+            queued_bytes: inner.queued_bytes.load(Ordering::Relaxed) as u64,
+            entries: read(&inner.tallies.entries),
+            writes: read(&inner.tallies.writes),
+            forwarded: read(&inner.tallies.forwarded),
+            log: inner.log.stats(),
+        }
+    }
+
     /// A number that two nodes have in common that applied the same entries, if their states are the
     /// same. Reads everything.
     pub fn content_hash(&self) -> Result<u64> {
@@ -488,8 +536,12 @@ impl Node {
         if level == ReadLevel::Lease {
             let inner = Arc::clone(&self.inner);
             let read = async move { inner.lease_index().await };
-            let (index, term) = self.on_runtime(read).await?;
-            return Ok((index, Some(term)));
+            match self.on_runtime(read).await {
+                Ok((index, term)) => return Ok((index, Some(term))),
+                // Who does not lead has no lease, and asks who does.
+                Err(Error::NotLeader { .. } | Error::NoQuorum) => {}
+                Err(error) => return Err(error),
+            }
         }
         let (answer, answered) = oneshot::channel();
         self.inner.reads.push(PendingRead {
@@ -507,13 +559,17 @@ impl Node {
         mut attempt: impl FnMut() -> F,
         late: Error,
     ) -> Result<T> {
+        // What the last attempt said, while the next one has not begun.
+        let refused = Mutex::new(None);
         let tries = async {
             let mut pause = RETRY_FIRST;
             loop {
+                *refused.lock() = None;
                 match attempt().await {
-                    Err(Error::NotLeader { .. } | Error::NoQuorum)
+                    Err(error @ (Error::NotLeader { .. } | Error::NoQuorum))
                         if !self.inner.is_closed.load(Ordering::Acquire) =>
                     {
+                        *refused.lock() = Some(error);
                         sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MOST);
                     }
@@ -522,7 +578,7 @@ impl Node {
             }
         };
         let result = timeout(self.inner.options.request_timeout, tries).await;
-        result.unwrap_or(Err(late))
+        result.unwrap_or_else(|_| Err(refused.into_inner().unwrap_or(late)))
     }
 }
 
@@ -568,6 +624,10 @@ fn client_error(error: ClientWriteError<Types>) -> Error {
     match error {
         ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
         ClientWriteError::LogEntryDiscarded(_) => Error::Unknown("the leader changed".into()),
+        // Another change is on its way.
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
+            Error::Overloaded
+        }
         ClientWriteError::ChangeMembershipError(error) => Error::InvalidArgument(error.to_string()),
         ClientWriteError::PreconditionFailed(error) => Error::InvalidArgument(error.to_string()),
     }
@@ -682,6 +742,11 @@ impl Inner {
         for write in pending.iter().flat_map(|pending| &pending.writes) {
             builder.add(write);
         }
+        let count: usize = pending.iter().map(|pending| pending.writes.len()).sum();
+        self.tallies
+            .writes
+            .fetch_add(count as u64, Ordering::Relaxed);
+        self.tallies.entries.fetch_add(1, Ordering::Relaxed);
         let data = Data(builder.finish(self.world.env.clock.unix_ms()));
         let (tell, told) = oneshot::channel();
         let reply = Reply(Box::new(move |result| {
@@ -753,6 +818,9 @@ impl Inner {
         }
         let writes: Vec<Write> = own.iter().flat_map(|p| p.writes.iter().cloned()).collect();
         let count = writes.len();
+        self.tallies
+            .forwarded
+            .fetch_add(count as u64, Ordering::Relaxed);
         let request = Request::Propose(writes).encode().into();
         let timeout = self.options.request_timeout;
         let call = self
@@ -957,8 +1025,9 @@ impl Inner {
     /// has just begun is given time to hear of the others.
     async fn check_quorum_after(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
         let mut tries = 2 * (self.options.timing.election_max.as_millis() / 10).max(1);
+        let begun = tokio::time::Instant::now();
         loop {
-            let checked = self.check_heard(voters);
+            let checked = self.check_heard(voters, begun.elapsed());
             tries -= 1;
             if checked.is_ok() || tries == 0 {
                 return checked;
@@ -967,15 +1036,15 @@ impl Inner {
         }
     }
 
-    fn check_heard(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+    /// Within this long: who died a moment ago must not count.
+    fn check_heard(&self, voters: &BTreeSet<NodeId>, within: Duration) -> Result<()> {
         let status = self.status();
         let is_heard = |id: &NodeId| {
-            let fresh = self.options.timing.election_max * 2;
             *id == self.id
                 || status
                     .heard
                     .get(id)
-                    .is_some_and(|ago| ago.is_some_and(|a| a < fresh))
+                    .is_some_and(|ago| ago.is_some_and(|ago| ago < within))
         };
         let heard = voters.iter().filter(|id| is_heard(id)).count();
         if heard <= voters.len() / 2 {
@@ -1036,12 +1105,23 @@ impl Inner {
                     .await?;
                 (ChangeMembers::RemoveVoters(ids), true)
             }
-            MemberChange::Remove(ids) => {
+            MemberChange::Remove(_) | MemberChange::ForceRemove(_) => {
+                let (ids, is_forced) = match change {
+                    MemberChange::ForceRemove(ids) => (ids, true),
+                    MemberChange::Remove(ids) => (ids, false),
+                    _ => (BTreeSet::new(), false),
+                };
                 if let Some(id) = ids.iter().find(|id| unknown(id)) {
                     return Err(Error::InvalidArgument(format!("node {id} is no member")));
                 }
                 let left: BTreeSet<NodeId> = voters.difference(&ids).copied().collect();
-                self.check_quorum_after(&left).await?;
+                if left.is_empty() {
+                    let detail = "nobody would be left to vote";
+                    return Err(Error::InvalidArgument(detail.into()));
+                }
+                if !is_forced {
+                    self.check_quorum_after(&left).await?;
+                }
                 if left.len() < voters.len() {
                     let gone = voters.intersection(&ids).copied().collect();
                     let demote = ChangeMembers::RemoveVoters(gone);

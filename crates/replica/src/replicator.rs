@@ -56,6 +56,9 @@ pub enum MemberChange {
     Demote(BTreeSet<NodeId>),
     /// Nodes leave, voters or learners.
     Remove(BTreeSet<NodeId>),
+    /// The same although no majority of those who stay can be reached: the cluster may then be of no
+    /// use until some of them come back.
+    ForceRemove(BTreeSet<NodeId>),
 }
 
 /// What a node does.

@@ -3,7 +3,8 @@
 //! ```text
 //! log id      term varint | index varint
 //! vote        term varint | node varint | committed u8
-//! membership  n varint (at most 2), n times: set | m varint, m times: node varint | address bytes
+//! membership  n varint (at most 2), n times: set | m varint, m times: node varint | member
+//! member      address bytes | http bytes | resp bytes
 //! set         n varint, n times: node varint, ascending
 //! entry       version u8 (1) | kind u8 | group u32 | term u64 | index u64 | body (the rest)
 //!             kind 0: nothing; 1: a command (see `command`); 2: a membership
@@ -31,7 +32,7 @@ pub type NodeId = u64;
 /// it from the start.
 pub const GROUP: u32 = 0;
 
-/// Longest address of a node, in bytes.
+/// Longest address of a node, each, in bytes.
 pub const MAX_ADDRESS_BYTES: usize = 255;
 /// Most nodes of a cluster, voters and learners.
 pub const MAX_NODES: usize = 64;
@@ -111,6 +112,30 @@ impl Vote {
 pub struct Member {
     /// Where it listens for the others.
     pub address: String,
+    /// Where clients reach it by HTTP; empty: not known.
+    pub http: String,
+    /// Where clients reach it by RESP; empty: nowhere.
+    pub resp: String,
+}
+
+impl Member {
+    fn put(&self, out: &mut Vec<u8>) {
+        for text in [&self.address, &self.http, &self.resp] {
+            put_bytes(out, text.as_bytes());
+        }
+    }
+
+    fn get(r: &mut Reader<'_>) -> Option<Self> {
+        let mut text = || {
+            let bytes = r.bytes().filter(|bytes| bytes.len() <= MAX_ADDRESS_BYTES)?;
+            Some(str::from_utf8(bytes).ok()?.to_owned())
+        };
+        Some(Self {
+            address: text()?,
+            http: text()?,
+            resp: text()?,
+        })
+    }
 }
 
 /// Who belongs to the cluster; see the module's page.
@@ -143,7 +168,7 @@ impl Membership {
         put_varint_u64(out, self.nodes.len() as u64);
         for (&id, member) in &self.nodes {
             put_varint_u64(out, id);
-            put_bytes(out, member.address.as_bytes());
+            member.put(out);
         }
     }
 
@@ -167,13 +192,12 @@ impl Membership {
         }
         for _ in 0..r.varint_u64().filter(few)? {
             let id = r.varint_u64()?;
-            let address = r.bytes().filter(|bytes| bytes.len() <= MAX_ADDRESS_BYTES)?;
-            let address = str::from_utf8(address).ok()?.to_owned();
+            let member = Member::get(r)?;
             let last = membership.nodes.last_key_value();
             if last.is_some_and(|(&last, _)| last >= id) {
                 return None;
             }
-            membership.nodes.insert(id, Member { address });
+            membership.nodes.insert(id, member);
         }
         let known = |id| membership.nodes.contains_key(id);
         membership
@@ -296,7 +320,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn any_membership() -> impl Strategy<Value = Membership> {
-        let nodes = btree_map(any::<u64>(), ".{0,20}", 1..6);
+        let texts = (".{0,20}", ".{0,20}", ".{0,20}");
+        let member = texts.prop_map(|(address, http, resp)| Member {
+            address,
+            http,
+            resp,
+        });
+        let nodes = btree_map(any::<u64>(), member, 1..6);
         (nodes, vec(btree_set(0..6_usize, 1..4), 0..3)).prop_map(|(nodes, sets)| {
             let ids: Vec<NodeId> = nodes.keys().copied().collect();
             let pick = |at: usize| ids[at % ids.len()];
@@ -305,10 +335,7 @@ pub(crate) mod tests {
                 voters: voters
                     .map(|set| set.into_iter().map(pick).collect())
                     .collect(),
-                nodes: nodes
-                    .into_iter()
-                    .map(|(id, address)| (id, Member { address }))
-                    .collect(),
+                nodes,
             }
         })
     }
@@ -326,10 +353,14 @@ pub(crate) mod tests {
     fn golden_bytes() {
         let membership = Membership {
             voters: vec![BTreeSet::from([1, 300])],
-            nodes: [(1, "a:1"), (300, "b:2")]
-                .map(|(id, address)| {
-                    let address = address.to_owned();
-                    (id, Member { address })
+            nodes: [(1, "a:1", "h:3"), (300, "b:2", "")]
+                .map(|(id, address, http)| {
+                    let member = Member {
+                        address: address.to_owned(),
+                        http: http.to_owned(),
+                        resp: String::new(),
+                    };
+                    (id, member)
                 })
                 .into(),
         };
@@ -340,7 +371,8 @@ pub(crate) mod tests {
         #[rustfmt::skip]
         let want: &[&[u8]] = &[
             &[1, 2, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0], &[9, 0, 0, 0, 0, 0, 0, 0],
-            &[1, 2, 1, 0xac, 2], &[2, 1, 3], b"a:1", &[0xac, 2, 3], b"b:2",
+            &[1, 2, 1, 0xac, 2], &[2, 1, 3], b"a:1", &[3], b"h:3", &[0], &[0xac, 2, 3], b"b:2",
+            &[0, 0],
         ];
         assert_eq!(entry.to_bytes(), want.concat());
         let blank = Entry {

@@ -15,7 +15,10 @@ use std::time::Duration;
 use firn_api::limits::{self, Limits};
 use firn_api::{duration, size};
 use firn_engine::Durability;
+use firn_peer::TlsFiles;
+use firn_replica::{Member, Timing};
 
+use crate::cluster::identity::ClusterId;
 use crate::dialect::{Listen, Numbers, Speech};
 
 /// How log lines look.
@@ -46,6 +49,36 @@ pub struct Config {
     pub resp: Option<String>,
     /// `insecure`
     pub insecure: bool,
+    /// `peer_addr`: host and port; `None`: the server is no node of a cluster.
+    pub peer_addr: Option<String>,
+    /// `init_cluster`
+    pub init_cluster: bool,
+    /// `join`: where members answer HTTP.
+    pub join: Vec<String>,
+    /// `node_id`: zero: the cluster gives one.
+    pub node_id: u64,
+    /// `cluster_id`
+    pub cluster_id: Option<ClusterId>,
+    /// `advertise_peer`
+    pub advertise_peer: Option<String>,
+    /// `advertise_http`
+    pub advertise_http: Option<String>,
+    /// `advertise_resp`
+    pub advertise_resp: Option<String>,
+    /// `peer_cert`
+    pub peer_cert: Option<PathBuf>,
+    /// `peer_key`
+    pub peer_key: Option<PathBuf>,
+    /// `peer_ca`
+    pub peer_ca: Option<PathBuf>,
+    /// `peer_name`
+    pub peer_name: Option<String>,
+    /// `cluster.election_timeout`
+    pub election_timeout: Duration,
+    /// `cluster.request_timeout`
+    pub request_timeout: Duration,
+    /// `cluster.log_bytes`
+    pub cluster_log_bytes: u64,
     /// `memory`, in bytes.
     pub memory_bytes: u64,
     /// `durability`
@@ -143,6 +176,52 @@ settings! {
     "insecure" "FIRN_INSECURE" "--insecure" "BOOL" "false"
         "Allow listening beyond this machine without authentication."
         insecure boolean;
+    "peer_addr" "FIRN_PEER_ADDR" "--peer-addr" "ADDR" ""
+        "Where other nodes of the cluster reach this one. Without it the server is by itself."
+        peer_addr optional_address;
+    "init_cluster" "FIRN_INIT_CLUSTER" "--init-cluster" "BOOL" "false"
+        "A directory that is no node yet becomes the first one of a new cluster, with what is in it.          Together with join: only if nobody there is a member of one."
+        init_cluster boolean;
+    "join" "FIRN_JOIN" "--join" "ADDRS" ""
+        "A directory that is no node yet joins the cluster of these: where they answer HTTP, separated by          commas."
+        join addresses;
+    "node_id" "FIRN_NODE_ID" "--node-id" "COUNT" "0"
+        "The number that a new node asks for, which no node ever had; 0: the cluster gives it one."
+        node_id count;
+    "cluster_id" "FIRN_CLUSTER_ID" "--cluster-id" "ID" ""
+        "16 hexadecimal digits: names a new cluster; a directory of another cluster is refused."
+        cluster_id cluster_name;
+    "advertise_peer" "FIRN_ADVERTISE_PEER" "--advertise-peer" "ADDR" ""
+        "What a new node tells the others as its peer_addr, if that is not it."
+        advertise_peer optional_address;
+    "advertise_http" "FIRN_ADVERTISE_HTTP" "--advertise-http" "ADDR" ""
+        "What a new node tells the others as where clients reach its HTTP, if http is not it."
+        advertise_http optional_address;
+    "advertise_resp" "FIRN_ADVERTISE_RESP" "--advertise-resp" "ADDR" ""
+        "What a new node tells the others as where clients reach its RESP, if resp is not it."
+        advertise_resp optional_address;
+    "peer_cert" "FIRN_PEER_CERT" "--peer-cert" "FILE" ""
+        "The certificate (PEM) by which this node shows the others who it is. Without certificates nodes \
+         talk within one machine only, unless insecure."
+        peer_cert optional_path;
+    "peer_key" "FIRN_PEER_KEY" "--peer-key" "FILE" ""
+        "The private key of peer_cert."
+        peer_key optional_path;
+    "peer_ca" "FIRN_PEER_CA" "--peer-ca" "FILE" ""
+        "The certificates of who signed those of all nodes, this one's too."
+        peer_ca optional_path;
+    "peer_name" "FIRN_PEER_NAME" "--peer-name" "NAME" ""
+        "The name that the certificates of the others have, if it is not the host of their address."
+        peer_name optional_text;
+    "cluster.election_timeout" "FIRN_CLUSTER_ELECTION_TIMEOUT" "--cluster-election-timeout" "DURATION" "800ms"
+        "A leader that is not heard of for half of this to all of it is replaced. The same on all nodes;          at least ten times what a message takes."
+        election_timeout time;
+    "cluster.request_timeout" "FIRN_CLUSTER_REQUEST_TIMEOUT" "--cluster-request-timeout" "DURATION" "10s"
+        "How long a request waits for the cluster before it is refused."
+        request_timeout time;
+    "cluster.log_bytes" "FIRN_CLUSTER_LOG_BYTES" "--cluster-log-bytes" "SIZE" "256MiB"
+        "Bytes of log beyond which a snapshot is made, and what it has leaves the log."
+        cluster_log_bytes bytes;
     "memory" "FIRN_MEMORY" "--memory" "SIZE" "512MiB"
         "Memory for memtables, caches, indexes and filters together."
         memory_bytes bytes;
@@ -256,7 +335,9 @@ macro_rules! kinds {
     ($($name:ident $type:ty, $read:expr, $show:expr;)*) => {
         $(mod $name {
             #[allow(unused_imports, reason = "each kind uses some of them")]
-            use super::{Duration, Durability, Listen, LogFormat, PathBuf, Speech, duration, size};
+            use super::{
+                ClusterId, Duration, Durability, Listen, LogFormat, PathBuf, Speech, duration, size,
+            };
             pub(super) fn read(text: &str) -> Result<$type, String> {
                 let read: fn(&str) -> Result<$type, String> = $read;
                 read(text)
@@ -312,6 +393,31 @@ kinds! {
             )),
         },
         |address| address.clone().unwrap_or_else(|| "off".into());
+    optional_address Option<String>,
+        |text| match text {
+            "" => Ok(None),
+            text => super::address::read(text).map(Some),
+        },
+        |address| address.clone().unwrap_or_default();
+    optional_text Option<String>,
+        |text| Ok((!text.is_empty()).then(|| text.into())),
+        |text| text.clone().unwrap_or_default();
+    addresses Vec<String>,
+        |text| text
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+            .map(super::address::read)
+            .collect(),
+        |list| list.join(",");
+    cluster_name Option<ClusterId>,
+        |text| match text {
+            "" => Ok(None),
+            text => ClusterId::parse(text)
+                .map(Some)
+                .ok_or_else(|| format!("{text:?} is not 16 hexadecimal digits")),
+        },
+        |id| id.map(|id| id.to_string()).unwrap_or_default();
     boolean bool,
         |text| match text {
             "true" => Ok(true),
@@ -354,6 +460,21 @@ impl Default for Config {
             dialects: Numbers::default(),
             resp: Some("127.0.0.1:6379".into()),
             insecure: false,
+            peer_addr: None,
+            init_cluster: false,
+            join: Vec::new(),
+            node_id: 0,
+            cluster_id: None,
+            advertise_peer: None,
+            advertise_http: None,
+            advertise_resp: None,
+            peer_cert: None,
+            peer_key: None,
+            peer_ca: None,
+            peer_name: None,
+            election_timeout: Duration::from_millis(800),
+            request_timeout: Duration::from_secs(10),
+            cluster_log_bytes: 256 << 20,
             memory_bytes: 512 << 20,
             durability: Durability::Sync,
             changefeed_bytes: 64 << 20,
@@ -506,10 +627,39 @@ impl Config {
             ("limits.streams", self.streams, 1),
             ("limits.page_entries", limits.page_entries, 1),
             ("limits.rate_clients", limits.rate_clients, 1),
+            ("cluster.log_bytes", self.cluster_log_bytes, 1 << 20),
         ] {
             if value < min {
                 return refuse(key, format!("{value} is less than {min}"));
             }
+        }
+        for (key, is_given) in [
+            ("init_cluster", self.init_cluster),
+            ("join", !self.join.is_empty()),
+            ("node_id", self.node_id != 0),
+            ("cluster_id", self.cluster_id.is_some()),
+            ("advertise_peer", self.advertise_peer.is_some()),
+            ("advertise_http", self.advertise_http.is_some()),
+            ("advertise_resp", self.advertise_resp.is_some()),
+            ("peer_cert", self.peer_cert.is_some()),
+        ] {
+            if is_given && self.peer_addr.is_none() {
+                return refuse(key, "a node of a cluster needs peer_addr too");
+            }
+        }
+        let files = [&self.peer_cert, &self.peer_key, &self.peer_ca];
+        if files.iter().any(|file| file.is_some()) && files.iter().any(|file| file.is_none()) {
+            let detail = "peer_cert, peer_key and peer_ca go together";
+            return refuse("peer_cert", detail);
+        }
+        let (election, least) = (self.election_timeout, Duration::from_millis(100));
+        if !(least..=Duration::from_secs(60)).contains(&election) {
+            let detail = format!("{} is not from 100ms to 1m", duration::print(election));
+            return refuse("cluster.election_timeout", detail);
+        }
+        if self.request_timeout < election {
+            let detail = "it is less than cluster.election_timeout";
+            return refuse("cluster.request_timeout", detail);
         }
         for (key, value, max) in [
             ("limits.streams", self.streams, 10_000),
@@ -536,6 +686,36 @@ impl Config {
             name.push(".checkpoints");
             name.into()
         })
+    }
+
+    /// What the other nodes are told of this one, if it is one: where it listens, by the addresses
+    /// that were bound.
+    pub fn member(&self, peer: &str, http: &str, resp: Option<&str>) -> Member {
+        let told = |given: &Option<String>, bound: &str| given.clone().unwrap_or(bound.into());
+        Member {
+            address: told(&self.advertise_peer, peer),
+            http: told(&self.advertise_http, http),
+            resp: told(&self.advertise_resp, resp.unwrap_or_default()),
+        }
+    }
+
+    /// By which the nodes know each other, if there are certificates.
+    pub fn peer_tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            cert: self.peer_cert.clone()?,
+            key: self.peer_key.clone()?,
+            ca: self.peer_ca.clone()?,
+            server_name: self.peer_name.clone(),
+        })
+    }
+
+    /// How long a node waits before it does something about silence.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            heartbeat: self.election_timeout / 8,
+            election_min: self.election_timeout / 2,
+            election_max: self.election_timeout,
+        }
     }
 
     /// The effective configuration as a file that would give it again.

@@ -1,7 +1,8 @@
 //! Alive and ready.
 //!
 //! *Alive* means that the process answers: restarting it would not help anything. *Ready* means
-//! that it should be sent requests: it is not about to stop, and it can write. Each check has a
+//! that it should be sent requests: it is not about to stop, it can write, and a node of a cluster
+//! follows a leader that a majority follows, and is not behind. Each check has a
 //! name, so that an operator may leave one out (`?exclude=disk`) and see all (`?verbose`).
 
 use crate::service::Service;
@@ -16,7 +17,7 @@ pub struct Check {
 }
 
 /// The names of all checks of [`ready`].
-pub const CHECKS: [&str; 4] = ["shutdown", "log", "disk", "background"];
+pub const CHECKS: [&str; 5] = ["shutdown", "log", "disk", "background", "cluster"];
 
 /// Looks at everything that readiness depends on.
 pub fn ready(service: &Service) -> Vec<Check> {
@@ -30,6 +31,7 @@ pub fn ready(service: &Service) -> Vec<Check> {
             .disk_full
             .then(|| "the disk is full: writes are refused, deletes are not".to_owned()),
         stats.background_error,
+        service.cluster().and_then(|cluster| cluster.trouble()),
     ];
     CHECKS
         .into_iter()

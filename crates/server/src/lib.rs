@@ -3,6 +3,7 @@
 //! | Module | Owns |
 //! |---|---|
 //! | [`config`] | the one table of settings; file, environment, flags |
+//! | [`cluster`] | the node of a cluster that the server is: who it is, who else there is
 //! | [`service`] | meaning: limits, conditions, time to live, durability, cursors, errors |
 //! | [`http`] | the HTTP door: routes, headers, bodies; translates and nothing else |
 //! | [`dialect`] | HTTP as the systems before spoke it |
@@ -16,8 +17,10 @@
 //!
 //! A request goes `serve` -> `http` -> `service` -> engine and back; nothing is kept between
 //! requests of a connection.
+#![recursion_limit = "256"]
 #![deny(missing_docs)]
 
+pub mod cluster;
 pub mod config;
 pub mod connection;
 pub mod dialect;

@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::cluster::Cluster;
 use crate::service::Service;
 
 /// What a request is counted under.
@@ -359,6 +360,111 @@ const GAUGES: &[(&str, &str, Reading)] = &[
     ),
 ];
 
+/// What a node of a cluster adds.
+fn encode_raft(to: &mut DescriptorEncoder<'_>, cluster: &Cluster) -> fmt::Result {
+    let (known, counts) = (cluster.describe(), cluster.node().counts());
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        to.encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&value)
+    };
+    gauge("raft_node", "The number of this node", known.node)?;
+    gauge("raft_term", "The term", known.term)?;
+    let leader = known.leader.unwrap_or(0);
+    gauge(
+        "raft_leader",
+        "The number of the node that leads; 0: nobody is known to",
+        leader,
+    )?;
+    let leads = u64::from(known.leader == Some(known.node));
+    gauge("raft_is_leader", "1 on the node that leads", leads)?;
+    let help =
+        "1 while the node can be read: it has a leader that a majority follows and is not behind";
+    gauge("raft_ready", help, u64::from(known.trouble.is_none()))?;
+    gauge(
+        "raft_members",
+        "Nodes of the cluster",
+        known.members.len() as u64,
+    )?;
+    let index = |index: Option<u64>| index.unwrap_or(0);
+    gauge(
+        "raft_last_index",
+        "The last entry of the log",
+        index(known.last_index),
+    )?;
+    let help = "The last entry that a majority is known to have";
+    gauge("raft_committed_index", help, index(known.committed_index))?;
+    gauge(
+        "raft_applied_index",
+        "The last entry in the state",
+        index(known.applied_index),
+    )?;
+    gauge(
+        "raft_proposals_waiting",
+        "Proposals that wait for their turn",
+        counts.queued_writes,
+    )?;
+    gauge(
+        "raft_proposals_waiting_bytes",
+        "Their bytes",
+        counts.queued_bytes,
+    )?;
+    gauge(
+        "raft_log_size_bytes",
+        "Bytes of the log",
+        counts.log.disk_bytes,
+    )?;
+    let mut counter = |name: &str, help: &str, value: u64| {
+        to.encode_descriptor(name, help, None, MetricType::Counter)?
+            .encode_counter::<NoLabels, _, u64>(&value, None)
+    };
+    let changes = cluster.leader_changes();
+    counter(
+        "raft_leader_changes",
+        "Leaders that this node has seen begin",
+        changes,
+    )?;
+    counter(
+        "raft_proposed_entries",
+        "Entries with writes that this node proposed",
+        counts.entries,
+    )?;
+    counter("raft_proposed_writes", "Writes in them", counts.writes)?;
+    counter(
+        "raft_forwarded_writes",
+        "Writes that were passed on to the leader",
+        counts.forwarded,
+    )?;
+    for (name, help, value) in cluster.network().counters() {
+        counter(name, help, value)?;
+    }
+    let seconds = counts.log.sync_micros as f64 / 1e6;
+    let (help, unit) = ("Time that syncs of the log took", Unit::Seconds);
+    let mut metric = to.encode_descriptor(
+        "raft_log_fsync_duration",
+        help,
+        Some(&unit),
+        MetricType::Histogram,
+    )?;
+    let syncs = counts.log.syncs;
+    metric.encode_histogram::<NoLabels>(seconds, syncs, &[(f64::MAX, syncs)], None)?;
+    let help = "What this node is";
+    let mut metric = to.encode_descriptor("raft_role", help, None, MetricType::Gauge)?;
+    for role in ["leader", "follower", "candidate", "learner", "stopped"] {
+        let is = u64::from(known.role == role);
+        metric.encode_family(&[("role", role)])?.encode_gauge(&is)?;
+    }
+    if leads == 1 {
+        let help = "Entries that another node lacks, as the leader knows it";
+        let mut metric = to.encode_descriptor("raft_lag_entries", help, None, MetricType::Gauge)?;
+        for member in known.members.iter().filter(|m| m.node != known.node) {
+            let lag = member.lag.or(known.last_index).unwrap_or(0);
+            let labels = [("node", member.node.to_string())];
+            metric.encode_family(&labels)?.encode_gauge(&lag)?;
+        }
+    }
+    Ok(())
+}
+
 type NoLabels = [(&'static str, &'static str); 0];
 
 impl Collector for EngineCollector {
@@ -442,6 +548,9 @@ impl Collector for EngineCollector {
             metric
                 .encode_family(&[("part", part)])?
                 .encode_gauge(&bytes)?;
+        }
+        if let Some(cluster) = self.service.cluster() {
+            encode_raft(&mut to, cluster)?;
         }
         let help = "The version of the server";
         to.encode_descriptor("build", help, None, MetricType::Info)?

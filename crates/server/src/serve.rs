@@ -20,6 +20,9 @@ use firn_engine::Db;
 use firn_engine::Options;
 use firn_engine::{Event, EventListener};
 use firn_io::Env;
+use firn_io::exec::ThreadPool;
+use firn_replica::log_store::LogStoreOptions;
+use firn_replica::{Member, NodeOptions};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -27,6 +30,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::cluster::identity::Identity;
+use crate::cluster::{self, Cluster, Wiring};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::connection::{Activity, Guarded, Pace, Protocol};
 use crate::dialect::{Session, Speaker, Speech};
@@ -59,6 +64,8 @@ pub enum ServeError {
     },
     /// The database.
     Engine(firn_engine::Error),
+    /// The node of a cluster.
+    Replica(firn_replica::Error),
     /// The runtime or the standard output.
     Io(io::Error),
 }
@@ -89,6 +96,7 @@ impl fmt::Display for ServeError {
                 )
             }
             Self::Engine(error) => write!(f, "{error}"),
+            Self::Replica(error) => write!(f, "{error}"),
             Self::Io(error) => write!(f, "{error}"),
         }
     }
@@ -99,6 +107,16 @@ impl std::error::Error for ServeError {}
 impl From<firn_engine::Error> for ServeError {
     fn from(error: firn_engine::Error) -> Self {
         Self::Engine(error)
+    }
+}
+
+impl From<firn_replica::Error> for ServeError {
+    fn from(error: firn_replica::Error) -> Self {
+        match error {
+            firn_replica::Error::Engine(error) => Self::Engine(error),
+            firn_replica::Error::Io(error) => Self::Engine(error.into()),
+            error => Self::Replica(error),
+        }
     }
 }
 
@@ -115,7 +133,7 @@ impl ServeError {
         match self {
             Self::Config(_) => 2,
             Self::Engine(error) if error.is_corruption() => 5,
-            Self::Engine(_) => 4,
+            Self::Engine(_) | Self::Replica(_) => 4,
             Self::Bind { .. } | Self::Io(_) => 3,
         }
     }
@@ -155,6 +173,19 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub async fn start_in(env: Env, config: Config) -> Result<Self, ServeError> {
+        let wiring = cluster::wiring(&config);
+        Self::start_wired(env, config, &wiring).await
+    }
+
+    /// The same with another network between the nodes of a cluster.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_wired(
+        env: Env,
+        config: Config,
+        wiring: &dyn Wiring,
+    ) -> Result<Self, ServeError> {
         config.validate().map_err(ServeError::Config)?;
         let mut sockets = vec![(
             "http",
@@ -171,17 +202,7 @@ impl Server {
             Some(address) => Some(prepare("resp", address, config.insecure).await?),
             None => None,
         };
-        let (env_of_db, dir) = (env.clone(), config.data_dir.clone());
-        let options = Options {
-            memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
-            background_threads: BACKGROUND_THREADS,
-            changefeed_bytes: config.changefeed_bytes,
-            changefeed_age: config.changefeed_age,
-            ..Options::default()
-        };
-        let opening = tokio::task::spawn_blocking(move || Db::open_with(env_of_db, dir, options));
-        let db = opening.await.map_err(io::Error::other)??;
-        db.set_listener(Arc::new(LogEvents));
+        let options = engine_options(&config);
         let parts = Parts {
             clock: Arc::clone(&env.clock),
             fs: Arc::clone(&env.fs),
@@ -190,7 +211,27 @@ impl Server {
             write_delay: config.write_delay,
             checkpoint_dir: config.checkpoint_dir(),
         };
-        let service = Service::new(db, parts);
+        let service = if let Some(peer_addr) = &config.peer_addr {
+            let bound = |socket: &TcpSocket| socket.local_addr().map(|addr| addr.to_string());
+            let http = bound(&sockets[0].1)?;
+            let resp = resp_socket.as_ref().map(bound).transpose()?;
+            let member = |peer: &str| config.member(peer, &http, resp.as_deref());
+            let cluster = start_node(&env, &config, options, (peer_addr, wiring), member).await?;
+            Service::on_node(Arc::new(cluster), parts)
+        } else {
+            let (env_of_db, dir) = (env.clone(), config.data_dir.clone());
+            let open = move || Db::open_with(env_of_db, dir, options);
+            let opening = tokio::task::spawn_blocking(open);
+            Service::new(opening.await.map_err(io::Error::other)??, parts)
+        };
+        service.db().set_listener(Arc::new(LogEvents));
+        if let Some(cluster) = service.cluster() {
+            cluster.watch_over();
+            if !config.join.is_empty() {
+                let (weak, join) = (Arc::downgrade(cluster), config.join.clone());
+                tokio::spawn(cluster::join::become_voter(weak, join));
+            }
+        }
         let metrics = Metrics::new(service.clone());
         let door = Arc::new(Door {
             service: service.clone(),
@@ -342,6 +383,15 @@ impl Server {
         } = self;
         tracing::info!("draining");
         service.begin_drain();
+        if let Some(cluster) = service.cluster()
+            && cluster.leads()
+        {
+            // Requests go on meanwhile: they are passed on to who leads then.
+            match cluster.transfer(None).await {
+                Ok(node) => tracing::info!(node, "another node leads"),
+                Err(error) => tracing::warn!(%error, "nobody else leads"),
+            }
+        }
         drop(sites);
         let _ = stop.send(Phase::Draining);
         drop((alive, stopping));
@@ -351,14 +401,181 @@ impl Server {
             let _ = stop.send(Phase::Cut);
             let _ = all_gone.recv().await;
         }
-        let closing = tokio::task::spawn_blocking(move || {
-            let synced = service.db().sync();
-            service.db().close().and(synced)
-        });
-        closing.await.map_err(io::Error::other)??;
+        if let Some(cluster) = service.cluster() {
+            cluster.close().await?;
+        } else {
+            let closing = tokio::task::spawn_blocking(move || {
+                let synced = service.db().sync();
+                service.db().close().and(synced)
+            });
+            closing.await.map_err(io::Error::other)??;
+        }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+fn misconfigured(setting: &str, detail: String) -> ServeError {
+    ServeError::Config(ConfigError {
+        origin: setting.into(),
+        detail,
+    })
+}
+
+/// Which node of which cluster the directory is: one already, or founded or joined now. Also whether
+/// it is the first one of its cluster.
+async fn identify(
+    env: &Env,
+    config: &Config,
+    engine: &Options,
+    member: &Member,
+) -> Result<(Identity, bool), ServeError> {
+    let dir = &config.data_dir;
+    let known = Identity::read(env, dir).map_err(|detail| misconfigured("data_dir", detail))?;
+    let mut is_first = known.is_some_and(|known| known.node == cluster::FIRST_NODE);
+    let found = || {
+        let (env, dir, engine) = (env.clone(), dir.clone(), engine.clone());
+        let (name, member) = (config.cluster_id, member.clone());
+        tokio::task::spawn_blocking(move || cluster::found(&env, &dir, name, &member, &engine))
+    };
+    let identity = match known {
+        // A crash may have come between the name and the adoption.
+        Some(_) if is_first => found().await.map_err(io::Error::other)??,
+        Some(known) => known,
+        None => {
+            let joined = if config.join.is_empty() {
+                None
+            } else {
+                if firn_replica::adopt::is_adoptable(env, dir)? {
+                    let detail = "there is a database in data_dir, which a node that joins would \
+                                  have to throw away: give it an empty directory";
+                    return Err(misconfigured("join", detail.into()));
+                }
+                let wish = (config.node_id != 0).then_some(config.node_id);
+                let or_alone = config.init_cluster;
+                let joined = cluster::join::join(&config.join, member, wish, or_alone).await;
+                joined.map_err(|detail| misconfigured("join", detail))?
+            };
+            match joined {
+                Some(joined) => {
+                    let written = joined.write(env, dir);
+                    written.map_err(|detail| misconfigured("data_dir", detail))?;
+                    joined
+                }
+                None if config.init_cluster => {
+                    is_first = true;
+                    found().await.map_err(io::Error::other)??
+                }
+                None => {
+                    let detail = format!(
+                        "{} is no node of a cluster yet: say --init-cluster to make it the first \
+                         one, or --join with the address of a member",
+                        dir.display()
+                    );
+                    return Err(misconfigured("peer_addr", detail));
+                }
+            }
+        }
+    };
+    if let Some(wanted) = config.cluster_id
+        && wanted != identity.cluster
+    {
+        let detail = format!("{} belongs to cluster {}", dir.display(), identity.cluster);
+        return Err(misconfigured("cluster_id", detail));
+    }
+    if config.node_id != 0 && config.node_id != identity.node {
+        let detail = format!("{} is node {}", dir.display(), identity.node);
+        return Err(misconfigured("node_id", detail));
+    }
+    Ok((identity, is_first))
+}
+
+fn engine_options(config: &Config) -> Options {
+    Options {
+        memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
+        background_threads: BACKGROUND_THREADS,
+        changefeed_bytes: config.changefeed_bytes,
+        changefeed_age: config.changefeed_age,
+        ..Options::default()
+    }
+}
+
+/// Makes the directory a node, as a server with these settings would, and starts nothing. Blocks.
+///
+/// # Errors
+/// As [`Server::start`]; an address whose port is picked at the start.
+pub fn prepare_node(config: &Config) -> Result<Identity, ServeError> {
+    config.validate().map_err(ServeError::Config)?;
+    let Some(peer) = &config.peer_addr else {
+        return Err(misconfigured(
+            "peer_addr",
+            "a node of a cluster needs one".into(),
+        ));
+    };
+    let member = config.member(peer, &config.http, config.resp.as_deref());
+    for (setting, address) in [
+        ("peer_addr", &member.address),
+        ("http", &member.http),
+        ("resp", &member.resp),
+    ] {
+        if address.ends_with(":0") {
+            let detail = "others must be told the port: it cannot be picked at the start";
+            return Err(misconfigured(setting, detail.into()));
+        }
+    }
+    let env = Env::os(BACKGROUND_THREADS);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let engine = engine_options(config);
+    let (identity, _) = runtime.block_on(identify(&env, config, &engine, &member))?;
+    Ok(identity)
+}
+
+/// Starts the node of a cluster. `told`: what others are told of it; where the peers listen is the
+/// wiring's, the rest is known.
+async fn start_node(
+    env: &Env,
+    config: &Config,
+    engine: Options,
+    (peer_addr, wiring): (&String, &dyn Wiring),
+    told: impl Fn(&str) -> Member,
+) -> Result<Cluster, ServeError> {
+    let bound = wiring.bind(peer_addr).map_err(|cause| ServeError::Bind {
+        setting: "peer-addr",
+        address: peer_addr.clone(),
+        cause,
+    })?;
+    let (member, dir) = (told(&bound), &config.data_dir);
+    let (identity, is_first) = identify(env, config, &engine, &member).await?;
+    let network = wiring.connect(env, identity, dir);
+    let network = network.map_err(|detail| misconfigured("peer_addr", detail))?;
+    let cache = usize::try_from(config.memory_bytes / 8).unwrap_or(usize::MAX);
+    let options = NodeOptions {
+        engine,
+        timing: config.timing(),
+        log_bytes: config.cluster_log_bytes,
+        request_timeout: config.request_timeout,
+        log: LogStoreOptions {
+            segment_bytes: (config.cluster_log_bytes / 4).clamp(1 << 20, 64 << 20),
+            cache_bytes: cache.min(64 << 20),
+            ..LogStoreOptions::default()
+        },
+        ..NodeOptions::new(identity.node, dir)
+    };
+    let log_env = Env {
+        exec: Arc::new(ThreadPool::new(1)),
+        ..env.clone()
+    };
+    let env = env.clone();
+    let starting = tokio::task::spawn_blocking(move || {
+        cluster::start(env, log_env, options, identity, network)
+    });
+    let cluster = starting.await.map_err(io::Error::other)??;
+    if is_first {
+        cluster.begin_alone(member).await?;
+    }
+    Ok(cluster)
 }
 
 /// Opens the database, binds, prints one line that begins with `ready` on the standard output,
@@ -386,6 +603,10 @@ pub async fn run(
         "listening on http://{}",
         server.http_addr()
     );
+    if let Some(cluster) = server.service.cluster() {
+        let Identity { cluster, node } = cluster.identity();
+        tracing::info!(node, %cluster, "a node of a cluster");
+    }
     let mut line = format!("ready http={}", server.http_addr());
     for (site, listen) in server.sites[1..].iter().zip(&config.dialect) {
         let (name, address) = (&listen.speech, site.address);
@@ -468,13 +689,23 @@ async fn speaker(
         return Ok(None);
     };
     let (service, namespace) = (door.service.clone(), speech.namespace);
-    let made = service.create_namespace(&namespace).await;
-    made.map_err(|error| {
-        ServeError::Config(ConfigError {
-            origin: "dialect".into(),
-            detail: format!("namespace {namespace:?}: {}", error.detail),
-        })
-    })?;
+    if service.cluster().is_some() {
+        // It can be made when there is a leader, which may be later.
+        let name = namespace.clone();
+        tokio::spawn(async move {
+            while let Err(error) = service.create_namespace(&name).await
+                && error.code.is_transient()
+            {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    } else {
+        let made = service.create_namespace(&namespace).await;
+        made.map_err(|error| {
+            let detail = format!("namespace {namespace:?}: {}", error.detail);
+            misconfigured("dialect", detail)
+        })?;
+    }
     let numbers = config.dialects.clone();
     let speaker = Speaker::new(Arc::clone(door), dialect, namespace, numbers);
     Ok(Some(Arc::new(speaker)))

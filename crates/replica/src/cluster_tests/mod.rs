@@ -296,6 +296,7 @@ impl Cluster {
     fn member(id: NodeId) -> Member {
         Member {
             address: format!("sim:{id}"),
+            ..Member::default()
         }
     }
 

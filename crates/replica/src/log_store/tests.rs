@@ -47,6 +47,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
                 1,
                 Member {
                     address: format!("a:{index}"),
+                    ..Member::default()
                 },
             )]
             .into(),

@@ -48,7 +48,7 @@ use crate::service::batch::{Action, Op};
 use crate::service::error::{Error, Result};
 use crate::service::kv::{Condition, Write};
 use crate::service::scan::{Range, RangeQuery};
-use crate::service::{DEFAULT_NAMESPACE, Service};
+use crate::service::{Consistency, DEFAULT_NAMESPACE, Service};
 
 /// Which dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -430,7 +430,7 @@ impl<'a> Call<'a> {
     async fn get(&mut self, key: impl Into<Bytes>) -> Result<Option<Bytes>> {
         self.op = "get";
         let (service, ns) = (&self.speaker.door.service, &self.speaker.namespace);
-        let entry = service.get(ns, key.into()).await?;
+        let entry = service.get(ns, key.into(), Consistency::default()).await?;
         Ok(entry.map(|entry| Bytes::from_owner(entry.value)))
     }
 

@@ -124,8 +124,10 @@ fn is_bounded(range: &KeyRange) -> bool {
 }
 
 pub(crate) async fn get(door: Arc<Door>, asked: GetRequest) -> Result<GetResponse> {
-    consistency(asked.consistency)?;
-    let found = door.service.get(namespace(&asked.namespace), asked.key);
+    let level = consistency(asked.consistency)?;
+    let found = door
+        .service
+        .get(namespace(&asked.namespace), asked.key, level);
     let Some(entry) = found.await? else {
         return Err(Error::new(Code::NotFound, "the key does not exist"));
     };
@@ -176,11 +178,11 @@ pub(crate) async fn delete(door: Arc<Door>, asked: DeleteRequest) -> Result<Dele
 }
 
 pub(crate) async fn multi_get(door: Arc<Door>, asked: MultiGetRequest) -> Result<MultiGetResponse> {
-    consistency(asked.consistency)?;
+    let level = consistency(asked.consistency)?;
     let keys = asked.keys.into_iter().map(Vec::from).collect();
     let entries = door
         .service
-        .multi_get(namespace(&asked.namespace), keys)
+        .multi_get(namespace(&asked.namespace), keys, level)
         .await?;
     let found = entries.into_iter().map(|(key, entry)| Found {
         entry: entry.map(|entry| Entry {

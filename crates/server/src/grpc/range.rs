@@ -81,7 +81,7 @@ impl ServerStreamingService<RangeRequest> for Method {
 }
 
 async fn open(door: &Door, asked: RangeRequest) -> Result<Walk<ProtoSink>> {
-    kv::consistency(asked.consistency)?;
+    let consistency = kv::consistency(asked.consistency)?;
     let query = RangeQuery {
         namespace: kv::namespace(&asked.namespace).to_owned(),
         range: kv::range(asked.range),
@@ -90,6 +90,7 @@ async fn open(door: &Door, asked: RangeRequest) -> Result<Walk<ProtoSink>> {
         limit: asked.limit,
         max_bytes: asked.max_bytes,
         cursor: (!asked.cursor.is_empty()).then_some(asked.cursor),
+        consistency,
     };
     door.service.stream(query, ProtoSink::default()).await
 }

@@ -166,7 +166,7 @@ pub(crate) async fn mget(
             })?,
         });
     }
-    let entries = door.service.multi_get(ns, keys).await?;
+    let entries = door.service.multi_get(ns, keys, consistency).await?;
     let mut out = b"{\"entries\":[".to_vec();
     for (index, (key, entry)) in entries.iter().enumerate() {
         if index > 0 {

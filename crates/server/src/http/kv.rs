@@ -22,7 +22,7 @@ pub(crate) async fn get(door: &Door, ns: &str, raw: &str, parts: &Parts) -> Resu
     let must_match = tags(parts, IF_MATCH)?;
     let must_differ = tags(parts, IF_NONE_MATCH)?;
     let key = key_of(raw, params.keys_are_base64()?)?;
-    let entry = door.service.get(ns, key).await?;
+    let entry = door.service.get(ns, key, consistency).await?;
     let version = entry.as_ref().map(|e| e.version.0);
     if let Some(tags) = must_match
         && !tags.iter().any(|tag| !tag.weak && tag.matches(version))

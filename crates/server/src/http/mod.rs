@@ -10,6 +10,7 @@
 mod admin;
 mod batch;
 pub mod body;
+mod cluster;
 pub(crate) mod coding;
 pub(crate) mod kv;
 #[doc(hidden)]
@@ -33,7 +34,7 @@ use firn_api::code::Code;
 use firn_api::http::{KV_DURABILITY, KV_VERSION, Object, StatsReply};
 use firn_api::text;
 use firn_engine::Durability;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, LOCATION, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -157,6 +158,9 @@ impl Door {
             return Err(Error::new(Code::MethodNotAllowed, detail));
         }
         running.set_op(target.op(&parts.method));
+        if let Some(reply) = redirect(&self.service, parts, target)? {
+            return Ok(reply);
+        }
         let query = parts.uri.query();
         match target {
             Target::Key { ns, key } => {
@@ -187,6 +191,11 @@ impl Door {
             Target::Checkpoint => admin::checkpoint(self, query, body).await,
             Target::Verify => admin::verify(self, query).await,
             Target::Stats => admin::stats(self, query).await,
+            Target::Cluster => cluster::describe(self, query),
+            Target::Members => cluster::admit(self, query, body).await,
+            Target::Promote | Target::Demote | Target::Remove | Target::Transfer => {
+                cluster::change(self, target, query, body).await
+            }
             Target::Livez => self.livez(query),
             Target::Readyz => self.readyz(path, query).await,
             Target::Metrics => self.metrics_page(parts).await,
@@ -277,6 +286,33 @@ impl Door {
             )
         })
     }
+}
+
+/// `?redirect=1`: whoever asks for it is sent to the leader, which would be asked anyway.
+fn redirect(service: &Service, parts: &Parts, target: Target<'_>) -> Result<Option<Reply>> {
+    let pairs = parts.uri.query().unwrap_or_default().split('&');
+    let wish = pairs
+        .filter_map(|pair| pair.strip_prefix("redirect"))
+        .next_back();
+    let wants = match wish {
+        None | Some("=0" | "=false") => false,
+        Some("" | "=" | "=1" | "=true") => true,
+        Some(_) => return Err(Error::invalid("redirect is neither true nor false")),
+    };
+    let is_about_this_node = matches!(
+        target,
+        Target::Livez | Target::Readyz | Target::Metrics | Target::OpenApi | Target::Stats
+    );
+    let leader = service.cluster().and_then(|cluster| cluster.leader_http());
+    let Some(leader) = leader.filter(|_| wants && !is_about_this_node) else {
+        return Ok(None);
+    };
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut reply = empty(StatusCode::TEMPORARY_REDIRECT);
+    let location = HeaderValue::from_str(&format!("http://{leader}{path}"))
+        .map_err(|_| Error::new(Code::Internal, "the leader's address is no text"))?;
+    reply.headers_mut().insert(LOCATION, location);
+    Ok(Some(reply))
 }
 
 /// Refuses to leave out checks that there are not.

@@ -25,6 +25,7 @@ pub(crate) fn body_of(error: &Error, path: &str) -> Problem {
         index: error.index.map(u64::from),
         oldest_version: error.oldest_version,
         retry_after_ms: error.retry_after_ms,
+        leader: error.leader.clone(),
         ..Problem::new(error.code, error.detail.clone())
     }
 }

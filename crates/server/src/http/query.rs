@@ -30,6 +30,10 @@ impl<'a> Params<'a> {
         for pair in raw.split('&').filter(|p| !p.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name)?;
+            // Looked at before the route is ([`crate::http::redirect`]).
+            if &*name == b"redirect" {
+                continue;
+            }
             if !known.iter().any(|known| known.as_bytes() == &*name) {
                 let name = String::from_utf8_lossy(&name);
                 let takes = if known.is_empty() {

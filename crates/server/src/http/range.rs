@@ -47,6 +47,7 @@ pub(crate) async fn get(door: &Door, ns: &str, parts: &Parts) -> Result<Reply> {
         limit: params.number("limit")?,
         max_bytes: params.size("max_bytes")?,
         cursor,
+        consistency,
     };
     let mut reply = if kv::accepts(parts, NDJSON) {
         let walk = door.service.stream(query, JsonSink::lines(enc)).await?;

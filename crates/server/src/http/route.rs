@@ -18,6 +18,12 @@ pub(crate) enum Target<'a> {
     Checkpoint,
     Verify,
     Stats,
+    Cluster,
+    Members,
+    Promote,
+    Demote,
+    Remove,
+    Transfer,
     Livez,
     Readyz,
     Metrics,
@@ -41,6 +47,12 @@ impl<'a> Target<'a> {
                     "admin/checkpoint" => Self::Checkpoint,
                     "admin/verify" => Self::Verify,
                     "admin/stats" => Self::Stats,
+                    "cluster" => Self::Cluster,
+                    "cluster/members" => Self::Members,
+                    "cluster/promote" => Self::Promote,
+                    "cluster/demote" => Self::Demote,
+                    "cluster/remove" => Self::Remove,
+                    "cluster/transfer" => Self::Transfer,
                     _ => match rest.strip_prefix("ns/") {
                         None => Self::data(None, rest)?,
                         Some(rest) => match rest.split_once('/') {
@@ -78,9 +90,15 @@ impl<'a> Target<'a> {
             | Self::Flush
             | Self::Compact
             | Self::Checkpoint
-            | Self::Verify => &[Method::POST],
+            | Self::Verify
+            | Self::Members
+            | Self::Promote
+            | Self::Demote
+            | Self::Remove
+            | Self::Transfer => &[Method::POST],
             Self::Namespaces
             | Self::Stats
+            | Self::Cluster
             | Self::Livez
             | Self::Readyz
             | Self::Metrics
@@ -105,6 +123,12 @@ impl<'a> Target<'a> {
             Self::Checkpoint => "checkpoint",
             Self::Verify => "verify",
             Self::Stats => "stats",
+            Self::Cluster => "cluster",
+            Self::Members => "cluster_join",
+            Self::Promote => "cluster_promote",
+            Self::Demote => "cluster_demote",
+            Self::Remove => "cluster_remove",
+            Self::Transfer => "cluster_transfer",
             Self::Livez | Self::Readyz => "health",
             Self::Metrics => "metrics",
             Self::OpenApi => "openapi",

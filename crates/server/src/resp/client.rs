@@ -231,6 +231,7 @@ pub(crate) fn reset(s: &mut Session, _: Args<'_>) -> Done {
     pubsub::leave_all(s);
     choose(s, 0);
     s.durability = s.service().default_durability();
+    s.stale = false;
     s.reply_mode = ReplyMode::On;
     s.client.names.lock().name.clear();
     set_proto(s, Proto::V2);

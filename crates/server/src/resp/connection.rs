@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Sleep;
 
 use crate::resp::client::{Client, Mail};
@@ -237,13 +237,31 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                     break;
                 }
                 Next::Hold(Hold::Settle) => settle(&mut connection.session).await,
+                Next::Hold(Hold::Fresh) => {
+                    settle(&mut connection.session).await;
+                    let (stale, at_least) = connection.session.read_point();
+                    let service = connection.session.service().clone();
+                    let point = service.read_point(stale, at_least).await;
+                    connection.session.freshened(point);
+                }
+                Next::Hold(Hold::Keys(stripes)) => {
+                    let service = connection.session.service().clone();
+                    let held = service.hold(stripes).await;
+                    connection.session.hold_keys(held);
+                }
+                Next::Hold(Hold::Outcome) => {
+                    if let Some(ticket) = connection.session.take_attempt() {
+                        let outcome = ticket.acked().await;
+                        connection.session.attempted(outcome);
+                    }
+                }
                 Next::Hold(Hold::Pause(pause)) => tokio::time::sleep(pause).await,
-                Next::Hold(Hold::Delay(delay)) => {
+                Next::Hold(Hold::Delay(delay, reply)) => {
                     settle(&mut connection.session).await;
                     connection.session.acked();
                     socket.write(&mut connection.session.out.bytes).await?;
                     socket.wait(delay).await?;
-                    connection.session.delay_is_over();
+                    connection.session.delay_is_over(reply);
                     connection.has_request = false;
                 }
                 Next::Hold(Hold::Thread) => {
@@ -263,6 +281,8 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                 next = Next::Close;
                 continue;
             }
+            // What was waited for is not what the command costs.
+            connection.session.start_clock();
             next = connection.run();
         }
         let closing = next == Next::Close || connection.session.closing;
@@ -293,6 +313,7 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
             read if read == room => connection.want = (connection.want * 2).min(KEPT_BUFFER),
             _ => {}
         }
+        connection.session.received();
         let session = &connection.session;
         session.client.note_active(session.now_ms());
         guard.0 = Some(connection);
@@ -317,16 +338,9 @@ async fn settle(session: &mut Session) {
     let Some(ticket) = session.take_ticket() else {
         return;
     };
-    let (acknowledge, acknowledged) = oneshot::channel();
-    ticket.on_ack(Box::new(move |outcome| {
-        // A connection that is gone does not wait for it.
-        let _ = acknowledge.send(outcome);
-    }));
-    match acknowledged.await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => session.ack_failed(&error.into()),
-        Err(_) => session.ack_failed(&Error::shutting_down()),
-    }
+    let outcome = ticket.acked().await;
+    // Its replies say so.
+    let _ = session.settled(outcome);
 }
 
 /// The socket and the mailbox of a connection.

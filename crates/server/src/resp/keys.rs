@@ -390,7 +390,10 @@ pub(crate) fn walk(
             reverse,
             keys_only,
         };
-        Some(s.service().db().scan(ns, options)?)
+        {
+            let (db, ns) = s.service().pinned(ns)?;
+            Some(db.scan(&ns, options)?)
+        }
     };
     let mut stored = match &mut scan {
         Some(scan) => scan.next()?,
@@ -593,7 +596,10 @@ pub(crate) fn randomkey(s: &mut Session, _: Args<'_>) -> Done {
 
 pub(crate) fn dbsize(s: &mut Session, _: Args<'_>) -> Done {
     let ns = s.ns.clone();
-    let about = s.service().db().approximate_count(&ns);
+    let about = {
+        let (db, ns) = s.service().pinned(&ns)?;
+        db.approximate_count(&ns)
+    };
     let mut count = 0;
     if about > EXACT_COUNT {
         count = about;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use firn_api::http::{ClusterReply, MemberReply};
+
+use crate::cluster::Cluster;
 use crate::resp::client::REDIS_VERSION;
 use crate::resp::glob;
 use crate::resp::parse::{Args, integer};
@@ -14,6 +17,7 @@ use crate::resp::session::{
 use crate::resp::shared::{Calls, DATABASES, Shared};
 use crate::resp::strings::int;
 use crate::resp::table::{COMMANDS, Command, find, find_sub};
+use crate::service::error::Error;
 
 type Done = Result<(), Stop>;
 
@@ -36,11 +40,6 @@ pub(crate) fn container(s: &mut Session, args: Args<'_>) -> Done {
     }
     s.out.simple("HELP");
     s.out.simple("    Print this help.");
-    Ok(())
-}
-
-pub(crate) fn accepted(s: &mut Session, _: Args<'_>) -> Done {
-    s.out.ok();
     Ok(())
 }
 
@@ -426,6 +425,9 @@ fn info_stats(shared: &Shared, page: &mut String) {
 }
 
 fn info_replication(shared: &Shared, page: &mut String) {
+    if let Some(cluster) = shared.service.cluster() {
+        return info_replication_of(shared, cluster, page);
+    }
     lines! { page,
         "role": "master",
         "connected_slaves": 0,
@@ -433,6 +435,64 @@ fn info_replication(shared: &Shared, page: &mut String) {
         "master_replid": shared.run_id,
         "master_repl_offset": 0,
         "repl_backlog_active": 0,
+    }
+}
+
+/// Host and port of an address; what is not one is a host.
+fn split(address: &str) -> (&str, &str) {
+    address.rsplit_once(':').unwrap_or((address, "0"))
+}
+
+/// Where clients that speak RESP find a node; if it speaks none, where others find it.
+fn resp_of(member: &MemberReply) -> (&str, &str) {
+    if member.resp.is_empty() {
+        split(&member.peer)
+    } else {
+        split(&member.resp)
+    }
+}
+
+fn info_replication_of(shared: &Shared, cluster: &Cluster, page: &mut String) {
+    let known = cluster.describe();
+    let leader = known.members.iter().find(|m| Some(m.node) == known.leader);
+    let offset = known.applied_index.unwrap_or(0);
+    let others = known.members.iter().filter(|m| m.node != known.node);
+    if known.leader == Some(known.node) {
+        lines! { page, "role": "master", "connected_slaves": others.clone().count(), }
+        let last = known.last_index.unwrap_or(0);
+        for (number, member) in others.enumerate() {
+            let (host, port) = resp_of(member);
+            let has = last - member.lag.unwrap_or(last).min(last);
+            let heard = member.heard_ms.map_or(-1, |ms| (ms / 1_000) as i64);
+            let state = if heard == 0 { "online" } else { "wait_bgsave" };
+            let _ = write!(
+                page,
+                "slave{number}:ip={host},port={port},state={state},offset={has},lag={heard}\r\n"
+            );
+        }
+    } else {
+        let (host, port) = leader.map_or(("", "0"), resp_of);
+        let up = leader.is_some() && known.trouble.is_none();
+        lines! { page,
+            "role": "slave",
+            "master_host": host,
+            "master_port": port,
+            "master_link_status": if up { "up" } else { "down" },
+            "slave_repl_offset": offset,
+            "slave_read_only": 0,
+            "connected_slaves": 0,
+        }
+    }
+    lines! { page,
+        "master_failover_state": "no-failover",
+        "master_replid": shared.run_id,
+        "master_repl_offset": known.committed_index.unwrap_or(offset),
+        "repl_backlog_active": 0,
+        "raft_cluster": known.cluster,
+        "raft_node": known.node,
+        "raft_role": known.role,
+        "raft_leader": known.leader.unwrap_or(0),
+        "raft_term": known.term,
     }
 }
 
@@ -695,7 +755,76 @@ pub(crate) fn slowlog_reset(s: &mut Session, _: Args<'_>) -> Done {
 
 // ---- durability and replication -----------------------------------------------------------------
 
+pub(crate) fn readonly(s: &mut Session, _: Args<'_>) -> Done {
+    s.stale = true;
+    s.out.ok();
+    Ok(())
+}
+
+pub(crate) fn readwrite(s: &mut Session, _: Args<'_>) -> Done {
+    s.stale = false;
+    s.out.ok();
+    Ok(())
+}
+
+fn port_of(text: &str) -> i64 {
+    text.parse().unwrap_or(0)
+}
+
+/// What a cluster's node does, as Redis says it.
+fn role_of(s: &mut Session, known: &ClusterReply) {
+    let number = |index: Option<u64>| i64::try_from(index.unwrap_or(0)).unwrap_or(i64::MAX);
+    let offset = number(known.applied_index);
+    if known.leader != Some(known.node) {
+        let leader = known.members.iter().find(|m| Some(m.node) == known.leader);
+        let (host, port) = leader.map_or(("", "0"), resp_of);
+        let is_up = leader.is_some() && known.trouble.is_none();
+        s.out.array(5);
+        s.out.bulk(b"slave");
+        s.out.bulk(host.as_bytes());
+        s.out.int(port_of(port));
+        s.out.bulk(if is_up { b"connected" } else { b"connect" });
+        s.out.int(offset);
+        return;
+    }
+    let others: Vec<_> = known
+        .members
+        .iter()
+        .filter(|m| m.node != known.node)
+        .collect();
+    s.out.array(3);
+    s.out.bulk(b"master");
+    s.out.int(offset);
+    s.out.array(others.len());
+    for member in others {
+        let (host, port) = resp_of(member);
+        let last = known.last_index.unwrap_or(0);
+        let has = last - member.lag.unwrap_or(last).min(last);
+        s.out.array(3);
+        s.out.bulk(host.as_bytes());
+        s.out.bulk(port.as_bytes());
+        s.out.bulk(has.to_string().as_bytes());
+    }
+}
+
+/// How many other nodes have what this connection wrote on their disks, at least.
+fn copies(s: &Session, cluster: &Cluster) -> i64 {
+    let known = cluster.describe();
+    let voters = known.members.iter().filter(|m| m.role != "learner");
+    let majority = voters.clone().count() / 2;
+    let written = s.written().unwrap_or(0);
+    let last = known.last_index.unwrap_or(0);
+    let has = |m: &&MemberReply| m.lag.is_some_and(|lag| last.saturating_sub(lag) >= written);
+    let counted = voters.filter(|m| m.node != known.node).filter(has).count();
+    i64::try_from(counted.max(majority)).unwrap_or(i64::MAX)
+}
+
 pub(crate) fn role(s: &mut Session, _: Args<'_>) -> Done {
+    if let Some(cluster) = s.service().cluster() {
+        let known = cluster.describe();
+        role_of(s, &known);
+        return Ok(());
+    }
     s.out.array(3);
     s.out.bulk(b"master");
     s.out.int(0);
@@ -712,7 +841,8 @@ fn timeout(text: &[u8]) -> Result<u64, Stop> {
 pub(crate) fn wait(s: &mut Session, args: Args<'_>) -> Done {
     let replicas = int(args.get(1))?;
     let ms = timeout(args.get(2))?;
-    // There are no replicas: whoever waits for one waits for as long as was asked. For ever is not
+    // A write that was acknowledged is on a majority already; whoever waits for more copies than there
+    // are, or for one of a server by itself, waits for as long as was asked. For ever is not
     // waited in a transaction, as in Redis, and not longer than an hour.
     if replicas <= 0 || s.overlay.is_some() {
         s.out.int(0);
@@ -720,7 +850,18 @@ pub(crate) fn wait(s: &mut Session, args: Args<'_>) -> Done {
     }
     const HOUR_MS: u64 = 3_600_000;
     let ms = if ms == 0 { HOUR_MS } else { ms.min(HOUR_MS) };
-    Err(Hold::Delay(Duration::from_millis(ms)).into())
+    let mut have = 0;
+    if let Some(cluster) = s.service().cluster().cloned() {
+        if !s.is_settled() {
+            return Err(Hold::Settle.into());
+        }
+        have = copies(s, &cluster);
+        if have >= replicas {
+            s.out.int(have);
+            return Ok(());
+        }
+    }
+    Err(Hold::Delay(Duration::from_millis(ms), have).into())
 }
 
 pub(crate) fn waitaof(s: &mut Session, args: Args<'_>) -> Done {
@@ -731,10 +872,17 @@ pub(crate) fn waitaof(s: &mut Session, args: Args<'_>) -> Done {
             "ERR value is out of range, must be 0 or 1 for numlocal",
         ));
     }
-    s.service().db().sync()?;
+    let mut have = 0;
+    match s.service().cluster().cloned() {
+        Some(cluster) => {
+            cluster.node().sync_log().map_err(Error::from)?;
+            have = copies(s, &cluster);
+        }
+        None => s.service().db().sync()?,
+    }
     s.out.array(2);
     s.out.int(1);
-    s.out.int(0);
+    s.out.int(have);
     Ok(())
 }
 
@@ -790,6 +938,25 @@ pub(crate) fn acl_whoami(s: &mut Session, _: Args<'_>) -> Done {
 const SLOTS: i64 = 16_384;
 
 pub(crate) fn cluster_info(s: &mut Session, _: Args<'_>) -> Done {
+    if let Some(cluster) = s.service().cluster() {
+        let known = cluster.describe();
+        let state = if known.trouble.is_none() {
+            "ok"
+        } else {
+            "fail"
+        };
+        let page = format!(
+            "cluster_enabled:0\r\ncluster_state:{state}\r\ncluster_slots_assigned:16384\r\n\
+             cluster_slots_ok:16384\r\ncluster_slots_pfail:0\r\ncluster_slots_fail:0\r\n\
+             cluster_known_nodes:{}\r\ncluster_size:1\r\ncluster_current_epoch:{}\r\n\
+             cluster_my_epoch:{}\r\n",
+            known.members.len(),
+            known.term,
+            known.term,
+        );
+        s.out.verbatim(&page);
+        return Ok(());
+    }
     s.out.verbatim(
         "cluster_enabled:0\r\ncluster_state:ok\r\ncluster_slots_assigned:16384\r\n\
          cluster_slots_ok:16384\r\ncluster_slots_pfail:0\r\ncluster_slots_fail:0\r\n\
@@ -798,8 +965,20 @@ pub(crate) fn cluster_info(s: &mut Session, _: Args<'_>) -> Done {
     Ok(())
 }
 
+/// The id of a node: 40 digits, as in Redis.
+fn node_id(node: u64) -> String {
+    format!("{node:040x}")
+}
+
+fn my_id(s: &Session) -> String {
+    match s.service().cluster() {
+        Some(cluster) => node_id(cluster.identity().node),
+        None => s.shared.run_id.clone(),
+    }
+}
+
 pub(crate) fn cluster_myid(s: &mut Session, _: Args<'_>) -> Done {
-    let id = s.shared.run_id.clone();
+    let id = my_id(s);
     s.out.bulk(id.as_bytes());
     Ok(())
 }
@@ -840,7 +1019,8 @@ fn here(s: &Session) -> (String, i64) {
 }
 
 pub(crate) fn cluster_slots(s: &mut Session, _: Args<'_>) -> Done {
-    let ((host, port), id) = (here(s), s.shared.run_id.clone());
+    // Whichever node a client reached takes everything.
+    let ((host, port), id) = (here(s), my_id(s));
     s.out.array(1);
     s.out.array(3);
     s.out.int(0);
@@ -854,7 +1034,24 @@ pub(crate) fn cluster_slots(s: &mut Session, _: Args<'_>) -> Done {
 }
 
 pub(crate) fn cluster_shards(s: &mut Session, _: Args<'_>) -> Done {
-    let ((host, port), id) = (here(s), s.shared.run_id.clone());
+    let (host, port) = here(s);
+    let mut nodes = vec![ShardNode {
+        id: my_id(s),
+        host,
+        port,
+        role: "master",
+        health: "online",
+        offset: 0,
+    }];
+    if let Some(cluster) = s.service().cluster() {
+        let known = cluster.describe();
+        let last = known.last_index.unwrap_or(0);
+        nodes = known
+            .members
+            .iter()
+            .map(|m| shard_node(&known, m, last))
+            .collect();
+    }
     s.out.array(1);
     s.out.map(2);
     s.out.bulk(b"slots");
@@ -862,27 +1059,96 @@ pub(crate) fn cluster_shards(s: &mut Session, _: Args<'_>) -> Done {
     s.out.int(0);
     s.out.int(SLOTS - 1);
     s.out.bulk(b"nodes");
-    s.out.array(1);
-    s.out.map(7);
-    for (name, value) in [
-        ("id", id.as_str()),
-        ("ip", &host),
-        ("endpoint", &host),
-        ("role", "master"),
-        ("health", "online"),
-    ] {
-        s.out.bulk(name.as_bytes());
-        s.out.bulk(value.as_bytes());
-    }
-    for (name, value) in [("port", port), ("replication-offset", 0)] {
-        s.out.bulk(name.as_bytes());
-        s.out.int(value);
+    s.out.array(nodes.len());
+    for node in nodes {
+        s.out.map(7);
+        for (name, value) in [
+            ("id", node.id.as_str()),
+            ("ip", &node.host),
+            ("endpoint", &node.host),
+            ("role", node.role),
+            ("health", node.health),
+        ] {
+            s.out.bulk(name.as_bytes());
+            s.out.bulk(value.as_bytes());
+        }
+        for (name, value) in [("port", node.port), ("replication-offset", node.offset)] {
+            s.out.bulk(name.as_bytes());
+            s.out.int(value);
+        }
     }
     Ok(())
 }
 
+/// A row of `CLUSTER SHARDS`.
+struct ShardNode {
+    id: String,
+    host: String,
+    port: i64,
+    role: &'static str,
+    health: &'static str,
+    offset: i64,
+}
+
+fn shard_node(known: &ClusterReply, member: &MemberReply, last: u64) -> ShardNode {
+    let (host, port) = resp_of(member);
+    let is_me = member.node == known.node;
+    let is_well = match (is_me, member.heard_ms) {
+        (true, _) => known.trouble.is_none(),
+        // A follower knows of the leader only.
+        (false, None) => known.leader != Some(known.node),
+        (false, Some(ms)) => ms < 5_000,
+    };
+    let has = match (is_me, member.lag) {
+        (true, _) => known.applied_index.unwrap_or(0),
+        (false, lag) => lag.map_or(0, |lag| last.saturating_sub(lag)),
+    };
+    ShardNode {
+        id: node_id(member.node),
+        host: host.to_owned(),
+        port: port_of(port),
+        role: if member.role == "leader" {
+            "master"
+        } else {
+            "replica"
+        },
+        health: if is_well { "online" } else { "fail" },
+        offset: i64::try_from(has).unwrap_or(i64::MAX),
+    }
+}
+
 pub(crate) fn cluster_nodes(s: &mut Session, _: Args<'_>) -> Done {
     let (host, port) = here(s);
+    if let Some(cluster) = s.service().cluster() {
+        let known = cluster.describe();
+        let last = known.last_index.unwrap_or(0);
+        let leader = known.leader.map_or("-".into(), node_id);
+        let mut page = String::new();
+        for member in &known.members {
+            let row = shard_node(&known, member, last);
+            let (_, bus) = split(&member.peer);
+            let myself = if member.node == known.node {
+                "myself,"
+            } else {
+                ""
+            };
+            let (role, of, slots) = match row.role {
+                "master" => ("master", "-", " 0-16383"),
+                _ => ("slave", leader.as_str(), ""),
+            };
+            let link = match row.health {
+                "online" => "connected",
+                _ => "disconnected",
+            };
+            let _ = writeln!(
+                page,
+                "{} {}:{}@{bus} {myself}{role} {of} 0 0 {} {link}{slots}",
+                row.id, row.host, row.port, known.term
+            );
+        }
+        s.out.verbatim(&page);
+        return Ok(());
+    }
     let line = format!(
         "{} {host}:{port}@{port} myself,master - 0 0 0 connected 0-16383\n",
         s.shared.run_id

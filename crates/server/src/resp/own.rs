@@ -252,7 +252,9 @@ pub(crate) fn durability(s: &mut Session, args: Args<'_>) -> Done {
     match (args.len(), args.get(1).to_ascii_lowercase().as_slice()) {
         (1, _) => {}
         (2, b"sync") => s.durability = firn_engine::Durability::Sync,
-        (2, b"buffered") => s.durability = firn_engine::Durability::Buffered,
+        (2, b"buffered") => {
+            s.durability = s.service().promised(firn_engine::Durability::Buffered);
+        }
         _ => return Err(refuse("ERR durability is sync or buffered")),
     }
     let name = durability_name(s.durability);

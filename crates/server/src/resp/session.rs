@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use firn_api::code::Code;
 use firn_engine::key::SeqNo;
-use firn_engine::{Condition, Durability, Entry, Namespace, Ticket, Value, WriteBatch};
+use firn_engine::{Condition, Durability, Entry, Namespace, Value, WriteBatch};
 
 use crate::resp::client::Client;
 use crate::resp::parse::Args;
@@ -36,7 +36,7 @@ use crate::resp::shared::{DATABASES, Event, Shared};
 use crate::resp::table::{COMMANDS, Command, How, find, find_sub};
 use crate::resp::txn::{self, Queue, Watched};
 use crate::service::error::Error;
-use crate::service::now::stripe_of;
+use crate::service::now::{Held, Placed, Ticket, stripe_of};
 use crate::service::rate;
 use crate::service::{INLINE_WRITE_BYTES, Service};
 
@@ -67,8 +67,36 @@ pub enum Hold {
     Thread,
     /// What the connection wrote must be acknowledged.
     Settle,
-    /// This long; then the command is done and the reply is 0 (`WAIT`).
-    Delay(Duration),
+    /// This long; then the command is done and this is the reply (`WAIT`).
+    Delay(Duration, i64),
+    /// Until this node may be read.
+    Fresh,
+    /// Until these stripes are held.
+    Keys(u64),
+    /// Until it is known what became of the attempt.
+    Outcome,
+}
+
+/// A write that a command made of what it read, on its way to a majority. When it is in force, this is
+/// what the command did.
+#[derive(Debug)]
+struct Attempt {
+    ticket: Option<Ticket>,
+    outcome: Option<Result<Placed, Error>>,
+    stripes: u64,
+    reply: Vec<u8>,
+    events: Vec<Event>,
+    answer_version: bool,
+    place: (usize, Namespace),
+}
+
+/// What became of a command that reads, decides and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It did what it decided.
+    Done,
+    /// One of the first conditions, which must hold, did not: nothing was done.
+    Changed,
 }
 
 impl From<Hold> for Stop {
@@ -269,6 +297,18 @@ pub struct Session {
     admitted: bool,
     /// The reply of the command that runs is the version it writes.
     answer_version: bool,
+    /// On a node of a cluster: whether it may be read without asking again,
+    fresh: bool,
+    /// or was found that it cannot be,
+    unreadable: Option<Error>,
+    /// or is read as it is (`READONLY`).
+    pub stale: bool,
+    /// Up to here it must have applied what this connection wrote.
+    written: Option<u64>,
+    attempt: Option<Attempt>,
+    /// Attempts of the command that runs that others came before.
+    conflicts: usize,
+    held: Option<Held>,
     /// What each row did since it was last told.
     pub counts: Vec<Count>,
 }
@@ -305,6 +345,13 @@ impl Session {
             rated_as,
             admitted: false,
             answer_version: false,
+            fresh: false,
+            unreadable: None,
+            stale: false,
+            written: None,
+            attempt: None,
+            conflicts: 0,
+            held: None,
             counts: Vec::new(),
         }
     }
@@ -428,8 +475,8 @@ impl Session {
     }
 
     /// The command that asked for a delay is done.
-    pub fn delay_is_over(&mut self) {
-        self.out.int(0);
+    pub fn delay_is_over(&mut self, reply: i64) {
+        self.out.int(reply);
         self.replies += 1;
         self.admitted = false;
     }
@@ -438,6 +485,8 @@ impl Session {
         self.replies += 1;
         self.waiting_since = None;
         self.admitted = false;
+        self.held = None;
+        self.conflicts = 0;
         match self.reply_mode {
             ReplyMode::On => {}
             ReplyMode::Off | ReplyMode::Skip => self.out.bytes.truncate(before),
@@ -525,6 +574,12 @@ impl Session {
         args: Args<'_>,
         lock: bool,
     ) -> Result<(), Stop> {
+        if self.is_on_node() {
+            self.look_up_namespace();
+            if matches!(command.how, How::Read | How::Thread) {
+                self.need_fresh()?;
+            }
+        }
         match command.how {
             How::Direct | How::Container => (command.run)(self, args),
             How::Blind if !lock => (command.run)(self, args),
@@ -570,6 +625,9 @@ impl Session {
         stripes: u64,
         mut decide: impl FnMut(&mut Self) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
+        if self.is_on_node() {
+            return self.propose(stripes, 0, decide).map(|_| ());
+        }
         let shared = Arc::clone(&self.shared);
         let (before, events) = (self.out.bytes.len(), self.events.len());
         for _ in 0..TRIES {
@@ -608,8 +666,8 @@ impl Session {
             .shared
             .service
             .submit(&mut self.batch, self.durability)?;
-        if self.answer_version {
-            let version = ticket.commit().last.0;
+        if let Some(commit) = ticket.commit().filter(|_| self.answer_version) {
+            let version = commit.last.0;
             self.out.int(i64::try_from(version).unwrap_or(i64::MAX));
         }
         self.note_ticket(ticket, reply_at, self.replies);
@@ -645,6 +703,10 @@ impl Session {
         }
         if self.run.batch.encoded_len() > INLINE_WRITE_BYTES && !self.on_thread {
             return Err(Hold::Thread);
+        }
+        // On a node nothing keeps two writes that are on their way in order.
+        if self.ticket.is_some() && self.is_on_node() {
+            return Err(Hold::Settle);
         }
         let shared = Arc::clone(&self.shared);
         let submitted = {
@@ -736,7 +798,8 @@ impl Session {
             self.write_failure(error);
         }
         self.events.clear();
-        self.closing = true;
+        // On a node the next write may well succeed.
+        self.closing = !self.is_on_node();
     }
 
     /// Goes on only when everything that was written is acknowledged.
@@ -748,15 +811,209 @@ impl Session {
             self.ticket = Some(ticket);
             return Err(Hold::Settle.into());
         }
-        match ticket.wait() {
-            Ok(_) => self.acked(),
-            Err(error) => {
-                let error = Error::from(error);
-                self.ack_failed(&error);
-                return Err(error.into());
-            }
+        match self.settled(ticket.wait()) {
+            Ok(()) => self.acked(),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Notes what became of the ticket.
+    pub fn settled(&mut self, outcome: Result<Placed, Error>) -> Result<(), Error> {
+        let commit = outcome.and_then(|placed| {
+            if self.is_on_node() {
+                self.written = self.written.max(Some(placed.index));
+            }
+            placed.commit
+        });
+        match commit {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.ack_failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    // ---- on a node of a cluster -----------------------------------------------------------------
+
+    fn is_on_node(&self) -> bool {
+        self.service().cluster().is_some()
+    }
+
+    /// Whether more was received: what was read before it came does not count for it.
+    pub fn received(&mut self) {
+        self.fresh = false;
+    }
+
+    /// What must be waited for before this node is read: for the answer of the leader unless the
+    /// client wants none, and up to which entry.
+    pub fn read_point(&self) -> (bool, Option<u64>) {
+        (self.stale, self.written)
+    }
+
+    /// Up to here it has written.
+    pub fn written(&self) -> Option<u64> {
+        self.written
+    }
+
+    /// Notes that it may be read, or why not.
+    pub fn freshened(&mut self, outcome: Result<(), Error>) {
+        self.fresh = outcome.is_ok();
+        self.unreadable = outcome.err();
+    }
+
+    /// Goes on only when what this node has may be read.
+    pub fn need_fresh(&mut self) -> Result<(), Stop> {
+        if !self.is_on_node() {
+            return Ok(());
+        }
+        if let Some(error) = self.unreadable.take() {
+            return Err(error.into());
+        }
+        if self.ticket.is_some() {
+            return Err(Hold::Settle.into());
+        }
+        let has_own = self.written.is_none_or(|at| self.service().has_applied(at));
+        if self.fresh && has_own {
+            return Ok(());
+        }
+        Err(Hold::Fresh.into())
+    }
+
+    /// The handle may be of a database that a snapshot replaced, or the namespace was made anew.
+    fn look_up_namespace(&mut self) {
+        let found = self.service().pinned(&self.ns).map(|(_, ns)| ns);
+        if let Ok(ns) = found
+            && ns.id() != self.ns.id()
+        {
+            self.shared.forget_databases();
+            self.ns = ns;
+        }
+    }
+
+    /// The stripes that the command wants are held.
+    pub fn hold_keys(&mut self, held: Held) {
+        self.held = Some(held);
+    }
+
+    /// What is waited for in [`Hold::Outcome`].
+    pub fn take_attempt(&mut self) -> Option<Ticket> {
+        self.attempt.as_mut()?.ticket.take()
+    }
+
+    /// What became of it.
+    pub fn attempted(&mut self, outcome: Result<Placed, Error>) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.outcome = Some(outcome);
+        }
+    }
+
+    /// As [`Session::modify`]: proposes what `decide` wrote on the condition of what it read, waits for
+    /// what becomes of it, and tries again if others came first. The first `musts` conditions are not
+    /// tried again.
+    pub fn propose(
+        &mut self,
+        stripes: u64,
+        musts: usize,
+        mut decide: impl FnMut(&mut Self) -> Result<(), Stop>,
+    ) -> Result<Verdict, Stop> {
+        if let Some(verdict) = self.conclude(musts)? {
+            return Ok(verdict);
+        }
+        if let Some(error) = self.unreadable.take() {
+            return Err(error.into());
+        }
+        if self.ticket.is_some() {
+            return Err(Hold::Settle.into());
+        }
+        let shared = Arc::clone(&self.shared);
+        let is_held = self.held.as_ref().is_some_and(|h| h.stripes == stripes);
+        if !is_held && shared.service.is_hot(stripes) {
+            self.held = None;
+            return Err(Hold::Keys(stripes).into());
+        }
+        if self
+            .written
+            .is_some_and(|at| !shared.service.has_applied(at))
+        {
+            return Err(Hold::Fresh.into());
+        }
+        let (before, events) = (self.out.bytes.len(), self.events.len());
+        self.batch.clear();
+        self.answer_version = false;
+        self.locked = true;
+        let decided = decide(self);
+        self.locked = false;
+        if let Err(stop) = decided {
+            self.events.truncate(events);
+            // An error rests on what was read, too.
+            let has_read = !self.batch.requirements().is_empty();
+            if matches!(stop, Stop::Error(_)) && has_read && !self.fresh && !self.stale {
+                return Err(Hold::Fresh.into());
+            }
+            return Err(stop);
+        }
+        if musts == 0 && self.batch.is_empty() && self.batch.requirements().len() <= 1 {
+            // It only read, one key at most: what this node has will do, if it may be read.
+            let has_read = !self.batch.requirements().is_empty();
+            if has_read && !self.fresh {
+                self.out.bytes.truncate(before);
+                self.events.truncate(events);
+                return Err(Hold::Fresh.into());
+            }
+            return Ok(Verdict::Done);
+        }
+        let ticket = shared.service.submit(&mut self.batch, self.durability)?;
+        self.attempt = Some(Attempt {
+            ticket: Some(ticket),
+            outcome: None,
+            stripes,
+            reply: self.out.bytes.split_off(before),
+            events: self.events.split_off(events),
+            answer_version: self.answer_version,
+            place: (self.db, self.ns.clone()),
+        });
+        Err(Hold::Outcome.into())
+    }
+
+    /// The end of an attempt, if there was one; `None`: try, or try again.
+    fn conclude(&mut self, musts: usize) -> Result<Option<Verdict>, Stop> {
+        let Some(mut attempt) = self.attempt.take() else {
+            return Ok(None);
+        };
+        let Some(outcome) = attempt.outcome.take() else {
+            self.attempt = Some(attempt);
+            return Err(Hold::Outcome.into());
+        };
+        let service = self.service().clone();
+        let placed = outcome?;
+        self.written = self.written.max(Some(placed.index));
+        match placed.commit {
+            Ok(commit) => {
+                service.note_round(attempt.stripes, false);
+                (self.db, self.ns) = attempt.place;
+                self.out.bytes.append(&mut attempt.reply);
+                self.events.append(&mut attempt.events);
+                if attempt.answer_version {
+                    let version = commit.last.0;
+                    self.out.int(i64::try_from(version).unwrap_or(i64::MAX));
+                }
+                Ok(Some(Verdict::Done))
+            }
+            Err(error) if error.code == Code::ConditionFailed => {
+                if error.index.is_some_and(|index| (index as usize) < musts) {
+                    return Ok(Some(Verdict::Changed));
+                }
+                service.note_round(attempt.stripes, true);
+                self.conflicts += 1;
+                if self.conflicts > TRIES {
+                    return Err(Error::overloaded("the key is changed all the time", 1).into());
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Goes on only on a thread that may wait.
@@ -781,10 +1038,8 @@ impl Session {
         if self.overlay.is_some() {
             return self.fetch(key);
         }
-        let at_least = self
-            .ticket
-            .as_ref()
-            .map_or(SeqNo::ZERO, |t| t.commit().last);
+        let pending = self.ticket.as_ref().and_then(Ticket::commit);
+        let at_least = pending.map_or(SeqNo::ZERO, |commit| commit.last);
         let entry = self.service().read(&self.ns, key, at_least)?;
         Ok(entry.map(Found::from))
     }

@@ -366,10 +366,12 @@ pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
     if keys.len() > MANY {
         s.need_thread()?;
     }
-    let ns = s.ns.clone();
-    s.out.array(keys.len());
     // At one instant.
-    let snapshot = s.service().db().snapshot();
+    let (snapshot, ns) = {
+        let (db, ns) = s.service().pinned(&s.ns)?;
+        (db.snapshot(), ns)
+    };
+    s.out.array(keys.len());
     for key in keys.iter() {
         s.check_size(key, 0)?;
         let entry = snapshot.get_entry(&ns, key)?;

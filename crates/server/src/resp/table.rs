@@ -364,9 +364,9 @@ commands! {
     "acl|whoami" 2 "noscript loading stale" Direct (0 0 0) "server" "6.0.0" ""
         "Returns the user's name: default." operate::acl_whoami;
     "readonly" 1 "loading stale fast" Direct (0 0 0) "cluster" "3.0.0" ""
-        "Accepted." operate::accepted;
+        "On a node of a cluster: reads answer with what it has, which may be old." operate::readonly;
     "readwrite" 1 "loading stale fast" Direct (0 0 0) "cluster" "3.0.0" ""
-        "Accepted." operate::accepted;
+        "The end of that: reads miss nothing." operate::readwrite;
     "cluster" -2 "loading stale" Container (0 0 0) "cluster" "3.0.0" "subcommand"
         "About the cluster, seen as one shard." operate::container;
     "cluster|info" 2 "loading stale" Direct (0 0 0) "cluster" "3.0.0" ""

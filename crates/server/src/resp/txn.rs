@@ -16,7 +16,7 @@ use firn_api::code::Code;
 use firn_engine::{Condition, Namespace, SeqNo};
 
 use crate::resp::parse::{Args, Span};
-use crate::resp::session::{Overlay, Session, Stop, add_put, refuse, refuse_with};
+use crate::resp::session::{Overlay, Session, Stop, Verdict, add_put, refuse, refuse_with};
 use crate::resp::table::{COMMANDS, How};
 use crate::service::error::Error;
 use crate::service::now::stripe_of;
@@ -125,6 +125,7 @@ pub(crate) fn watch(s: &mut Session, args: Args<'_>) -> Done {
     // What this connection wrote must count as before; what others wrote and nobody was told of
     // yet, as after.
     s.need_settled()?;
+    s.need_fresh()?;
     let most = usize::try_from(s.service().limits().batch_ops).unwrap_or(usize::MAX);
     for key in args.from(1).iter() {
         let id = s.ns.id();
@@ -178,6 +179,7 @@ pub(crate) fn exec(s: &mut Session, _: Args<'_>) -> Done {
         || !s.service().reads_are_cheap()
     {
         s.need_settled()?;
+        s.need_fresh()?;
         s.need_thread()?;
     }
     let Some(queue) = s.queue.take() else {
@@ -225,6 +227,24 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
     }
     let shared = Arc::clone(&s.shared);
     let (db, ns) = (s.db, s.ns.clone());
+    if s.service().cluster().is_some() {
+        let verdict = s.propose(stripes, watched.len(), |s| {
+            (s.db, s.ns) = (db, ns.clone());
+            require(s, watched)?;
+            s.overlay = Some(Overlay::default());
+            s.out.array(queue.len());
+            for (row, args) in queue.commands() {
+                s.run_queued(row, args)?;
+            }
+            let overlay = s.overlay.take().unwrap_or_default();
+            collect(s, &overlay)
+        })?;
+        if verdict == Verdict::Changed {
+            (s.db, s.ns) = (db, ns);
+            s.out.null_array();
+        }
+        return Ok(());
+    }
     let before = s.out.bytes.len();
     let events = s.event_count();
     for _ in 0..TRIES {
@@ -232,12 +252,7 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
         s.forget_events(events);
         (s.db, s.ns) = (db, ns.clone());
         s.batch.clear();
-        for w in watched {
-            let condition = w
-                .version
-                .map_or(Condition::Absent, Condition::VersionEquals);
-            s.batch.require(&w.ns, &w.key, condition)?;
-        }
+        require(s, watched)?;
         s.overlay = Some(Overlay::default());
         let _locks = shared.service.lock(stripes);
         s.out.array(queue.len());
@@ -265,6 +280,17 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
         }
     }
     Err(Error::overloaded("the keys of the transaction are changed all the time", 1).into())
+}
+
+/// What was watched must be as it was.
+fn require(s: &mut Session, watched: &[Watched]) -> Done {
+    for w in watched {
+        let condition = w
+            .version
+            .map_or(Condition::Absent, Condition::VersionEquals);
+        s.batch.require(&w.ns, &w.key, condition)?;
+    }
+    Ok(())
 }
 
 /// Makes the batch of what a transaction wrote.

@@ -16,7 +16,7 @@ impl Service {
     /// I/O.
     pub async fn flush(&self) -> Result<()> {
         let service = self.clone();
-        self.blocking(move || Ok(service.inner.db.flush()?)).await
+        self.blocking(move || Ok(service.db().flush()?)).await
     }
 
     /// Compacts a range of a namespace to the bottom.
@@ -27,7 +27,7 @@ impl Service {
         let (service, namespace) = (self.clone(), self.namespace(namespace)?);
         self.blocking(move || {
             let (start, end) = (range.start.as_deref(), range.end.as_deref());
-            Ok(service.inner.db.compact_range(&namespace, start, end)?)
+            Ok(service.db().compact_range(&namespace, start, end)?)
         })
         .await
     }
@@ -58,7 +58,7 @@ impl Service {
                 let detail = format!("{} exists already", path.display());
                 return Err(Error::new(Code::CheckpointExists, detail));
             }
-            service.inner.db.checkpoint(&path)?;
+            service.db().checkpoint(&path)?;
             Ok(path.display().to_string())
         })
         .await
@@ -71,7 +71,7 @@ impl Service {
     pub async fn verify(&self) -> Result<VerifyReply> {
         let service = self.clone();
         self.blocking(move || {
-            let report = service.inner.db.verify()?;
+            let report = service.db().verify()?;
             let problems: Vec<_> = report
                 .problems
                 .into_iter()
@@ -105,7 +105,7 @@ impl Service {
     }
 
     fn stats_now(&self) -> StatsReply {
-        let stats = self.inner.db.stats();
+        let stats = self.db().stats();
         let named = |pairs: &[(&str, u64)]| -> BTreeMap<String, u64> {
             pairs
                 .iter()

@@ -71,7 +71,7 @@ impl Service {
         if ops.is_empty() {
             return Err(Error::invalid("the batch has no operations"));
         }
-        let resolve = |op: &Op| self.namespace(op.namespace.as_deref().unwrap_or(namespace));
+        let durability = self.promised(durability);
         let mut resolved: Vec<(Op, Namespace)> = Vec::with_capacity(ops.len());
         let mut bytes = 0;
         for (index, op) in ops.into_iter().enumerate() {
@@ -80,11 +80,13 @@ impl Service {
                 _ => 0,
             };
             bytes += op.key.len() + value;
-            let checked = limits::key(self.limits(), &op.key)
+            limits::key(self.limits(), &op.key)
                 .and_then(|()| limits::value(self.limits(), value as u64))
-                .and_then(|()| resolve(&op))
                 .map_err(|e| e.at(index))?;
-            resolved.push((op, checked));
+            let name = op.namespace.as_deref().unwrap_or(namespace);
+            let found = self.namespace_to_write(name).await;
+            let found = found.map_err(|e| e.at(index))?;
+            resolved.push((op, found));
         }
         // Where the engine numbers conditions and operations, we number what the caller sent.
         let conditions: Vec<usize> = (0..resolved.len())

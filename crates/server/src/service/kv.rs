@@ -4,10 +4,10 @@ use bytes::Bytes;
 use firn_api::code::Code;
 use firn_engine::Durability;
 use firn_engine::key::SeqNo;
-use firn_engine::{Condition as EngineCondition, Entry, Namespace, WriteBatch};
+use firn_engine::{Condition as EngineCondition, Db, Entry, Namespace, WriteBatch};
 
 use crate::service::error::{Error, Result};
-use crate::service::{Cost, OPERATION_BYTES, Service, limits};
+use crate::service::{Consistency, Cost, OPERATION_BYTES, Service, limits};
 
 /// What must hold for a write to happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,21 +58,34 @@ impl Service {
     /// The entry of a key, if it exists.
     ///
     /// # Errors
-    /// Key too large, namespace not found, corruption, I/O.
-    pub async fn get(&self, namespace: &str, key: Bytes) -> Result<Option<Entry>> {
+    /// Key too large, namespace not found, corruption, I/O; on a node of a cluster: no leader.
+    pub async fn get(
+        &self,
+        namespace: &str,
+        key: Bytes,
+        consistency: Consistency,
+    ) -> Result<Option<Entry>> {
         limits::key(self.limits(), &key)?;
+        if let Some(cluster) = self.cluster() {
+            let inline = self.inner.read_cost.is_low();
+            let work =
+                move |service: &Self, db: &Db, ns: &Namespace| service.timed_get(db, ns, &key);
+            return self
+                .read_replicated(cluster, consistency, namespace, inline, work)
+                .await;
+        }
         let namespace = self.namespace(namespace)?;
         if self.inner.read_cost.is_low() {
-            return self.timed_get(&namespace, &key);
+            return self.timed_get(&self.db(), &namespace, &key);
         }
         let service = self.clone();
-        self.blocking(move || service.timed_get(&namespace, &key))
+        self.blocking(move || service.timed_get(&service.db(), &namespace, &key))
             .await
     }
 
-    fn timed_get(&self, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
+    fn timed_get(&self, db: &Db, namespace: &Namespace, key: &[u8]) -> Result<Option<Entry>> {
         let begin = self.clock().monotonic();
-        let entry = self.inner.db.get_entry(namespace, key)?;
+        let entry = db.get_entry(namespace, key)?;
         self.inner
             .read_cost
             .note(self.clock().monotonic().saturating_sub(begin));
@@ -88,6 +101,7 @@ impl Service {
         &self,
         namespace: &str,
         keys: Vec<Vec<u8>>,
+        consistency: Consistency,
     ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
         let code = Code::LimitExceeded;
         limits::within(
@@ -99,28 +113,44 @@ impl Service {
         for (index, key) in keys.iter().enumerate() {
             limits::key(self.limits(), key).map_err(|e| e.at(index))?;
         }
+        if let Some(cluster) = self.cluster() {
+            let work = move |service: &Self, db: &Db, ns: &Namespace| {
+                service.multi_get_now(db, ns, keys.clone())
+            };
+            return self
+                .read_replicated(cluster, consistency, namespace, false, work)
+                .await;
+        }
         let namespace = self.namespace(namespace)?;
         let service = self.clone();
-        self.blocking(move || {
-            // One by one, so that it ends where the reply would outgrow what it may take.
-            let snapshot = service.inner.db.snapshot();
-            let (most, mut bytes) = (service.limits().body_bytes, 0);
-            let mut found = Vec::with_capacity(keys.len());
-            for key in keys {
-                let entry = snapshot.get_entry(&namespace, &key)?;
-                bytes += entry.as_ref().map_or(0, |e| key.len() + e.value.len()) as u64;
-                limits::within(code, "limits.body_bytes", most, bytes).map_err(|e| Error {
-                    detail: format!(
-                        "{} bytes of reply so far: ask for fewer keys at a time",
-                        e.detail
-                    ),
-                    ..e
-                })?;
-                found.push((key, entry));
-            }
-            Ok(found)
-        })
-        .await
+        self.blocking(move || service.multi_get_now(&service.db(), &namespace, keys))
+            .await
+    }
+
+    /// One by one, so that it ends where the reply would outgrow what it may take.
+    fn multi_get_now(
+        &self,
+        db: &Db,
+        namespace: &Namespace,
+        keys: Vec<Vec<u8>>,
+    ) -> Result<Vec<(Vec<u8>, Option<Entry>)>> {
+        let snapshot = db.snapshot();
+        let (most, mut bytes) = (self.limits().body_bytes, 0);
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let entry = snapshot.get_entry(namespace, &key)?;
+            bytes += entry.as_ref().map_or(0, |e| key.len() + e.value.len()) as u64;
+            let within = limits::within(Code::LimitExceeded, "limits.body_bytes", most, bytes);
+            within.map_err(|e| Error {
+                detail: format!(
+                    "{} bytes of reply so far: ask for fewer keys at a time",
+                    e.detail
+                ),
+                ..e
+            })?;
+            found.push((key, entry));
+        }
+        Ok(found)
     }
 
     /// Writes or deletes a key. Deleting a key that does not exist succeeds.
@@ -134,13 +164,13 @@ impl Service {
             self.limits(),
             write.value.as_ref().map_or(0, Bytes::len) as u64,
         )?;
-        let namespace = self.namespace(namespace)?;
+        let namespace = self.namespace_to_write(namespace).await?;
         let bytes = write.key.len() + write.value.as_ref().map_or(0, Bytes::len);
         let cost = Cost {
             bytes,
             reads: write.condition.is_some(),
         };
-        let durability = write.durability;
+        let durability = self.promised(write.durability);
         let commit = self
             .commit(cost, durability, move || {
                 let mut batch = WriteBatch::with_capacity(bytes + OPERATION_BYTES);

@@ -26,6 +26,7 @@ pub(crate) mod limits;
 pub mod now;
 pub mod ns;
 pub mod rate;
+pub mod replica;
 pub mod scan;
 pub mod watch;
 
@@ -41,8 +42,10 @@ use firn_io::fs::Fs;
 use tokio::sync::watch::Sender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::cluster::Cluster;
 use crate::service::error::{Error, Result};
 use crate::service::rate::Rate;
+use crate::service::replica::DbRef;
 use crate::service::watch::Watches;
 
 /// The name of the namespace that paths without one mean.
@@ -120,9 +123,16 @@ pub struct Service {
     inner: Arc<Inner>,
 }
 
+/// What is under the service.
+enum Store {
+    /// A database of this server alone.
+    Own { db: Db, default: Namespace },
+    /// A node of a cluster.
+    Node(Arc<Cluster>),
+}
+
 struct Inner {
-    db: Db,
-    default_namespace: Namespace,
+    store: Store,
     parts: Parts,
     read_cost: ReadCost,
     inflight: Arc<Semaphore>,
@@ -133,6 +143,7 @@ struct Inner {
     stall_micros: AtomicU64,
     draining: Sender<bool>,
     stripes: now::Stripes,
+    rounds: now::Rounds,
     watches: Watches,
 }
 
@@ -147,10 +158,19 @@ impl std::fmt::Debug for Service {
 impl Service {
     /// A service on an open database.
     pub fn new(db: Db, parts: Parts) -> Self {
+        let default = db.default_namespace();
+        Self::of(Store::Own { db, default }, parts)
+    }
+
+    /// A service on a node of a cluster.
+    pub fn on_node(cluster: Arc<Cluster>, parts: Parts) -> Self {
+        Self::of(Store::Node(cluster), parts)
+    }
+
+    fn of(store: Store, parts: Parts) -> Self {
         let inflight = usize::try_from(parts.limits.inflight_bytes).unwrap_or(usize::MAX);
         let inner = Inner {
-            default_namespace: db.default_namespace(),
-            db,
+            store,
             read_cost: ReadCost::default(),
             inflight: Arc::new(Semaphore::new(inflight.min(Semaphore::MAX_PERMITS))),
             rate: Rate::new(&parts.limits, Arc::clone(&parts.clock)),
@@ -158,6 +178,7 @@ impl Service {
             stall_micros: AtomicU64::new(0),
             draining: Sender::new(false),
             stripes: now::Stripes::default(),
+            rounds: now::Rounds::default(),
             watches: Watches::new(parts.limits.watches),
             parts,
         };
@@ -166,9 +187,23 @@ impl Service {
         }
     }
 
-    /// The database under it.
-    pub fn db(&self) -> &Db {
-        &self.inner.db
+    /// The database under it, as it is now: on a node of a cluster it may be replaced at any time, so
+    /// it is not to be kept.
+    #[inline]
+    pub fn db(&self) -> DbRef<'_> {
+        match &self.inner.store {
+            Store::Own { db, .. } => DbRef::Own(db),
+            Store::Node(cluster) => DbRef::Node(cluster.node().db()),
+        }
+    }
+
+    /// The node under it, if it is one of a cluster.
+    #[inline]
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        match &self.inner.store {
+            Store::Own { .. } => None,
+            Store::Node(cluster) => Some(cluster),
+        }
     }
 
     /// The limits of requests.
@@ -178,7 +213,16 @@ impl Service {
 
     /// What a write gets that does not ask.
     pub fn default_durability(&self) -> Durability {
-        self.inner.parts.durability
+        self.promised(self.inner.parts.durability)
+    }
+
+    /// What is promised to who asks for this: what a cluster acknowledges is on the disks of a
+    /// majority, whatever was asked for.
+    pub fn promised(&self, asked: Durability) -> Durability {
+        match &self.inner.store {
+            Store::Own { .. } => asked,
+            Store::Node(_) => Durability::Sync,
+        }
     }
 
     /// The clock.
@@ -256,10 +300,17 @@ impl Service {
     }
 
     pub(crate) fn namespace(&self, name: &str) -> Result<Namespace> {
-        if name == DEFAULT_NAMESPACE {
-            return Ok(self.inner.default_namespace.clone());
+        self.namespace_in(&self.db(), name)
+    }
+
+    fn namespace_in(&self, db: &DbRef<'_>, name: &str) -> Result<Namespace> {
+        match (db, &self.inner.store) {
+            (DbRef::Own(_), Store::Own { default, .. }) if name == DEFAULT_NAMESPACE => {
+                Ok(default.clone())
+            }
+            (DbRef::Own(db), _) => Ok(db.namespace(name)?),
+            (DbRef::Node(db), _) => db.namespace(name).map_err(replica::read_error),
         }
-        Ok(self.inner.db.namespace(name)?)
     }
 
     /// The expiry that a time to live, counted from now, means.
@@ -286,9 +337,16 @@ impl Service {
             durability,
             max_delay: Some(Duration::ZERO),
         };
+        if let Store::Node(cluster) = &self.inner.store {
+            let batch = match cost.bytes <= INLINE_WRITE_BYTES {
+                true => build()?,
+                false => self.blocking(build).await?,
+            };
+            return self.commit_replicated(cluster, batch).await;
+        }
         let attempt = move |service: &Self, batch: &mut WriteBatch| -> Result<_> {
             let (acknowledge, acknowledged) = oneshot::channel();
-            let ticket = service.inner.db.submit_reusing(batch, &options)?;
+            let ticket = service.db().submit_reusing(batch, &options)?;
             ticket.on_ack(Box::new(move |outcome| {
                 // A client that went away does not wait for it.
                 let _ = acknowledge.send(outcome);

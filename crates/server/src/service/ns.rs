@@ -3,8 +3,17 @@
 use firn_api::code::Code;
 use firn_api::http::NamespaceBody;
 
-use crate::service::Service;
+use firn_engine::Outcome;
+use firn_engine::options::MAX_NAMESPACE_BYTES;
+use firn_replica::{Replicator, Write};
+
+use crate::cluster::Cluster;
 use crate::service::error::{Error, Result};
+use crate::service::{Consistency, DEFAULT_NAMESPACE, Service, limits};
+
+fn unexpected(outcome: &Outcome) -> Error {
+    Error::new(Code::Internal, format!("it came to {outcome:?}"))
+}
 
 impl Service {
     /// All namespaces, by name, with what they hold.
@@ -12,14 +21,14 @@ impl Service {
     /// # Errors
     /// Only if the server is about to stop.
     pub async fn namespaces(&self) -> Result<Vec<NamespaceBody>> {
+        self.may_scan(Consistency::Linearizable).await?;
         let service = self.clone();
         self.blocking(move || Ok(service.namespaces_now())).await
     }
 
     pub(crate) fn namespaces_now(&self) -> Vec<NamespaceBody> {
         let mut list: Vec<_> = self
-            .inner
-            .db
+            .db()
             .stats()
             .namespaces
             .into_iter()
@@ -67,8 +76,11 @@ impl Service {
                 "the name of a namespace cannot hold control characters, as {c} at offset {at}"
             )));
         }
+        if let Some(cluster) = self.cluster() {
+            return self.create_namespace_replicated(cluster, name).await;
+        }
         let (service, name) = (self.clone(), name.to_owned());
-        self.blocking(move || match service.inner.db.create_namespace(&name) {
+        self.blocking(move || match service.db().create_namespace(&name) {
             Ok(_) => Ok(true),
             Err(firn_engine::Error::NamespaceExists(_)) => Ok(false),
             Err(e) => Err(e.into()),
@@ -81,8 +93,47 @@ impl Service {
     /// # Errors
     /// Namespace not found; the default one cannot be dropped.
     pub async fn drop_namespace(&self, name: &str) -> Result<()> {
+        if let Some(cluster) = self.cluster() {
+            return self.drop_namespace_replicated(cluster, name).await;
+        }
         let (service, name) = (self.clone(), name.to_owned());
-        self.blocking(move || Ok(service.inner.db.drop_namespace(&name)?))
+        self.blocking(move || Ok(service.db().drop_namespace(&name)?))
             .await
+    }
+
+    /// Returns when it can be used through this node.
+    async fn create_namespace_replicated(&self, cluster: &Cluster, name: &str) -> Result<bool> {
+        let most = MAX_NAMESPACE_BYTES as u64;
+        let code = Code::LimitExceeded;
+        limits::within(code, "namespace_bytes", most, name.len() as u64)?;
+        let node = cluster.node();
+        let written = node.propose(Write::create_namespace(name)).await?;
+        node.wait_applied(written.id.index).await?;
+        match written.outcome {
+            Outcome::Created(_) => Ok(true),
+            Outcome::NamespaceExists(_) => Ok(false),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn drop_namespace_replicated(&self, cluster: &Cluster, name: &str) -> Result<()> {
+        if name == DEFAULT_NAMESPACE {
+            return Err(Error::invalid("the default namespace cannot be dropped"));
+        }
+        let missing = || {
+            let detail = format!("namespace {name:?} does not exist");
+            Error::new(Code::NamespaceNotFound, detail)
+        };
+        if name.is_empty() || name.len() > MAX_NAMESPACE_BYTES {
+            return Err(missing());
+        }
+        let node = cluster.node();
+        let written = node.propose(Write::drop_namespace(name)).await?;
+        node.wait_applied(written.id.index).await?;
+        match written.outcome {
+            Outcome::Dropped => Ok(()),
+            Outcome::NamespaceNotFound => Err(missing()),
+            other => Err(unexpected(&other)),
+        }
     }
 }

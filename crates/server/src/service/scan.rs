@@ -14,7 +14,7 @@ use firn_engine::key::prefix_end;
 use firn_engine::{Scan, ScanOptions};
 
 use crate::service::error::{Error, Result};
-use crate::service::{Service, limits};
+use crate::service::{Consistency, Service, limits};
 
 /// A range of keys: `start` inclusive, `end` exclusive; absent: unbounded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct RangeQuery {
     pub max_bytes: Option<u64>,
     /// Continues after another page.
     pub cursor: Option<String>,
+    /// What it may miss.
+    pub consistency: Consistency,
 }
 
 /// An entry on its way to a sink.
@@ -206,6 +208,7 @@ impl Service {
         )?;
         limits::within(code, "limits.page_bytes", self.limits().page_bytes, bytes)?;
         (query.limit, query.max_bytes) = (Some(limit), Some(bytes));
+        self.may_scan(query.consistency).await?;
         let service = self.clone();
         self.blocking(move || {
             let mut walk = service.walk(query, sink)?;
@@ -222,12 +225,15 @@ impl Service {
     /// # Errors
     /// As [`Service::page`].
     pub async fn stream<S: Sink>(&self, query: RangeQuery, sink: S) -> Result<Walk<S>> {
+        self.may_scan(query.consistency).await?;
         let service = self.clone();
         self.blocking(move || service.walk(query, sink)).await
     }
 
     fn walk<S: Sink>(&self, query: RangeQuery, sink: S) -> Result<Walk<S>> {
-        let namespace = self.namespace(&query.namespace)?;
+        // Once: the namespace and the scan are of the same database.
+        let db = self.db();
+        let namespace = self.namespace_in(&db, &query.namespace)?;
         for bound in [&query.range.start, &query.range.end].into_iter().flatten() {
             limits::key(self.limits(), bound)?;
         }
@@ -270,7 +276,7 @@ impl Service {
         let scan = if empty {
             None
         } else {
-            Some(self.inner.db.scan(&namespace, options)?)
+            Some(db.scan(&namespace, options)?)
         };
         Ok(Walk {
             sink,

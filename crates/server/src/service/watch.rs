@@ -322,6 +322,10 @@ impl Service {
         for bound in [&query.range.start, &query.range.end].into_iter().flatten() {
             limits::key(self.limits(), bound)?;
         }
+        if self.cluster().is_some() {
+            let detail = "a server of a cluster has no changefeed yet: watch a server by itself";
+            return Err(Error::new(Code::Unsupported, detail));
+        }
         let Ok(place) = Arc::clone(&self.inner.watches.places).try_acquire_owned() else {
             let most = self.limits().watches;
             let detail = format!("limits.watches ({most}) are open");
@@ -332,7 +336,7 @@ impl Service {
         };
         let service = self.clone();
         self.blocking(move || {
-            let watch = service.inner.db.watch(WatchOptions {
+            let watch = service.db().watch(WatchOptions {
                 from: query.from.map(SeqNo),
                 namespace: query.namespace,
                 start: query.range.start,

@@ -115,16 +115,7 @@ impl Running {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Reply {
-        let mut head =
-            format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
-        if !body.is_empty() || matches!(method, "PUT" | "POST") {
-            head.push_str(&format!("content-length: {}\r\n", body.len()));
-        }
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str("\r\n");
-        self.raw(&[head.as_bytes(), body].concat()).await
+        request(self.address, method, target, headers, body).await
     }
 
     pub(crate) async fn get(&self, target: &str) -> Reply {
@@ -146,6 +137,29 @@ impl Running {
     pub(crate) async fn put(&self, target: &str, body: &[u8]) -> Reply {
         self.send("PUT", target, &[], body).await
     }
+}
+
+/// One request on a connection of its own.
+pub(crate) async fn request(
+    to: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Reply {
+    let mut head =
+        format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
+    if !body.is_empty() || matches!(method, "PUT" | "POST") {
+        head.push_str(&format!("content-length: {}\r\n", body.len()));
+    }
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    let bytes = [head.as_bytes(), body].concat();
+    stream.write_all(&bytes).await.unwrap();
+    read_reply(&mut stream).await
 }
 
 /// What came back.

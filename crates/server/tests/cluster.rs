@@ -1,0 +1,15 @@
+//! Three servers that are one cluster: a test of its own, as building all of `it` takes long.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "it/cluster.rs"]
+mod cluster;
+#[allow(dead_code, reason = "the other tests use all of it")]
+#[path = "it/resp_client.rs"]
+mod resp_client;
+#[allow(dead_code, reason = "the other tests use all of it")]
+#[path = "it/support.rs"]
+mod support;

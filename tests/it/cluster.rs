@@ -1,0 +1,770 @@
+//! Three real servers that are one cluster, and what can happen to them.
+//!
+//! Writers, each with registers of its own, write 1, 2, 3... into them by whichever server answers,
+//! under the condition that the version is the last one that they saw. So a write whose answer never
+//! came either happens before the next one or not at all. Readers ask any server for any register. A
+//! register has one writer, so it is linearizable exactly if every read answers
+//!
+//! * at least what was acknowledged, and what any read had answered, before the read began,
+//! * at most what was being written when it ended,
+//! * nothing that was refused as not written.
+//!
+//! Others count in one key by `INCR`, on all servers at once: no two may be told the same number, and at
+//! the end it is at least the number of those that succeeded and at most those that were tried.
+//!
+//! Meanwhile somebody plays a scenario. While a majority is connected and alive there must be
+//! progress. `cargo xtask cluster --seconds S` plays all of them, those with wires between network
+//! namespaces and with a full disk only as root; what is made for them is removed.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use firn_io::rng::Rng;
+use serde_json::Value;
+
+use crate::http::{Connection, Reply};
+use crate::process::{Place, Server, command};
+
+const WRITERS: usize = 4;
+const REGISTERS: usize = 6;
+const READERS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+}
+
+/// Network namespaces of three nodes and the bridge between them.
+struct Wires {
+    tag: String,
+    net: u32,
+}
+
+impl Wires {
+    fn new() -> Self {
+        let id = std::process::id();
+        let wires = Self {
+            tag: format!("firn{}", id % 10_000),
+            net: id % 250,
+        };
+        let Self { tag, net } = &wires;
+        run("ip", &["link", "add", tag, "type", "bridge"]);
+        run(
+            "ip",
+            &["addr", "add", &format!("10.213.{net}.254/24"), "dev", tag],
+        );
+        run("ip", &["link", "set", tag, "up"]);
+        for at in 0..3 {
+            let (ns, out, within) = (wires.ns(at), format!("{tag}a{at}"), format!("{tag}b{at}"));
+            run("ip", &["netns", "add", &ns]);
+            run(
+                "ip",
+                &["link", "add", &out, "type", "veth", "peer", "name", &within],
+            );
+            run("ip", &["link", "set", &within, "netns", &ns]);
+            run("ip", &["link", "set", &out, "master", tag]);
+            run("ip", &["link", "set", &out, "up"]);
+            let address = format!("{}/24", wires.host(at));
+            for args in [
+                &["addr", "add", &address, "dev", &within][..],
+                &["link", "set", &within, "up"],
+                &["link", "set", "lo", "up"],
+            ] {
+                run("ip", &[&["-n", &ns], args].concat());
+            }
+        }
+        wires
+    }
+
+    fn ns(&self, at: usize) -> String {
+        format!("{}n{at}", self.tag)
+    }
+
+    fn host(&self, at: usize) -> String {
+        format!("10.213.{}.{}", self.net, at + 1)
+    }
+
+    /// Nothing goes from one to the other any more, or again.
+    fn way(&self, from: usize, to: usize, open: bool) {
+        let (verb, host) = (if open { "del" } else { "add" }, self.host(to));
+        run(
+            "ip",
+            &["-n", &self.ns(from), "route", verb, "blackhole", &host],
+        );
+    }
+
+    fn cut(&self, one: usize, other: usize, open: bool) {
+        self.way(one, other, open);
+        self.way(other, one, open);
+    }
+}
+
+impl Drop for Wires {
+    fn drop(&mut self) {
+        for at in 0..3 {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.ns(at)])
+                .status();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.tag]).status();
+    }
+}
+
+struct Cluster {
+    place: Place,
+    http: Vec<String>,
+    peer: Vec<String>,
+    resp: Vec<String>,
+    servers: Vec<Option<Server>>,
+    wires: Option<Wires>,
+    /// Directories that are file systems of their own.
+    mounts: Vec<PathBuf>,
+}
+
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+impl Cluster {
+    fn new(wires: Option<Wires>) -> Self {
+        let address = |at: usize, port: u16| match &wires {
+            Some(wires) => format!("{}:{port}", wires.host(at)),
+            None => free_address(),
+        };
+        Self {
+            place: Place::new(),
+            http: (0..3).map(|at| address(at, 8080)).collect(),
+            peer: (0..3).map(|at| address(at, 7000)).collect(),
+            resp: (0..3).map(|at| address(at, 6379)).collect(),
+            servers: (0..3).map(|_| None).collect(),
+            wires,
+            mounts: Vec::new(),
+        }
+    }
+
+    fn start_all(&mut self) {
+        self.start(0, &["--init-cluster"]);
+        let first = self.http[0].clone();
+        for at in 1..3 {
+            self.start(at, &["--join", &first]);
+        }
+        self.wait_until_whole();
+    }
+
+    fn dir(&self, at: usize) -> PathBuf {
+        self.place.path(&format!("node{at}"))
+    }
+
+    fn start(&mut self, at: usize, extra: &[&str]) {
+        let program = command();
+        let mut command = match &self.wires {
+            Some(wires) => {
+                let mut command = Command::new("ip");
+                let ns = wires.ns(at);
+                command
+                    .args(["netns", "exec", &ns])
+                    .arg(program.get_program());
+                command
+            }
+            None => program,
+        };
+        command.arg("serve").arg("--data-dir").arg(self.dir(at));
+        command.args(["--http", &self.http[at], "--resp", &self.resp[at]]);
+        command.args(["--peer-addr", &self.peer[at]]);
+        command.args(["--memory", "32MiB", "--log-level", "warn"]);
+        command.args(["--cluster-request-timeout", "5s"]);
+        if self.wires.is_some() {
+            command.arg("--insecure");
+        }
+        command.args(extra);
+        let pipes = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let started = Server::of(pipes.spawn().unwrap());
+        self.servers[at] = Some(started.unwrap_or_else(|ended| panic!("{ended:?}")));
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.servers[at].take().unwrap().kill();
+    }
+
+    fn ask(&self, at: usize) -> Option<Value> {
+        let mut connection = Connection::open(&self.http[at]).ok()?;
+        let reply = connection.request("GET", "/v1/cluster", b"").ok()?;
+        serde_json::from_slice(&reply.body).ok()
+    }
+
+    fn running(&self) -> Vec<usize> {
+        (0..3).filter(|&at| self.servers[at].is_some()).collect()
+    }
+
+    /// Waits until those that run are ready, and three have a vote.
+    fn wait_until_whole(&self) {
+        for at in self.running() {
+            let begun = Instant::now();
+            loop {
+                let known = self.ask(at).unwrap_or_default();
+                let members = known["members"].as_array().cloned().unwrap_or_default();
+                let voters = members.iter().filter(|m| m["role"] != "learner").count();
+                if known["trouble"].is_null() && voters == 3 {
+                    break;
+                }
+                assert!(
+                    begun.elapsed() < PATIENCE,
+                    "node {at} is not ready: {known}"
+                );
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    fn leader(&self) -> usize {
+        self.leader_but(usize::MAX)
+    }
+
+    /// Who leads, not counting one that may not know better.
+    fn leader_but(&self, not: usize) -> usize {
+        let begun = Instant::now();
+        loop {
+            for at in self.running().into_iter().filter(|&at| at != not) {
+                let known = self.ask(at).unwrap_or_default();
+                if known["role"] == "leader" && known["trouble"].is_null() {
+                    return at;
+                }
+            }
+            assert!(begun.elapsed() < PATIENCE, "nobody leads");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.servers.clear();
+        for mount in &self.mounts {
+            let _ = Command::new("umount").arg(mount).status();
+        }
+    }
+}
+
+/// A key with one writer.
+#[derive(Default)]
+struct Register {
+    acked: AtomicU64,
+    attempted: AtomicU64,
+    seen: AtomicU64,
+    refused: Mutex<BTreeSet<u64>>,
+}
+
+struct Load {
+    http: Vec<String>,
+    resp: Vec<String>,
+    registers: Vec<Register>,
+    stop: AtomicBool,
+    acks: AtomicU64,
+    reads: AtomicU64,
+    refused: AtomicU64,
+    unknown: AtomicU64,
+    counted: Mutex<BTreeSet<i64>>,
+    count_unknown: AtomicU64,
+    /// When writes were acknowledged.
+    times: Mutex<Vec<Instant>>,
+    violations: Mutex<Vec<String>>,
+}
+
+fn key(register: usize) -> String {
+    format!("/v1/keys/r{register}")
+}
+
+fn number(reply: &Reply) -> u64 {
+    match reply.status {
+        404 => 0,
+        _ => String::from_utf8_lossy(&reply.body).parse().unwrap(),
+    }
+}
+
+fn version(reply: &Reply) -> Option<String> {
+    reply.header("etag").map(str::to_owned)
+}
+
+impl Load {
+    fn new(cluster: &Cluster) -> Self {
+        Self {
+            http: cluster.http.clone(),
+            resp: cluster.resp.clone(),
+            registers: (0..WRITERS * REGISTERS)
+                .map(|_| Register::default())
+                .collect(),
+            stop: AtomicBool::new(false),
+            acks: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
+            counted: Mutex::default(),
+            count_unknown: AtomicU64::new(0),
+            times: Mutex::default(),
+            violations: Mutex::default(),
+        }
+    }
+
+    fn violation(&self, text: String) {
+        self.violations.lock().unwrap().push(text);
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// A connection to some server that takes one; `None` when it is over.
+    fn connect(&self, at: &mut usize) -> Option<Connection> {
+        loop {
+            if self.is_over() {
+                return None;
+            }
+            *at += 1;
+            let address = self.http[*at % self.http.len()].parse().unwrap();
+            let patience = Duration::from_millis(300);
+            if let Ok(stream) = std::net::TcpStream::connect_timeout(&address, patience)
+                && let Ok(connection) = Connection::on(stream, Duration::from_secs(8))
+            {
+                return Some(connection);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Reads a register; `None` when nobody answered.
+    fn read(&self, connection: &mut Connection, register: usize) -> Option<Reply> {
+        let it = &self.registers[register];
+        let least = it
+            .acked
+            .load(Ordering::SeqCst)
+            .max(it.seen.load(Ordering::SeqCst));
+        let reply = connection.request("GET", &key(register), b"").ok()?;
+        if reply.status != 200 && reply.status != 404 {
+            return None;
+        }
+        let (found, most) = (number(&reply), it.attempted.load(Ordering::SeqCst));
+        if found < least || found > most || it.refused.lock().unwrap().contains(&found) {
+            self.violation(format!(
+                "r{register} answered {found} where {least} to {most} may be, without those refused"
+            ));
+        }
+        it.seen.fetch_max(found, Ordering::SeqCst);
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        Some(reply)
+    }
+
+    fn reader(&self, seed: u64) {
+        let mut random = Rng::new(seed);
+        let mut at = seed as usize;
+        while let Some(mut connection) = self.connect(&mut at) {
+            for _ in 0..20 {
+                if self.is_over() {
+                    return;
+                }
+                let register = random.index(self.registers.len());
+                if self.read(&mut connection, register).is_none() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn writer(&self, id: usize) {
+        let mut at = id;
+        let mut versions: Vec<Option<String>> = vec![None; REGISTERS];
+        let mut doubtful = [true; REGISTERS];
+        let mut next = 0;
+        while let Some(mut connection) = self.connect(&mut at) {
+            // Not for ever the same server.
+            for _ in 0..50 {
+                if self.is_over() {
+                    return;
+                }
+                next = (next + 1) % REGISTERS;
+                let register = id * REGISTERS + next;
+                if doubtful[next] {
+                    let Some(reply) = self.read(&mut connection, register) else {
+                        break;
+                    };
+                    (versions[next], doubtful[next]) = (version(&reply), false);
+                }
+                if !self.write(
+                    &mut connection,
+                    register,
+                    &mut versions[next],
+                    &mut doubtful[next],
+                ) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether the connection is of use any more.
+    fn write(
+        &self,
+        connection: &mut Connection,
+        register: usize,
+        known: &mut Option<String>,
+        doubtful: &mut bool,
+    ) -> bool {
+        let it = &self.registers[register];
+        let value = it.attempted.fetch_add(1, Ordering::SeqCst) + 1;
+        let condition = match &known {
+            Some(version) => format!("If-Match: {version}\r\n"),
+            None => "If-None-Match: *\r\n".into(),
+        };
+        let body = value.to_string();
+        let reply = connection.request_with("PUT", &key(register), &condition, body.as_bytes());
+        let refuse = || {
+            it.refused.lock().unwrap().insert(value);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        };
+        match reply {
+            Ok(reply) if reply.status == 201 || reply.status == 204 => {
+                it.acked.fetch_max(value, Ordering::SeqCst);
+                it.seen.fetch_max(value, Ordering::SeqCst);
+                *known = version(&reply);
+                self.acks.fetch_add(1, Ordering::Relaxed);
+                self.times.lock().unwrap().push(Instant::now());
+                true
+            }
+            Ok(reply) if reply.status == 412 => {
+                refuse();
+                *doubtful = true;
+                true
+            }
+            Ok(reply) if reply.status == 503 => {
+                refuse();
+                std::thread::sleep(Duration::from_millis(20));
+                false
+            }
+            _ => {
+                self.unknown.fetch_add(1, Ordering::Relaxed);
+                *doubtful = true;
+                false
+            }
+        }
+    }
+
+    /// Counts by `INCR`.
+    fn counter(&self, at: usize) {
+        use std::io::{BufRead, BufReader, Write};
+        while !self.is_over() {
+            let address = self.resp[at].parse().unwrap();
+            let patience = Duration::from_millis(300);
+            let Ok(stream) = std::net::TcpStream::connect_timeout(&address, patience) else {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            };
+            stream.set_nodelay(true).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(8)))
+                .unwrap();
+            let mut stream = BufReader::new(stream);
+            while !self.is_over() {
+                let mut line = String::new();
+                let sent = stream.get_mut().write_all(b"INCR count\r\n");
+                let read = sent.and_then(|()| stream.read_line(&mut line));
+                let text = line.trim_end();
+                match text.split_at_checked(1) {
+                    Some((":", count)) if read.is_ok() => {
+                        let count: i64 = count.parse().unwrap();
+                        if !self.counted.lock().unwrap().insert(count) {
+                            self.violation(format!("INCR answered {count} twice"));
+                        }
+                    }
+                    Some(("-", why))
+                        if why.starts_with("CLUSTERDOWN") || why.starts_with("TRYAGAIN") =>
+                    {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    _ => {
+                        self.count_unknown.fetch_add(1, Ordering::Relaxed);
+                        break;
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+
+    /// Fails unless writes are acknowledged within reasonable time.
+    fn must_progress(&self, what: &str) {
+        let (before, begun) = (self.acks.load(Ordering::Relaxed), Instant::now());
+        while self.acks.load(Ordering::Relaxed) < before + 10 {
+            assert!(begun.elapsed() < PATIENCE / 2, "no progress: {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Looks at everything once more on every server.
+    fn check(&self, cluster: &Cluster) {
+        for at in cluster.running() {
+            let mut connection = Connection::open(&self.http[at]).unwrap();
+            for register in 0..self.registers.len() {
+                let read = self.read(&mut connection, register);
+                assert!(read.is_some(), "r{register} cannot be read");
+            }
+            let reply = connection.request("GET", "/v1/keys/count", b"").unwrap();
+            let counted = self.counted.lock().unwrap();
+            let (done, tried) = (
+                counted.len() as u64,
+                counted.len() as u64 + self.count_unknown.load(Ordering::Relaxed),
+            );
+            let found = number(&reply);
+            if found < done || found > tried {
+                self.violation(format!("the count is {found} and not {done} to {tried}"));
+            }
+        }
+        let violations = self.violations.lock().unwrap();
+        assert!(
+            violations.is_empty(),
+            "{:#?}",
+            &violations[..violations.len().min(20)]
+        );
+    }
+}
+
+/// Plays a scenario under load and checks what clients saw.
+fn play(
+    name: &str,
+    cluster: &mut Cluster,
+    scenario: impl FnOnce(&mut Cluster, &Load, Duration),
+    phase: Duration,
+) {
+    let load = Load::new(cluster);
+    std::thread::scope(|scope| {
+        for id in 0..WRITERS {
+            let load = &load;
+            scope.spawn(move || load.writer(id));
+        }
+        for id in 0..READERS {
+            let load = &load;
+            scope.spawn(move || load.reader(id as u64));
+        }
+        for at in 0..3 {
+            let load = &load;
+            scope.spawn(move || load.counter(at));
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            load.must_progress("at the beginning");
+            scenario(cluster, &load, phase);
+            cluster.wait_until_whole();
+            load.must_progress("at the end");
+        }));
+        load.stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    load.check(cluster);
+    let mut times = load.times.into_inner().unwrap();
+    times.sort_unstable();
+    let gap = times
+        .windows(2)
+        .map(|w| w[1] - w[0])
+        .max()
+        .unwrap_or_default();
+    println!(
+        "{name}: {} writes acknowledged, {} refused, {} unknown, {} reads, count {}, longest gap {:?}",
+        load.acks.into_inner(),
+        load.refused.into_inner(),
+        load.unknown.into_inner(),
+        load.reads.into_inner(),
+        load.counted.into_inner().unwrap().len(),
+        gap,
+    );
+}
+
+fn kill_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let leader = cluster.leader();
+    cluster.kill(leader);
+    load.must_progress("the leader is dead");
+    std::thread::sleep(phase);
+    cluster.start(leader, &[]);
+    cluster.wait_until_whole();
+}
+
+fn stop_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let leader = cluster.leader();
+    let mut server = cluster.servers[leader].take().unwrap();
+    server.signal("TERM");
+    assert_eq!(server.wait(), 0);
+    load.must_progress("the leader has handed over");
+    std::thread::sleep(phase);
+    cluster.start(leader, &[]);
+    cluster.wait_until_whole();
+}
+
+fn freeze_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let leader = cluster.leader();
+    cluster.servers[leader].as_ref().unwrap().signal("STOP");
+    load.must_progress("the leader stands still");
+    std::thread::sleep(phase);
+    cluster.servers[leader].as_ref().unwrap().signal("CONT");
+}
+
+fn cut_power(cluster: &mut Cluster, _: &Load, phase: Duration) {
+    for at in 0..3 {
+        cluster.kill(at);
+    }
+    std::thread::sleep(phase / 4);
+    for at in 0..3 {
+        cluster.start(at, &[]);
+    }
+}
+
+fn lose_disk(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let leader = cluster.leader();
+    let lost = (leader + 1) % 3;
+    let node = cluster.ask(lost).unwrap()["node"].to_string();
+    cluster.kill(lost);
+    std::fs::remove_dir_all(cluster.dir(lost)).unwrap();
+    load.must_progress("a disk is lost");
+    std::thread::sleep(phase);
+    let server = cluster.http[leader].clone();
+    let args = ["cluster", "remove", &node, "--yes", "--server", &server];
+    cluster.place.run(&args).ok();
+    cluster.start(lost, &["--join", &server]);
+    cluster.wait_until_whole();
+    let again = cluster.ask(lost).unwrap()["node"].to_string();
+    assert_ne!(again, node);
+}
+
+fn fill_disk(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let full = (cluster.leader() + 1) % 3;
+    let ballast = cluster.dir(full).join("ballast");
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    let block = vec![1_u8; 1 << 20];
+    while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    drop(file);
+    std::thread::sleep(phase);
+    load.must_progress("a disk is full");
+    std::fs::remove_file(&ballast).unwrap();
+    // It may have left the cluster when its log could not be written.
+    cluster.kill(full);
+    cluster.start(full, &[]);
+    cluster.wait_until_whole();
+}
+
+fn isolate(cluster: &mut Cluster, load: &Load, phase: Duration, leader: bool) {
+    let at = (cluster.leader() + usize::from(!leader)) % 3;
+    let others = [(at + 1) % 3, (at + 2) % 3];
+    for other in others {
+        cluster.wires.as_ref().unwrap().cut(at, other, false);
+    }
+    cluster.leader_but(at);
+    load.must_progress("one is cut off");
+    std::thread::sleep(phase);
+    // It tells nobody what it cannot know.
+    let mut connection = Connection::open(&cluster.http[at]).unwrap();
+    let reply = connection.request("GET", "/v1/keys/r0", b"").unwrap();
+    assert_eq!(reply.status, 503, "{reply:?}");
+    for other in others {
+        cluster.wires.as_ref().unwrap().cut(at, other, true);
+    }
+}
+
+fn one_way(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let at = cluster.leader();
+    let others = [(at + 1) % 3, (at + 2) % 3];
+    // It hears the others and cannot speak to them.
+    for other in others {
+        cluster.wires.as_ref().unwrap().way(at, other, false);
+    }
+    load.must_progress("one is not heard");
+    std::thread::sleep(phase);
+    for other in others {
+        cluster.wires.as_ref().unwrap().way(at, other, true);
+    }
+}
+
+fn flap(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let at = cluster.leader();
+    let begun = Instant::now();
+    let mut other = 1;
+    while begun.elapsed() < phase {
+        let to = (at + other) % 3;
+        cluster.wires.as_ref().unwrap().cut(at, to, false);
+        std::thread::sleep(Duration::from_millis(300));
+        cluster.wires.as_ref().unwrap().cut(at, to, true);
+        std::thread::sleep(Duration::from_millis(100));
+        other = 3 - other;
+    }
+    load.must_progress("the wires are well again");
+}
+
+/// Short: always played.
+#[test]
+fn the_leader_is_killed() {
+    let mut cluster = Cluster::new(None);
+    cluster.start_all();
+    play(
+        "kill -9 of the leader",
+        &mut cluster,
+        kill_leader,
+        Duration::from_millis(300),
+    );
+}
+
+#[test]
+fn everything_else_happens() {
+    let Some(seconds) = std::env::var_os("FIRN_CLUSTER_SECONDS") else {
+        println!("FIRN_CLUSTER_SECONDS is not set: nothing is played");
+        return;
+    };
+    let seconds: u64 = seconds.to_str().unwrap().parse().unwrap();
+    let phase = Duration::from_secs(seconds);
+    let mut cluster = Cluster::new(None);
+    cluster.start_all();
+    play("kill -9 of the leader", &mut cluster, kill_leader, phase);
+    drop(cluster);
+    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 4] = [
+        ("SIGTERM of the leader", stop_leader),
+        ("SIGSTOP of the leader", freeze_leader),
+        ("kill -9 of all", cut_power),
+        ("loss of a disk", lose_disk),
+    ];
+    for (name, scenario) in scenarios {
+        let mut cluster = Cluster::new(None);
+        cluster.start_all();
+        play(name, &mut cluster, scenario, phase);
+    }
+    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    if !is_root {
+        println!("not root: no full disk and no wires");
+        return;
+    }
+    let mut cluster = Cluster::new(None);
+    for at in 0..3 {
+        let dir = cluster.dir(at);
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.to_str().unwrap().to_owned();
+        run("mount", &["-t", "tmpfs", "-o", "size=256m", "tmpfs", &path]);
+        cluster.mounts.push(dir);
+    }
+    cluster.start_all();
+    play("a full disk", &mut cluster, fill_disk, phase);
+    drop(cluster);
+    let on_wires: [(&str, fn(&mut Cluster, &Load, Duration)); 4] = [
+        ("the leader is cut off", |c, l, p| isolate(c, l, p, true)),
+        ("a follower is cut off", |c, l, p| isolate(c, l, p, false)),
+        ("a leader that is not heard", one_way),
+        ("wires that come and go", flap),
+    ];
+    for (name, scenario) in on_wires {
+        let mut cluster = Cluster::new(Some(Wires::new()));
+        cluster.start_all();
+        play(name, &mut cluster, scenario, phase);
+    }
+}
