@@ -73,11 +73,12 @@ fi
 say "image"
 cp "$here/docker/Dockerfile" "$scratch/"
 cp "$binary" "$scratch/firn"
-docker build -q --target local ${BASE:+--build-arg BASE="$BASE"} -t "$project" "$scratch" >/dev/null
+docker build -q --target local ${BASE:+--build-arg BASE="$BASE"} -t "$project" "$scratch" > "$scratch/build.log" 2>&1 \
+    || { cat "$scratch/build.log"; fail "the image is not built"; }
 [ "$(docker run --rm --entrypoint /usr/bin/id "$project" -u)" = 65532 ] || fail "it runs as somebody else"
 
 say "five nodes"
-compose up -d node1 node2 node3 node4 node5 >/dev/null 2>&1
+compose up -d node1 node2 node3 node4 node5 > "$scratch/up.log" 2>&1 || { cat "$scratch/up.log"; fail "the nodes do not start"; }
 until_so "no cluster of five voters within 120 s" 120 is_cluster_of 5
 for n in 1 2 3 4 5; do until_so "node$n is not ready" 60 ready $n; done
 say "five voters, all ready"
