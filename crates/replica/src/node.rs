@@ -291,11 +291,7 @@ impl Node {
     }
 
     /// As [`Node::start`], in a simulation: the node's tasks run at this pace.
-    pub async fn start_paced(
-        options: NodeOptions,
-        world: World,
-        pace: Arc<Pace>,
-    ) -> Result<Self> {
+    pub async fn start_paced(options: NodeOptions, world: World, pace: Arc<Pace>) -> Result<Self> {
         let starting = Self::start_at(options, world, Some(Arc::clone(&pace)));
         let started = pace.spawn(starting).await;
         // It was ended before it had started.
@@ -308,11 +304,7 @@ impl Node {
         rt::reset(seed);
     }
 
-    async fn start_at(
-        options: NodeOptions,
-        world: World,
-        pace: Option<Arc<Pace>>,
-    ) -> Result<Self> {
+    async fn start_at(options: NodeOptions, world: World, pace: Option<Arc<Pace>>) -> Result<Self> {
         let mut settings = config(&options.timing, options.kept_entries)?;
         if planted::is(Bug::LeaderRestore) {
             settings.enable_leader_restore = Some(true);
