@@ -83,6 +83,7 @@ impl Connection {
                 match self.parser.next(&self.buffer) {
                     Ok(Found::Request) => self.has_request = true,
                     Ok(Found::Incomplete) => {
+                        self.session.forget_ahead();
                         return match self.session.flush_run() {
                             Ok(()) => Next::Input,
                             Err(hold) => Next::Hold(hold),
@@ -106,6 +107,12 @@ impl Connection {
                     "a browser spoke to the RESP port"
                 );
                 return Next::Close;
+            }
+            if name.eq_ignore_ascii_case(b"get") {
+                let rest = &self.buffer[self.parser.consumed()..];
+                self.session.look_ahead(args, rest);
+            } else {
+                self.session.forget_ahead();
             }
             if let Err(hold) = self.session.step(args) {
                 return Next::Hold(hold);

@@ -153,6 +153,40 @@ pub struct Parser {
     max_request: usize,
 }
 
+/// Appends the keys of the `GET`s that `buffer` begins with to `keys`, until there are `most`. Ends at
+/// what is not there in full, or not written as all clients do: it only looks ahead, and the parser
+/// decides what is a request.
+pub fn gets_ahead<'a>(mut buffer: &'a [u8], most: usize, keys: &mut Vec<&'a [u8]>) {
+    while keys.len() < most {
+        let Some((key, rest)) = get_ahead(buffer) else {
+            return;
+        };
+        keys.push(key);
+        buffer = rest;
+    }
+}
+
+fn get_ahead(buffer: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (name, rest) = buffer.strip_prefix(b"*2\r\n$3\r\n")?.split_at_checked(3)?;
+    let mut rest = rest.strip_prefix(b"\r\n$")?;
+    if !name.eq_ignore_ascii_case(b"get") {
+        return None;
+    }
+    let mut len = 0;
+    // Keys have at most 64 KiB.
+    for _ in 0..5 {
+        match rest.split_first()? {
+            (digit @ b'0'..=b'9', after) => {
+                len = 10 * len + usize::from(digit - b'0');
+                rest = after;
+            }
+            _ => break,
+        }
+    }
+    let (key, rest) = rest.strip_prefix(b"\r\n")?.split_at_checked(len)?;
+    Some((key, rest.strip_prefix(b"\r\n")?))
+}
+
 impl Parser {
     /// A parser at the start of a stream. `max_bulk` is the longest argument, `max_request` what a
     /// request may have in all (below 4 GiB).
@@ -492,6 +526,32 @@ mod tests {
             .iter()
             .map(|r| r.iter().map(text).collect())
             .collect()
+    }
+
+    #[test]
+    fn gets_ahead_are_those_that_the_parser_would_find() {
+        let ahead = |bytes: &[u8]| {
+            let mut keys = Vec::new();
+            gets_ahead(bytes, 3, &mut keys);
+            keys.iter().map(|key| key.to_vec()).collect::<Vec<_>>()
+        };
+        let get = b"*2\r\n$3\r\nGeT\r\n$2\r\nab\r\n";
+        assert_eq!(ahead(&get.repeat(2)), [b"ab", b"ab"]);
+        assert_eq!(ahead(&get.repeat(9)).len(), 3);
+        for cut in 0..get.len() {
+            assert!(ahead(&get[..cut]).is_empty());
+        }
+        for other in [
+            &b"*2\r\n$3\r\nset\r\n$2\r\nab\r\n"[..],
+            b"*3\r\n$3\r\nget\r\n$2\r\nab\r\n",
+            b"*2\r\n$3\r\nget\r\n$999999\r\nab\r\n",
+            b"*2\r\n$3\r\nget\r\n$3\r\nab\r\n",
+            b"*2\r\n$3\r\nget\r\n$-1\r\nab\r\n",
+            b"*2\r\n$3\r\nget\r\n$2\r\nabc\r\n",
+            b"get ab\r\n",
+        ] {
+            assert!(ahead(other).is_empty());
+        }
     }
 
     #[test]

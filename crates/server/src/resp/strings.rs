@@ -335,7 +335,10 @@ pub(crate) fn msetex(s: &mut Session, args: Args<'_>) -> Done {
 // ---- get ----------------------------------------------------------------------------------------
 
 pub(crate) fn get(s: &mut Session, args: Args<'_>) -> Done {
-    let found = s.view(args.get(1))?;
+    let found = match s.found_ahead(args.get(1)) {
+        Some(found) => found,
+        None => s.view(args.get(1))?,
+    };
     s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
     Ok(())
 }
