@@ -128,7 +128,7 @@ fn the_dashboard_is_whole() {
 
 #[test]
 fn settings_that_are_named_exist() {
-    let printed = command().args(["help", "serve"]).output().unwrap();
+    let printed = command().args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(printed.stdout).unwrap();
     let of_compose = ["FIRN_IMAGE", "FIRN_MEMORY"];
     for file in [
