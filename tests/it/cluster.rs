@@ -39,7 +39,8 @@ fn run(program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
 }
 
-/// Network namespaces of three nodes and the bridge between them.
+/// Network namespaces of three nodes, a wire between any two of them, and one to each from here. No
+/// bridge: what it forwards the machine's firewall may drop.
 struct Wires {
     tag: String,
     net: u32,
@@ -52,33 +53,46 @@ impl Wires {
             tag: format!("firn{}", id % 10_000),
             net: id % 250,
         };
-        let Self { tag, net } = &wires;
-        run("ip", &["link", "add", tag, "type", "bridge"]);
-        run(
-            "ip",
-            &["addr", "add", &format!("10.213.{net}.254/24"), "dev", tag],
-        );
-        run("ip", &["link", "set", tag, "up"]);
         for at in 0..3 {
-            let (ns, out, within) = (wires.ns(at), format!("{tag}a{at}"), format!("{tag}b{at}"));
+            let ns = wires.ns(at);
             run("ip", &["netns", "add", &ns]);
-            run(
-                "ip",
-                &["link", "add", &out, "type", "veth", "peer", "name", &within],
-            );
-            run("ip", &["link", "set", &within, "netns", &ns]);
-            run("ip", &["link", "set", &out, "master", tag]);
-            run("ip", &["link", "set", &out, "up"]);
-            let address = format!("{}/24", wires.host(at));
-            for args in [
-                &["addr", "add", &address, "dev", &within][..],
-                &["link", "set", &within, "up"],
-                &["link", "set", "lo", "up"],
-            ] {
-                run("ip", &[&["-n", &ns], args].concat());
+            run("ip", &["-n", &ns, "link", "set", "lo", "up"]);
+            let own = format!("{}/32", wires.host(at));
+            run("ip", &["-n", &ns, "addr", "add", &own, "dev", "lo"]);
+        }
+        // Here is the fourth.
+        for one in 0..3 {
+            for other in one + 1..4 {
+                wires.connect(one, other);
             }
         }
         wires
+    }
+
+    fn connect(&self, one: usize, other: usize) {
+        let (near, far) = (
+            format!("{}{one}{other}", self.tag),
+            format!("{}{other}{one}", self.tag),
+        );
+        let add = ["link", "add", &near, "type", "veth", "peer", "name", &far];
+        run("ip", &add);
+        for (link, at, to) in [(&near, one, other), (&far, other, one)] {
+            let ns = self.ns(at);
+            let here: &[&str] = if at < 3 { &["-n", &ns] } else { &[] };
+            if at < 3 {
+                run("ip", &["link", "set", link, "netns", &ns]);
+            } else {
+                let own = format!("{}/32", self.host(at));
+                run("ip", &["addr", "add", &own, "dev", link]);
+            }
+            run("ip", &[here, &["link", "set", link, "up"]].concat());
+            let (from, to) = (self.host(at), self.host(to));
+            // So that a black hole comes first.
+            let route = [
+                "route", "add", &to, "dev", link, "src", &from, "metric", "100",
+            ];
+            run("ip", &[here, &route].concat());
+        }
     }
 
     fn ns(&self, at: usize) -> String {
@@ -111,7 +125,6 @@ impl Drop for Wires {
                 .args(["netns", "del", &self.ns(at)])
                 .status();
         }
-        let _ = Command::new("ip").args(["link", "del", &self.tag]).status();
     }
 }
 
