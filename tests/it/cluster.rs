@@ -608,6 +608,22 @@ fn kill_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     cluster.wait_until_whole();
 }
 
+fn hand_over(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let failed = || {
+        let (refused, unknown) = (&load.refused, &load.unknown);
+        refused.load(Ordering::Relaxed) + unknown.load(Ordering::Relaxed)
+    };
+    let (before, begun) = (failed(), Instant::now());
+    while begun.elapsed() < phase {
+        let server = cluster.http[cluster.leader()].clone();
+        let args = ["cluster", "transfer", "--server", &server];
+        cluster.place.run(&args).ok();
+        load.must_progress("the leader has changed");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(failed(), before, "requests were refused or lost");
+}
+
 fn stop_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     let leader = cluster.leader();
     let mut server = cluster.servers[leader].take().unwrap();
@@ -843,7 +859,8 @@ fn everything_else_happens() {
     };
     let seconds: u64 = seconds.to_str().unwrap().parse().unwrap();
     let phase = Duration::from_secs(seconds);
-    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 5] = [
+    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 6] = [
+        ("a leader that hands over", hand_over),
         ("kill -9 of the leader", kill_leader),
         ("SIGTERM of the leader", stop_leader),
         ("SIGSTOP of the leader", freeze_leader),
