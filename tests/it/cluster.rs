@@ -39,7 +39,8 @@ fn run(program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
 }
 
-/// Network namespaces of three nodes and the bridge between them.
+/// Network namespaces of three nodes, a wire between any two of them, and one to each from here. No
+/// bridge: what it forwards the machine's firewall may drop.
 struct Wires {
     tag: String,
     net: u32,
@@ -52,33 +53,46 @@ impl Wires {
             tag: format!("firn{}", id % 10_000),
             net: id % 250,
         };
-        let Self { tag, net } = &wires;
-        run("ip", &["link", "add", tag, "type", "bridge"]);
-        run(
-            "ip",
-            &["addr", "add", &format!("10.213.{net}.254/24"), "dev", tag],
-        );
-        run("ip", &["link", "set", tag, "up"]);
         for at in 0..3 {
-            let (ns, out, within) = (wires.ns(at), format!("{tag}a{at}"), format!("{tag}b{at}"));
+            let ns = wires.ns(at);
             run("ip", &["netns", "add", &ns]);
-            run(
-                "ip",
-                &["link", "add", &out, "type", "veth", "peer", "name", &within],
-            );
-            run("ip", &["link", "set", &within, "netns", &ns]);
-            run("ip", &["link", "set", &out, "master", tag]);
-            run("ip", &["link", "set", &out, "up"]);
-            let address = format!("{}/24", wires.host(at));
-            for args in [
-                &["addr", "add", &address, "dev", &within][..],
-                &["link", "set", &within, "up"],
-                &["link", "set", "lo", "up"],
-            ] {
-                run("ip", &[&["-n", &ns], args].concat());
+            run("ip", &["-n", &ns, "link", "set", "lo", "up"]);
+            let own = format!("{}/32", wires.host(at));
+            run("ip", &["-n", &ns, "addr", "add", &own, "dev", "lo"]);
+        }
+        // Here is the fourth.
+        for one in 0..3 {
+            for other in one + 1..4 {
+                wires.connect(one, other);
             }
         }
         wires
+    }
+
+    fn connect(&self, one: usize, other: usize) {
+        let (near, far) = (
+            format!("{}{one}{other}", self.tag),
+            format!("{}{other}{one}", self.tag),
+        );
+        let add = ["link", "add", &near, "type", "veth", "peer", "name", &far];
+        run("ip", &add);
+        for (link, at, to) in [(&near, one, other), (&far, other, one)] {
+            let ns = self.ns(at);
+            let here: &[&str] = if at < 3 { &["-n", &ns] } else { &[] };
+            if at < 3 {
+                run("ip", &["link", "set", link, "netns", &ns]);
+            } else {
+                let own = format!("{}/32", self.host(at));
+                run("ip", &["addr", "add", &own, "dev", link]);
+            }
+            run("ip", &[here, &["link", "set", link, "up"]].concat());
+            let (from, to) = (self.host(at), self.host(to));
+            // So that a black hole comes first.
+            let route = [
+                "route", "add", &to, "dev", link, "src", &from, "metric", "100",
+            ];
+            run("ip", &[here, &route].concat());
+        }
     }
 
     fn ns(&self, at: usize) -> String {
@@ -111,7 +125,6 @@ impl Drop for Wires {
                 .args(["netns", "del", &self.ns(at)])
                 .status();
         }
-        let _ = Command::new("ip").args(["link", "del", &self.tag]).status();
     }
 }
 
@@ -595,6 +608,22 @@ fn kill_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     cluster.wait_until_whole();
 }
 
+fn hand_over(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let failed = || {
+        let (refused, unknown) = (&load.refused, &load.unknown);
+        refused.load(Ordering::Relaxed) + unknown.load(Ordering::Relaxed)
+    };
+    let (before, begun) = (failed(), Instant::now());
+    while begun.elapsed() < phase {
+        let server = cluster.http[cluster.leader()].clone();
+        let args = ["cluster", "transfer", "--server", &server];
+        cluster.place.run(&args).ok();
+        load.must_progress("the leader has changed");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(failed(), before, "requests were refused or lost");
+}
+
 fn stop_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     let leader = cluster.leader();
     let mut server = cluster.servers[leader].take().unwrap();
@@ -830,7 +859,8 @@ fn everything_else_happens() {
     };
     let seconds: u64 = seconds.to_str().unwrap().parse().unwrap();
     let phase = Duration::from_secs(seconds);
-    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 5] = [
+    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 6] = [
+        ("a leader that hands over", hand_over),
         ("kill -9 of the leader", kill_leader),
         ("SIGTERM of the leader", stop_leader),
         ("SIGSTOP of the leader", freeze_leader),
