@@ -288,6 +288,7 @@ fn replica_command() -> Vec<u8> {
 fn replica_log() -> Vec<(&'static str, replica::Entry)> {
     let node = |address: &str| replica::Member {
         address: address.to_owned(),
+        ..replica::Member::default()
     };
     let membership = replica::Membership {
         voters: vec![[1].into(), [1, 2].into()],
