@@ -268,6 +268,38 @@ mod tests {
         assert_eq!(decoded(&want, 3), Ok(Decoded::Frame(frame(b"abc"))));
     }
 
+    /// The seeds of the fuzz target, which were made after `docs/peer-protocol.md` and not with the
+    /// encoders.
+    #[test]
+    fn what_others_write_after_the_page_is_taken() {
+        macro_rules! seed {
+            ($name:literal) => {
+                include_bytes!(concat!("../../../fuzz/corpus/peer/", $name)).as_slice()
+            };
+        }
+        use crate::hello::{Hello, Refusal, Welcome};
+        let frames = |bytes: &[u8]| {
+            let (mut buffer, mut found) = (BytesMut::from(bytes), Vec::new());
+            while let Ok(Decoded::Frame(frame)) = decode(&mut buffer, 1 << 20) {
+                found.push(frame);
+            }
+            assert!(buffer.is_empty());
+            found
+        };
+        let kinds = |bytes| frames(bytes).iter().map(|f| f.kind).collect::<Vec<_>>();
+        assert_eq!(kinds(seed!("ask")), [Kind::Request, Kind::Ping]);
+        assert_eq!(
+            kinds(seed!("told")),
+            [Kind::Answer, Kind::Pong, Kind::Credit]
+        );
+        let hello = Hello::decode(seed!("hello")).unwrap();
+        assert_eq!((hello.from, hello.incarnation, hello.to), (1, 77, 2));
+        assert_eq!(frames(seed!("called"))[0].body, hello.encode());
+        assert_eq!(Welcome::decode(seed!("welcome")).unwrap().requests, 64);
+        let refusal = Refusal::decode(seed!("refusal")).unwrap();
+        assert_eq!(frames(seed!("refused"))[0].body, refusal.encode());
+    }
+
     #[test]
     fn what_is_not_known_is_refused_before_its_body_comes() {
         let head = |at: usize, value: u8| {

@@ -142,6 +142,8 @@ pub enum Reason {
     Busy,
     /// What was said makes no sense.
     Malformed,
+    /// The caller says so: another node answers than it wanted.
+    Welcome,
     /// A reason that this build does not know.
     Other(u8),
 }
@@ -155,6 +157,7 @@ impl Reason {
             Self::Incarnation => 4,
             Self::Busy => 5,
             Self::Malformed => 6,
+            Self::Welcome => 7,
             Self::Other(code) => code,
         }
     }
@@ -167,6 +170,7 @@ impl Reason {
             4 => Self::Incarnation,
             5 => Self::Busy,
             6 => Self::Malformed,
+            7 => Self::Welcome,
             code => Self::Other(code),
         }
     }

@@ -52,6 +52,9 @@ use crate::wire::{FULL_BYTES, Stream, Wire, WireError};
 /// Connections that have not said who they are.
 const STRANGERS: usize = 64;
 
+/// Refusals are warned of once in this time; the others are for who debugs.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
 /// Does what other nodes ask.
 pub trait Handler: Send + Sync + 'static {
     /// Begins a request and answers it. What is done before the first wait is done in the order of the
@@ -93,6 +96,8 @@ struct House {
     registry: Arc<Registry>,
     handler: Arc<dyn Handler>,
     guests: Guests,
+    /// When a refusal was in the log last.
+    noted: Mutex<Option<Instant>>,
     closed: watch::Receiver<bool>,
 }
 
@@ -130,6 +135,7 @@ impl Listener {
             registry: self.registry,
             handler,
             guests: Guests::default(),
+            noted: Mutex::default(),
             closed: self.closed.clone(),
         });
         let strangers = Arc::new(Semaphore::new(STRANGERS));
@@ -149,10 +155,8 @@ impl Listener {
                 }
             };
             let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else {
-                tracing::warn!(
-                    %from,
-                    "dropped: {STRANGERS} connections have not said who they are already"
-                );
+                let why = format!("{STRANGERS} connections have not said who they are already");
+                house.note_refusal(from, &why);
                 continue;
             };
             let house = Arc::clone(&house);
@@ -160,15 +164,10 @@ impl Listener {
                 let most = house.options.hello_timeout;
                 let met = timeout(most, house.meet(stream, from)).await;
                 drop(stranger);
-                match met {
-                    Ok(Ok(guest)) => house.host(guest, from).await,
-                    Ok(Err(error)) => {
-                        tracing::warn!(%from, "a connection of another node was refused: {error}");
-                    }
-                    Err(_) => {
-                        let time = most.as_millis();
-                        tracing::warn!(%from, "dropped: no hello within {time} ms");
-                    }
+                let late = |_| Err(format!("no hello within {} ms", most.as_millis()));
+                match met.unwrap_or_else(late) {
+                    Ok(guest) => house.host(guest, from).await,
+                    Err(error) => house.note_refusal(from, &error),
                 }
             });
         }
@@ -184,6 +183,18 @@ struct Guest {
 }
 
 impl House {
+    /// Tells the operator, but not as often as somebody else likes.
+    fn note_refusal(&self, from: SocketAddr, why: &str) {
+        let mut noted = self.noted.lock();
+        let is_new = noted.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
+        if is_new {
+            *noted = Some(Instant::now());
+            tracing::warn!(%from, "a connection of another node was refused: {why}");
+        } else {
+            tracing::debug!(%from, "a connection of another node was refused: {why}");
+        }
+    }
+
     /// Gets through the handshakes.
     async fn meet(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) -> Result<Guest, String> {
         // Small answers must not wait for the acknowledgement of earlier ones.
@@ -427,6 +438,13 @@ impl Serving<'_> {
             Kind::Ping if frame.body.is_empty() => {
                 self.wire.push(Kind::Pong, frame.id, Bytes::new());
                 return Ok(());
+            }
+            Kind::Refusal => {
+                let why = match Refusal::decode(&frame.body) {
+                    Some(refusal) => refusal.to_string(),
+                    None => "for no reason that this build can read".into(),
+                };
+                return Err(WireError::Protocol(format!("the caller refuses: {why}")));
             }
             other => return Err(WireError::Protocol(format!("{other:?} at the wrong time"))),
         }

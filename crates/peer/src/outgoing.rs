@@ -38,7 +38,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout, timeout_at};
 
 use crate::frame::{Frame, Kind, MAX_BODY_BYTES};
-use crate::hello::{Hello, MAX_VERSION, MIN_VERSION, Refusal, Welcome, class_code};
+use crate::hello::{Hello, MAX_VERSION, MIN_VERSION, Reason, Refusal, Welcome, class_code};
 use crate::known::Known;
 use crate::options::PeerOptions;
 use crate::stats::{Counters, Direction, Registry, add, set};
@@ -375,19 +375,24 @@ impl Lanes {
         let failed = |error: WireError| format!("the handshake failed: {error}");
         wire.flush().await.map_err(failed)?;
         let frame = wire.frame().await.map_err(failed)?;
-        let welcome = self.check_welcome(lane, &frame)?;
-        if self.known.incarnation(welcome.node) != Some(welcome.incarnation) {
-            let (known, node) = (Arc::clone(&self.known), welcome.node);
-            let check = move || known.check(node, welcome.incarnation);
-            let checked = tokio::task::spawn_blocking(check).await;
-            checked.map_err(|error| error.to_string())??;
-        }
+        let welcomed = self.check_welcome(lane, &frame).await;
         let stream = u32::from(class_code(lane.class));
         wire.open(stream, Arc::clone(&lane.counters));
-        Ok((wire, welcome))
+        match welcomed {
+            Ok(welcome) => Ok((wire, welcome)),
+            Err(why) => {
+                if frame.kind == Kind::Welcome {
+                    let refusal = Refusal::new(Reason::Welcome, &*why);
+                    wire.push(Kind::Refusal, 0, refusal.encode().into());
+                    // So that its log says it too; if that fails, ours does.
+                    let _ = wire.flush().await;
+                }
+                Err(why)
+            }
+        }
     }
 
-    fn check_welcome(&self, lane: &Lane, frame: &Frame) -> Result<Welcome, String> {
+    async fn check_welcome(&self, lane: &Lane, frame: &Frame) -> Result<Welcome, String> {
         match frame.kind {
             Kind::Refusal => Err(match Refusal::decode(&frame.body) {
                 Some(refusal) => format!("it refuses: {refusal}"),
@@ -414,6 +419,12 @@ impl Lanes {
                          {MAX_VERSION}",
                         welcome.version
                     ));
+                }
+                if self.known.incarnation(welcome.node) != Some(welcome.incarnation) {
+                    let (known, node) = (Arc::clone(&self.known), welcome.node);
+                    let check = move || known.check(node, welcome.incarnation);
+                    let checked = tokio::task::spawn_blocking(check).await;
+                    checked.map_err(|error| error.to_string())??;
                 }
                 Ok(welcome)
             }

@@ -199,7 +199,11 @@ impl Wire {
             let growth = self.arrived.len().max(GROWTH_BYTES);
             self.arrived.reserve(more.min(growth).max(READ_BYTES));
             let read = pin!(self.io.read_buf(&mut self.arrived)).poll(cx);
-            let read = ready!(read)?;
+            let read = match ready!(read) {
+                // TLS says so when the other side just went.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                read => read?,
+            };
             if read == 0 {
                 let error = if self.arrived.is_empty() {
                     WireError::Closed
