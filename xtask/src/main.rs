@@ -291,7 +291,14 @@ fn sim(rest: &[String]) -> Result {
         let profile = ["--profile", "sim", "--", "--nocapture"];
         return cargo("planted bugs", &PLANTED, &profile.map(str::to_owned));
     }
-    let args = ["run", "--quiet", "--profile", "sim", "--package", "firn-sim"];
+    let args = [
+        "run",
+        "--quiet",
+        "--profile",
+        "sim",
+        "--package",
+        "firn-sim",
+    ];
     run(
         "sim",
         Command::new(program()).args(args).arg("--").args(rest),

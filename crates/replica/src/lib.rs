@@ -82,4 +82,3 @@ pub use crate::replicator::{
     MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written,
 };
 pub use crate::types::{LogId, Member, Membership, NodeId};
-

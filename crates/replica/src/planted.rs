@@ -74,9 +74,9 @@ mod switch {
 }
 
 #[cfg(feature = "planted-bugs")]
-pub use switch::plant;
-#[cfg(feature = "planted-bugs")]
 pub(crate) use switch::is;
+#[cfg(feature = "planted-bugs")]
+pub use switch::plant;
 
 /// Whether this bug is there: never.
 #[cfg(not(feature = "planted-bugs"))]

@@ -260,7 +260,9 @@ impl Client {
             Told::Done(written) => written,
             Told::Refused => {
                 let values = writes.iter().map(|(_, value)| *value);
-                values.filter(|&value| value != 0).for_each(|value| history.refuse(value));
+                values
+                    .filter(|&value| value != 0)
+                    .for_each(|value| history.refuse(value));
                 return None;
             }
             Told::Unknown => {
@@ -285,7 +287,9 @@ impl Client {
             }
             Outcome::ConditionFailed { .. } if condition.is_some() => {
                 let values = writes.iter().map(|(_, value)| *value);
-                values.filter(|&value| value != 0).for_each(|value| history.refuse(value));
+                values
+                    .filter(|&value| value != 0)
+                    .for_each(|value| history.refuse(value));
                 Some((begin, Some(end), Some(false)))
             }
             outcome => {

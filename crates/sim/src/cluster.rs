@@ -151,7 +151,9 @@ pub fn put(key: &[u8], value: &[u8], condition: Option<Condition>) -> Write {
     let mut batch = WriteBatch::new();
     batch.put(NamespaceId(0), key, value).expect("small");
     if let Some(condition) = condition {
-        batch.require(NamespaceId(0), key, condition).expect("small");
+        batch
+            .require(NamespaceId(0), key, condition)
+            .expect("small");
     }
     Write::batch(&mut batch)
 }
@@ -454,7 +456,10 @@ impl Cluster {
                 return Err(told("log", problem.to_string()));
             }
         }
-        if disk.exists(&home.state_dir().join("CURRENT")).unwrap_or(false) {
+        if disk
+            .exists(&home.state_dir().join("CURRENT"))
+            .unwrap_or(false)
+        {
             let report = verify_dir(&env, &home.state_dir(), &mut |_| ());
             let report = report.map_err(|error| told("state", error.to_string()))?;
             if let Some(problem) = report.problems.first() {
@@ -526,14 +531,19 @@ impl Cluster {
     pub async fn settle(&mut self) -> std::result::Result<u64, String> {
         self.heal();
         for id in self.machines.keys().copied().collect::<Vec<_>>() {
-            self.revive(id).await.map_err(|e| format!("node {id} does not start: {e}"))?;
+            self.revive(id)
+                .await
+                .map_err(|e| format!("node {id} does not start: {e}"))?;
         }
         self.converge().await
     }
 
     /// Starts a node that does not run or has failed.
     pub async fn revive(&mut self, id: NodeId) -> Result<()> {
-        if self.try_node(id).is_some_and(|node| node.status().role == Role::Stopped) {
+        if self
+            .try_node(id)
+            .is_some_and(|node| node.status().role == Role::Stopped)
+        {
             self.kill(id, None);
         }
         match self.try_node(id) {

@@ -49,7 +49,11 @@ pub fn rot(disk: &MemFs, target: Target, rng: &mut Rng) -> Option<String> {
     let path = files.get(rng.index(files.len()))?;
     let bytes = disk.read_file(path).ok()?;
     let used = bytes.iter().rposition(|&byte| byte != 0)? as u64 + 1;
-    let shown = path.strip_prefix(ROOT).unwrap_or(path).display().to_string();
+    let shown = path
+        .strip_prefix(ROOT)
+        .unwrap_or(path)
+        .display()
+        .to_string();
     let pages = used.div_ceil(4096);
     if pages > 1 && rng.one_in(3) {
         let (from, to) = (rng.below(pages - 1), rng.below(pages - 1));

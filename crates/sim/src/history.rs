@@ -224,13 +224,12 @@ impl History {
         }
         self.check_witnesses();
         let mut undecided = 0;
-        let mut decide = |object: Object, verdict: Verdict, violations: &mut Vec<String>| {
-            match verdict {
+        let mut decide =
+            |object: Object, verdict: Verdict, violations: &mut Vec<String>| match verdict {
                 Verdict::Linearizable => {}
                 Verdict::Violation(text) => violations.push(format!("{object:?}: {text}")),
                 Verdict::Undecided => undecided += 1,
-            }
-        };
+            };
         for (&object, calls) in &self.registers {
             let verdict = match object {
                 Object::Long => check_zones(calls),

@@ -299,7 +299,11 @@ fn explain<M: Model>(calls: &[Call<M::Op>], stuck: usize) -> String {
         // Writing to a string does not fail.
         let _ = match call.end {
             Some(end) => write!(text, "\n{mark} {}..{end} {:?}", call.begin, call.op),
-            None => write!(text, "\n{mark} {}.. {:?}, outcome unknown", call.begin, call.op),
+            None => write!(
+                text,
+                "\n{mark} {}.. {:?}, outcome unknown",
+                call.begin, call.op
+            ),
         };
     }
     text
@@ -552,6 +556,9 @@ mod tests {
             }
         }
         assert_eq!(check_zones(&calls), Verdict::Linearizable);
-        assert_eq!(check::<Register>(&calls[..2000], STEPS), Verdict::Linearizable);
+        assert_eq!(
+            check::<Register>(&calls[..2000], STEPS),
+            Verdict::Linearizable
+        );
     }
 }

@@ -246,11 +246,7 @@ struct Run {
     happened: BTreeMap<Fault, u64>,
 }
 
-const MODES: [CrashMode; 3] = [
-    CrashMode::DropUnsynced,
-    CrashMode::KeepAll,
-    CrashMode::Torn,
-];
+const MODES: [CrashMode; 3] = [CrashMode::DropUnsynced, CrashMode::KeepAll, CrashMode::Torn];
 
 /// Runs a plan, in a runtime whose time is paused.
 pub async fn run(plan: Plan) -> Report {
@@ -258,7 +254,9 @@ pub async fn run(plan: Plan) -> Report {
     let mut cluster = Cluster::new(plan.seed, plan.nodes, plan.settings.clone());
     let mut rng = Rng::new(plan.seed ^ 0xfa17);
     for machine in cluster.machines.values_mut() {
-        machine.wall.store(rng.below(4000) as i64, Ordering::Relaxed);
+        machine
+            .wall
+            .store(rng.below(4000) as i64, Ordering::Relaxed);
         if plan.faults.contains(&Fault::ClockRate) {
             machine.rate_ppm = rng.between(950_000, 1_050_000);
         }
@@ -617,14 +615,24 @@ impl Run {
     /// Things get better by themselves, some of the time.
     async fn recover(&mut self) -> Result<(), String> {
         let now = Instant::now();
-        let due: Vec<NodeId> = self.paused.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        let due: Vec<NodeId> = self
+            .paused
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in due {
             self.paused.remove(&id);
             if let Some(pace) = self.cluster.pace(id) {
                 pace.resume();
             }
         }
-        let due: Vec<NodeId> = self.full.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        let due: Vec<NodeId> = self
+            .full
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in due {
             self.full.remove(&id);
             if let Some(machine) = self.cluster.machines.get(&id) {
@@ -633,7 +641,10 @@ impl Run {
         }
         let dying: Vec<(NodeId, u64)> = self.dying.iter().map(|(id, at)| (*id, *at)).collect();
         for (id, at) in dying {
-            let count = self.cluster.faults(id).map_or(u64::MAX, |disk| disk.op_count());
+            let count = self
+                .cluster
+                .faults(id)
+                .map_or(u64::MAX, |disk| disk.op_count());
             if count > at || self.rng.one_in(20) {
                 let mode = self.any_mode();
                 self.crash(id, Some(mode))?;
@@ -647,8 +658,12 @@ impl Run {
         }
         for id in self.ids() {
             if self.rng.one_in(8) {
-                self.cluster.machines[&id].log_ms.store(1, Ordering::Relaxed);
-                self.cluster.machines[&id].work_ms.store(3, Ordering::Relaxed);
+                self.cluster.machines[&id]
+                    .log_ms
+                    .store(1, Ordering::Relaxed);
+                self.cluster.machines[&id]
+                    .work_ms
+                    .store(3, Ordering::Relaxed);
             }
             let has_failed = self.has_failed(id);
             if has_failed && self.rng.one_in(3) {
@@ -801,12 +816,14 @@ async fn next_step(
             }
             return Ok(false);
         }
-        node.change_members(MemberChange::Remove([old].into())).await?;
+        node.change_members(MemberChange::Remove([old].into()))
+            .await?;
         return Ok(false);
     }
     if let Some(new) = add {
         if members.nodes.contains_key(&new) {
-            node.change_members(MemberChange::Promote([new].into())).await?;
+            node.change_members(MemberChange::Promote([new].into()))
+                .await?;
         } else {
             let change = MemberChange::AddLearner(new, member(new));
             node.change_members(change).await?;

@@ -62,12 +62,7 @@ impl Wiring for Sockets {
             .enable_all()
             .build()
             .map_err(|error| error.to_string())?;
-        let home = Home::open(
-            Arc::clone(&env.fs),
-            dir,
-            identity.node,
-            &*env.entropy,
-        );
+        let home = Home::open(Arc::clone(&env.fs), dir, identity.node, &*env.entropy);
         let home = home.map_err(|error| error.to_string())?;
         let cluster = firn_peer::ClusterId(identity.cluster.to_bytes());
         let tls = match &self.tls {

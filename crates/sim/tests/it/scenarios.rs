@@ -176,7 +176,10 @@ fn s05_bitrot_log_middle() {
         let old = files(&disk, Target::OldLog)[1].clone();
         disk.flip_bit(&old, 3000, 2).unwrap();
         let log = |disk: &MemFs| -> Vec<Vec<u8>> {
-            let segments = disk.files().into_iter().filter(|f| f.extension() == Some("wal".as_ref()));
+            let segments = disk
+                .files()
+                .into_iter()
+                .filter(|f| f.extension() == Some("wal".as_ref()));
             segments.map(|f| disk.read_file(f).unwrap()).collect()
         };
         let before = log(&disk);
@@ -261,7 +264,9 @@ fn s09_fsync_eio_once() {
         let (mut cluster, leader) = booted(41, 3).await;
         let load = load(&mut cluster);
         sleep(Duration::from_millis(500)).await;
-        let rule = Rule::new(Fault::LostSync).on(OpKind::Sync).path_ends(".wal");
+        let rule = Rule::new(Fault::LostSync)
+            .on(OpKind::Sync)
+            .path_ends(".wal");
         cluster.faults(leader).unwrap().add_rule(rule.times(1));
         let lost = cluster.node(leader);
         sleep(Duration::from_secs(2)).await;
@@ -291,7 +296,10 @@ fn s10_enospc() {
                 let other = *cluster.alive().iter().rfind(|&&other| other != id).unwrap();
                 for n in 0..40_u8 {
                     // The others go on, once they know that it left.
-                    let _ = cluster.node(other).propose(put(&[n], &[n; 900], None)).await;
+                    let _ = cluster
+                        .node(other)
+                        .propose(put(&[n], &[n; 900], None))
+                        .await;
                 }
                 let written = cluster.node(other).propose(put(b"k", b"v", None)).await;
                 written.unwrap();
@@ -311,7 +319,9 @@ fn s11_slow_disk_leader() {
         let load = load(&mut cluster);
         let term = cluster.node(leader).status().term;
         for slow in [50, 500, 2000] {
-            cluster.machines[&leader].log_ms.store(slow, Ordering::Relaxed);
+            cluster.machines[&leader]
+                .log_ms
+                .store(slow, Ordering::Relaxed);
             sleep(Duration::from_secs(4)).await;
             let follower = follower_of(&cluster, leader);
             let written = cluster.node(follower).propose(put(b"k", b"v", None)).await;
@@ -403,6 +413,12 @@ fn s15_a_damaged_snapshot_is_refused() {
         let node = cluster.node(away);
         assert!(node.content_hash().is_ok(), "damage does not spread");
         assert_eq!(node.status().failure, None);
+        // Who cannot bring others up to date does not lead.
+        let damaged = cluster.node(leader).status();
+        assert_eq!(damaged.role, Role::Stopped, "{damaged:?}");
+        let next = cluster.wait_for_leader().await.unwrap();
+        let written = cluster.node(next).propose(put(b"k", b"v", None)).await;
+        written.unwrap();
         assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
     });
 }
@@ -448,7 +464,9 @@ fn s17_bridge() {
                 cluster.net.cut(id, leader);
             }
         }
-        let others: Vec<NodeId> = (1..=5).filter(|id| ![leader, bridge].contains(id)).collect();
+        let others: Vec<NodeId> = (1..=5)
+            .filter(|id| ![leader, bridge].contains(id))
+            .collect();
         sleep(Duration::from_secs(5)).await;
         for &id in &others {
             let written = cluster.node(id).propose(put(b"k", b"v", None)).await;
@@ -529,7 +547,9 @@ fn s22_wallclock_jump() {
         let node = cluster.node(leader);
         let write = |key: &[u8], expires: u64| {
             let mut batch = WriteBatch::new();
-            batch.put_expiring(NamespaceId(0), key, b"v", expires).unwrap();
+            batch
+                .put_expiring(NamespaceId(0), key, b"v", expires)
+                .unwrap();
             Write::batch(&mut batch)
         };
         let (soon, late) = (EPOCH_MS + 8_000, EPOCH_MS + 7_200_000);
@@ -591,7 +611,10 @@ fn s26_member_replace() {
         assert_eq!(cluster.wait_for_leader().await.unwrap(), 4);
         let remove = || MemberChange::Remove([leader].into());
         let not_here = node.change_members(remove()).await;
-        assert!(matches!(not_here, Err(Error::NotLeader { leader: Some(4) })));
+        assert!(matches!(
+            not_here,
+            Err(Error::NotLeader { leader: Some(4) })
+        ));
         let new = cluster.node(4);
         change(&new, remove()).await;
         assert!(!new.status().membership.nodes.contains_key(&leader));
@@ -602,7 +625,10 @@ fn s26_member_replace() {
         sleep(Duration::from_secs(2)).await;
         let needed = MemberChange::Remove([others[1]].into());
         let refused = new.change_members(needed).await;
-        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::InvalidArgument(_))),
+            "{refused:?}"
+        );
         cluster.start(others[0]).await.unwrap();
         finish(cluster, load).await;
     });
@@ -619,7 +645,11 @@ fn s26_a_change_that_lost_its_leader_is_ended() {
         change(&node, MemberChange::AddLearner(4, member(4))).await;
         sleep(Duration::from_millis(500)).await;
         let changing = node.clone();
-        tokio::spawn(async move { changing.change_members(MemberChange::Promote([4].into())).await });
+        tokio::spawn(async move {
+            changing
+                .change_members(MemberChange::Promote([4].into()))
+                .await
+        });
         let is_joint = |status: firn_replica::Status| status.membership.voters.len() == 2;
         for _ in 0..10_000 {
             let follower = follower_of(&cluster, leader);
@@ -658,7 +688,10 @@ fn s27_id_reuse() {
         cluster.add_machine(9);
         cluster.machines.get_mut(&9).unwrap().disk = disk.fork();
         let error = cluster.start(9).await.unwrap_err().to_string();
-        assert!(error.contains(&format!("belongs to node {hurt}")), "{error}");
+        assert!(
+            error.contains(&format!("belongs to node {hurt}")),
+            "{error}"
+        );
         cluster.machines.remove(&9);
         // It comes back empty, as if it were new: the others go on without it.
         cluster.machines.get_mut(&hurt).unwrap().disk = Default::default();
@@ -680,7 +713,9 @@ fn s28_disk_swap_rollback() {
         let load = load(&mut cluster);
         fill(&cluster, leader, 50).await;
         let hurt = follower_of(&cluster, leader);
-        let backup = cluster.machines[&hurt].disk.crash(1, CrashMode::DropUnsynced);
+        let backup = cluster.machines[&hurt]
+            .disk
+            .crash(1, CrashMode::DropUnsynced);
         fill(&cluster, leader, 50).await;
         sleep(Duration::from_millis(200)).await;
         cluster.kill(hurt, None);
@@ -717,7 +752,10 @@ fn s29_learner_never_counts() {
         fill(&cluster, leader, 1200).await;
         let node = cluster.node(leader);
         let promoted = node.change_members(MemberChange::Promote([5].into())).await;
-        assert!(matches!(promoted, Err(Error::InvalidArgument(_))), "{promoted:?}");
+        assert!(
+            matches!(promoted, Err(Error::InvalidArgument(_))),
+            "{promoted:?}"
+        );
         cluster.settle().await.unwrap();
     });
 }
@@ -735,8 +773,14 @@ fn s36_follower_forward_loop() {
             matches!(answer, Answer::Refused(Refusal::NotLeader(Some(id))) if id == leader),
             "{answer:?}"
         );
-        let answer = cluster.node(follower).handle(Request::ReadIndex.encode().into()).await;
-        assert!(matches!(Answer::decode(&answer).unwrap(), Answer::Refused(_)));
+        let answer = cluster
+            .node(follower)
+            .handle(Request::ReadIndex.encode().into())
+            .await;
+        assert!(matches!(
+            Answer::decode(&answer).unwrap(),
+            Answer::Refused(_)
+        ));
     });
 }
 
@@ -768,8 +812,15 @@ fn s38_overload() {
                 Err(_) => {}
             }
         }
-        assert!(done > 50 && overloaded > 300, "{done} done, {overloaded} refused");
-        assert_eq!(cluster.node(leader).status().term, term, "elections are quiet");
+        assert!(
+            done > 50 && overloaded > 300,
+            "{done} done, {overloaded} refused"
+        );
+        assert_eq!(
+            cluster.node(leader).status().term,
+            term,
+            "elections are quiet"
+        );
         cluster.heal();
         let written = cluster.node(leader).propose(put(b"k", b"v", None)).await;
         written.unwrap();
@@ -789,7 +840,10 @@ fn s40_minority_disk_loss() {
         }
         replace(&mut cluster, lost[0], 6).await;
         replace(&mut cluster, lost[1], 7).await;
-        let voters = cluster.node(cluster.wait_for_leader().await.unwrap()).status().voters();
+        let voters = cluster
+            .node(cluster.wait_for_leader().await.unwrap())
+            .status()
+            .voters();
         assert_eq!(voters.len(), 5);
         finish(cluster, load).await;
     });

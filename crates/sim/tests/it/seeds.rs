@@ -70,9 +70,13 @@ fn a_seed_decides_everything_in_another_process() {
     let trace = |seed: u64| {
         let binary = env!("CARGO_BIN_EXE_firn-sim");
         let mut command = Command::new(binary);
-        let output = command.args(["--seed", &seed.to_string(), "--nodes", "5"]).output();
+        let output = command
+            .args(["--seed", &seed.to_string(), "--nodes", "5"])
+            .output();
         let text = String::from_utf8(output.unwrap().stdout).unwrap();
-        let trace = text.lines().find_map(|line| line.trim().strip_prefix("trace: "));
+        let trace = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("trace: "));
         trace.expect("a trace").trim_end_matches(',').to_owned()
     };
     for seed in [5, 9] {
@@ -103,7 +107,12 @@ fn s19_flapping() {
 
 #[test]
 fn s20_duplicate_reorder_delay() {
-    assert!(only(&[Fault::Repeat, Fault::Delay, Fault::Loss, Fault::Kill], 0..4) > 10);
+    assert!(
+        only(
+            &[Fault::Repeat, Fault::Delay, Fault::Loss, Fault::Kill],
+            0..4
+        ) > 10
+    );
 }
 
 #[test]
