@@ -849,7 +849,6 @@ fn s40_minority_disk_loss() {
     });
 }
 
-/// A simulated disk that never says no is not what is tested here: a node that hangs would hang this.
 #[test]
 fn a_node_that_stands_still_is_missed_and_comes_back() {
     simulate(async {
