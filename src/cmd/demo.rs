@@ -118,8 +118,12 @@ fn wait_until_whole(servers: &[&Server], clock: &SystemClock) -> Result<()> {
 type Written = Vec<(String, Option<u64>)>;
 
 /// Writes until told to stop.
-fn write(id: u64, places: &[Place], begin: Duration, stop: &AtomicBool) -> Result<Written> {
-    let clock = SystemClock::new();
+fn write(
+    id: u64,
+    places: &[Place],
+    (clock, begin): (&SystemClock, Duration),
+    stop: &AtomicBool,
+) -> Result<Written> {
     let clients = places
         .iter()
         .map(|place| client(&place.http, Duration::from_secs(2)))
@@ -206,9 +210,9 @@ fn play(args: &DemoArgs, dir: &Path) -> Result<Report> {
     let written: Mutex<Vec<Result<Written>>> = Mutex::default();
     let staged = std::thread::scope(|scope| {
         for id in 0..args.clients {
-            let (stop, written, places) = (&stop, &written, &places);
+            let (stop, written, places, clock) = (&stop, &written, &places, &clock);
             scope.spawn(move || {
-                let all = write(id, places, begin, stop);
+                let all = write(id, places, (clock, begin), stop);
                 let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
                 written.push(all);
             });

@@ -213,15 +213,6 @@ settings! {
     "peer_name" "FIRN_PEER_NAME" "--peer-name" "NAME" ""
         "The name that the certificates of the others have, if it is not the host of their address."
         peer_name optional_text;
-    "cluster.election_timeout" "FIRN_CLUSTER_ELECTION_TIMEOUT" "--cluster-election-timeout" "DURATION" "800ms"
-        "A leader that is not heard of for half of this to all of it is replaced. The same on all nodes;          at least ten times what a message takes."
-        election_timeout time;
-    "cluster.request_timeout" "FIRN_CLUSTER_REQUEST_TIMEOUT" "--cluster-request-timeout" "DURATION" "10s"
-        "How long a request waits for the cluster before it is refused."
-        request_timeout time;
-    "cluster.log_bytes" "FIRN_CLUSTER_LOG_BYTES" "--cluster-log-bytes" "SIZE" "256MiB"
-        "Bytes of log beyond which a snapshot is made, and what it has leaves the log."
-        cluster_log_bytes bytes;
     "memory" "FIRN_MEMORY" "--memory" "SIZE" "512MiB"
         "Memory for memtables, caches, indexes and filters together."
         memory_bytes bytes;
@@ -236,6 +227,15 @@ settings! {
     "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
         "How long requests in flight may go on after SIGTERM."
         drain_timeout time;
+    "cluster.election_timeout" "FIRN_CLUSTER_ELECTION_TIMEOUT" "--cluster-election-timeout" "DURATION" "800ms"
+        "A leader that is not heard of for half of this to all of it is replaced. The same on all nodes;          at least ten times what a message takes."
+        election_timeout time;
+    "cluster.request_timeout" "FIRN_CLUSTER_REQUEST_TIMEOUT" "--cluster-request-timeout" "DURATION" "10s"
+        "How long a request waits for the cluster before it is refused."
+        request_timeout time;
+    "cluster.log_bytes" "FIRN_CLUSTER_LOG_BYTES" "--cluster-log-bytes" "SIZE" "256MiB"
+        "Bytes of log beyond which a snapshot is made, and what it has leaves the log."
+        cluster_log_bytes bytes;
     "dialects.rate_requests" "FIRN_DIALECTS_RATE_REQUESTS" "--dialects-rate-requests" "COUNT" "10"
         "Dialect kv-json: requests of a connection in a window; 0 is no limit."
         dialects.rate_requests count;

@@ -36,6 +36,7 @@ pub fn ready(service: &Service) -> Vec<Check> {
     CHECKS
         .into_iter()
         .zip(failures)
+        .filter(|(name, _)| *name != "cluster" || service.cluster().is_some())
         .map(|(name, failure)| Check { name, failure })
         .collect()
 }

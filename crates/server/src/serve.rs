@@ -29,6 +29,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cluster::identity::Identity;
 use crate::cluster::{self, Cluster, Wiring};
@@ -669,13 +672,25 @@ pub async fn termination() {
 /// Log lines go to the standard error. A logger that is there already stays.
 fn start_logging(config: &Config) {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // The consensus library tells of every step, and of the same dead node again and again.
+    let consensus = match config.log_level {
+        tracing::Level::DEBUG => LevelFilter::INFO,
+        tracing::Level::TRACE => LevelFilter::TRACE,
+        _ => LevelFilter::OFF,
+    };
+    let filter = Targets::new()
+        .with_default(config.log_level)
+        .with_target("openraft", consensus);
     let lines = tracing_subscriber::fmt()
         .with_ansi(colours)
         .with_max_level(config.log_level)
         .with_writer(io::stderr);
     let _ = match config.log_format {
-        LogFormat::Text => lines.with_target(false).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Text => lines.with_target(false).finish().with(filter).try_init(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true);
+            lines.finish().with(filter).try_init()
+        }
     };
 }
 
