@@ -15,6 +15,7 @@ mod http;
 mod log;
 mod manifest;
 pub mod mutate;
+mod peer;
 mod replica;
 mod resp;
 pub mod seeds;
@@ -33,6 +34,7 @@ use firn_io::rng::SeededEntropy;
 pub use crate::http::{dialects, grpc, http, text};
 pub use crate::log::{batch, log_frames, log_segment};
 pub use crate::manifest::{current, manifest, manifest_edits, version_edit};
+pub use crate::peer::peer;
 pub use crate::replica::{replica_command, replica_entry, replica_message};
 pub use crate::resp::resp;
 pub use crate::table::{blob, blob_records, block, table, table_parts};
@@ -59,6 +61,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("replica_entry", replica_entry),
     ("replica_command", replica_command),
     ("replica_message", replica_message),
+    ("peer", peer),
     ("dialects", dialects),
     ("grpc", grpc),
     ("resp", resp),

@@ -12,7 +12,11 @@ use firn_io::error::Error;
 use firn_io::fs::mem::MemFs;
 use firn_io::fs::{Fs, OpenMode};
 use firn_io::wal::{Log, LogOptions};
+use firn_peer::ClusterId;
+use firn_peer::frame::{self as peer, Frame};
+use firn_peer::hello::{Hello, Welcome};
 use firn_replica::command::{CommandBuilder, Write};
+use firn_replica::transport::Class;
 use firn_replica::{message, types as replica};
 
 use crate::{manifest, put_bytes, table, world};
@@ -84,6 +88,7 @@ pub fn all() -> Vec<(&'static str, Vec<Seed>)> {
         ("replica_entry", replica_entries()),
         ("replica_command", vec![("two", replica_command())]),
         ("replica_message", replica_messages()),
+        ("peer", peer_words()),
         ("dialects", dialects()),
         ("grpc", messages()),
         ("resp", commands()),
@@ -346,6 +351,56 @@ fn replica_messages() -> Vec<Seed> {
         ("read_index", message::Request::ReadIndex.encode()),
         ("higher", message::Answer::Append(higher).encode()),
         ("done", message::Answer::Propose(id, vec![outcome]).encode()),
+    ]
+}
+
+fn peer_words() -> Vec<Seed> {
+    let frame = |kind, stream, id, body: Vec<u8>| {
+        let body = body.into();
+        Frame {
+            kind,
+            stream,
+            id,
+            body,
+        }
+        .encode()
+    };
+    let cluster = ClusterId([7; 16]);
+    let hello = Hello {
+        min: 1,
+        max: 1,
+        class: Class::Log,
+        cluster,
+        from: 1,
+        incarnation: 77,
+        to: 2,
+    };
+    let welcome = Welcome {
+        version: 1,
+        cluster,
+        node: 2,
+        incarnation: 78,
+        window: 1 << 20,
+        requests: 64,
+    };
+    let refusal = b"\x02node 1 belongs to another cluster".to_vec();
+    let ask = [
+        frame(peer::Kind::Request, 2, 0, b"some request".to_vec()),
+        frame(peer::Kind::Ping, 2, 1, Vec::new()),
+    ];
+    let told = [
+        frame(peer::Kind::Answer, 2, 0, b"some answer".to_vec()),
+        frame(peer::Kind::Pong, 2, 1, Vec::new()),
+        frame(peer::Kind::Credit, 2, 0, 12_u64.to_le_bytes().to_vec()),
+    ];
+    vec![
+        ("hello", hello.encode()),
+        ("welcome", welcome.encode()),
+        ("refusal", refusal.clone()),
+        ("called", frame(peer::Kind::Hello, 0, 0, hello.encode())),
+        ("refused", frame(peer::Kind::Refusal, 0, 0, refusal)),
+        ("ask", ask.concat()),
+        ("told", told.concat()),
     ]
 }
 

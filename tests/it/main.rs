@@ -13,6 +13,7 @@
 
 mod cli;
 mod cluster;
+mod deploy;
 mod http;
 mod kill;
 mod process;

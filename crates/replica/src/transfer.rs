@@ -555,9 +555,11 @@ impl Inbox {
         };
         let (found, own_files) = in_background(&self.env, list).await?;
         let mut incoming = Vec::with_capacity(files.len());
+        let mut whole = BTreeSet::new();
         for file in files {
             let path = self.dir.join(slot(file));
             let have = match found.get(&slot(file)) {
+                _ if whole.contains(&slot(file)) => file.bytes,
                 Some(&have) if have < file.bytes => have,
                 Some(_) => self.verified(file, &path).await?,
                 None if own_files.get(&file.name) == Some(&file.bytes) => {
@@ -567,6 +569,9 @@ impl Inbox {
             };
             if file.bytes == 0 {
                 self.env.fs.open(&path, OpenMode::Create)?.sync_data()?;
+            }
+            if have == file.bytes {
+                whole.insert(slot(file));
             }
             incoming.push(Incoming {
                 file: file.clone(),
@@ -690,9 +695,13 @@ impl Inbox {
     /// Opens a file of which `have` bytes are there.
     async fn open(&self, number: usize, path: &Path, have: u64) -> Result<Open> {
         if have == 0 {
+            // Never emptied: it might be a link to a file that is in use.
+            if self.env.fs.exists(path)? {
+                self.env.fs.remove_file(path)?;
+            }
             return Ok(Open {
                 number,
-                file: self.env.fs.open(path, OpenMode::Create)?,
+                file: self.env.fs.open(path, OpenMode::CreateNew)?,
                 hash: Box::new(Xxh3::new()),
             });
         }

@@ -75,6 +75,7 @@ impl Running {
     fn member(&self) -> Member {
         Member {
             address: self.address.clone(),
+            ..Member::default()
         }
     }
 

@@ -163,15 +163,21 @@ async fn a_request_larger_than_a_mebibyte_goes_over() {
 #[tokio::test]
 async fn a_call_ends_when_its_time_is_over() {
     let server = End::new(options(2));
-    let handler =
-        Answers(|_: Bytes| -> BoxFuture<'static, Bytes> { Box::pin(std::future::pending()) });
+    let handler = Answers(|request: Bytes| -> BoxFuture<'static, Bytes> {
+        Box::pin(async move {
+            if request == "never" {
+                std::future::pending::<()>().await;
+            }
+            request
+        })
+    });
     let (address, _) = server.serve("127.0.0.1:0", Arc::new(handler)).await;
     let client = End::new(options(1));
     let to = peer(2, &address);
-    let time = Duration::from_secs(1);
-    let call = client
-        .peers
-        .call(&to, Class::Urgent, Bytes::from_static(b"x"), time);
+    // There is a connection.
+    client.ask(&to, Class::Urgent, b"now").await.unwrap();
+    let (request, time) = (Bytes::from_static(b"never"), Duration::from_secs(1));
+    let call = client.peers.call(&to, Class::Urgent, request, time);
     assert_eq!(call.await, Err(TransportError::Timeout));
 }
 

@@ -1,4 +1,10 @@
 //! Nodes over real sockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test"
+)]
 
 mod cluster;
 mod common;
