@@ -39,7 +39,8 @@ fn run(program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
 }
 
-/// Network namespaces of three nodes and the bridge between them.
+/// Network namespaces of three nodes, a wire between any two of them, and one to each from here. No
+/// bridge: what it forwards the machine's firewall may drop.
 struct Wires {
     tag: String,
     net: u32,
@@ -52,33 +53,46 @@ impl Wires {
             tag: format!("firn{}", id % 10_000),
             net: id % 250,
         };
-        let Self { tag, net } = &wires;
-        run("ip", &["link", "add", tag, "type", "bridge"]);
-        run(
-            "ip",
-            &["addr", "add", &format!("10.213.{net}.254/24"), "dev", tag],
-        );
-        run("ip", &["link", "set", tag, "up"]);
         for at in 0..3 {
-            let (ns, out, within) = (wires.ns(at), format!("{tag}a{at}"), format!("{tag}b{at}"));
+            let ns = wires.ns(at);
             run("ip", &["netns", "add", &ns]);
-            run(
-                "ip",
-                &["link", "add", &out, "type", "veth", "peer", "name", &within],
-            );
-            run("ip", &["link", "set", &within, "netns", &ns]);
-            run("ip", &["link", "set", &out, "master", tag]);
-            run("ip", &["link", "set", &out, "up"]);
-            let address = format!("{}/24", wires.host(at));
-            for args in [
-                &["addr", "add", &address, "dev", &within][..],
-                &["link", "set", &within, "up"],
-                &["link", "set", "lo", "up"],
-            ] {
-                run("ip", &[&["-n", &ns], args].concat());
+            run("ip", &["-n", &ns, "link", "set", "lo", "up"]);
+            let own = format!("{}/32", wires.host(at));
+            run("ip", &["-n", &ns, "addr", "add", &own, "dev", "lo"]);
+        }
+        // Here is the fourth.
+        for one in 0..3 {
+            for other in one + 1..4 {
+                wires.connect(one, other);
             }
         }
         wires
+    }
+
+    fn connect(&self, one: usize, other: usize) {
+        let (near, far) = (
+            format!("{}{one}{other}", self.tag),
+            format!("{}{other}{one}", self.tag),
+        );
+        let add = ["link", "add", &near, "type", "veth", "peer", "name", &far];
+        run("ip", &add);
+        for (link, at, to) in [(&near, one, other), (&far, other, one)] {
+            let ns = self.ns(at);
+            let here: &[&str] = if at < 3 { &["-n", &ns] } else { &[] };
+            if at < 3 {
+                run("ip", &["link", "set", link, "netns", &ns]);
+            } else {
+                let own = format!("{}/32", self.host(at));
+                run("ip", &["addr", "add", &own, "dev", link]);
+            }
+            run("ip", &[here, &["link", "set", link, "up"]].concat());
+            let (from, to) = (self.host(at), self.host(to));
+            // So that a black hole comes first.
+            let route = [
+                "route", "add", &to, "dev", link, "src", &from, "metric", "100",
+            ];
+            run("ip", &[here, &route].concat());
+        }
     }
 
     fn ns(&self, at: usize) -> String {
@@ -111,7 +125,6 @@ impl Drop for Wires {
                 .args(["netns", "del", &self.ns(at)])
                 .status();
         }
-        let _ = Command::new("ip").args(["link", "del", &self.tag]).status();
     }
 }
 
@@ -595,6 +608,22 @@ fn kill_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     cluster.wait_until_whole();
 }
 
+fn hand_over(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    let failed = || {
+        let (refused, unknown) = (&load.refused, &load.unknown);
+        refused.load(Ordering::Relaxed) + unknown.load(Ordering::Relaxed)
+    };
+    let (before, begun) = (failed(), Instant::now());
+    while begun.elapsed() < phase {
+        let server = cluster.http[cluster.leader()].clone();
+        let args = ["cluster", "transfer", "--server", &server];
+        cluster.place.run(&args).ok();
+        load.must_progress("the leader has changed");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(failed(), before, "requests were refused or lost");
+}
+
 fn stop_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     let leader = cluster.leader();
     let mut server = cluster.servers[leader].take().unwrap();
@@ -717,6 +746,105 @@ fn the_leader_is_killed() {
     );
 }
 
+/// One is left of three: it goes on alone, with what it has, and others can join it.
+#[test]
+fn what_is_left_goes_on_alone() {
+    let mut cluster = Cluster::new(None);
+    cluster.start_all();
+    let mut connection = Connection::open(&cluster.http[1]).unwrap();
+    let put = connection.request("PUT", "/v1/keys/kept", b"yes").unwrap();
+    assert_eq!(put.status, 204);
+    drop(connection);
+    for at in 0..3 {
+        cluster.kill(at);
+    }
+    let dir = cluster.dir(2).to_str().unwrap().to_owned();
+    let recover = ["cluster", "recover", "--data-dir", &dir];
+    // Nobody is there to say yes.
+    cluster.place.run(&recover).fails(2);
+    let done = cluster.place.run(&[&recover[..], &["--yes"]].concat());
+    assert!(done.stderr.contains("no longer members"), "{done:?}");
+    done.ok();
+    cluster.start(2, &[]);
+    let begun = Instant::now();
+    loop {
+        let mut connection = Connection::open(&cluster.http[2]).unwrap();
+        let got = connection.request("GET", "/v1/keys/kept", b"").unwrap();
+        if got.status == 200 {
+            assert_eq!(got.body, b"yes");
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{got:?}");
+    }
+    std::fs::remove_dir_all(cluster.dir(1)).unwrap();
+    let first = cluster.http[2].clone();
+    cluster.start(1, &["--join", &first]);
+    let mut connection = Connection::open(&cluster.http[1]).unwrap();
+    let got = connection.request("GET", "/v1/keys/kept", b"").unwrap();
+    assert_eq!(got.body, b"yes");
+    // Who was lost is not let in again.
+    cluster.start(0, &[]);
+    std::thread::sleep(Duration::from_secs(2));
+    let known = cluster.ask(0).unwrap();
+    assert!(known["trouble"].is_string(), "{known}");
+    let known = cluster.ask(2).unwrap();
+    assert_eq!(known["members"].as_array().unwrap().len(), 2, "{known}");
+}
+
+#[test]
+fn the_commands_of_clusters_say_what_is_wrong() {
+    let place = Place::new();
+    let none = ["cluster", "status", "--server", "127.0.0.1:1"];
+    place.run(&none).fails(3);
+    let alone = ["serve", "--data-dir", "x", "--join", "127.0.0.1:1"];
+    let ended = place.run(&alone).fails(2);
+    assert!(ended.stderr.contains("peer_addr"), "{ended:?}");
+    let join = [
+        "cluster",
+        "join",
+        "--data-dir",
+        "x",
+        "--peer-addr",
+        "127.0.0.1:7",
+    ];
+    let ended = place.run(&join).fails(2);
+    assert!(ended.stderr.contains("--join"), "{ended:?}");
+    let picked = [
+        "cluster",
+        "init",
+        "--data-dir",
+        "x",
+        "--peer-addr",
+        "127.0.0.1:0",
+    ];
+    let ended = place.run(&picked).fails(2);
+    assert!(ended.stderr.contains("cannot be picked"), "{ended:?}");
+    let recover = ["cluster", "recover", "--data-dir", "x", "--yes"];
+    let ended = place.run(&recover).fails(4);
+    assert!(ended.stderr.contains("no node of a cluster"), "{ended:?}");
+    let init = [
+        "cluster",
+        "init",
+        "--data-dir",
+        "y",
+        "--peer-addr",
+        "127.0.0.1:7",
+    ];
+    let first = place.run(&init).ok();
+    let text = String::from_utf8(first.clone()).unwrap();
+    assert!(
+        text.starts_with("cluster ") && text.ends_with(" node 1\n"),
+        "{text}"
+    );
+    assert_eq!(place.run(&init).ok(), first, "once is enough");
+    let other = [&init[..], &["--cluster-id", "00000000000000ab"]].concat();
+    let ended = place.run(&other).fails(2);
+    assert!(ended.stderr.contains("belongs to cluster"), "{ended:?}");
+    let tls = [&init[..], &["--peer-cert", "c.pem"]].concat();
+    let ended = place.run(&tls).fails(2);
+    assert!(ended.stderr.contains("go together"), "{ended:?}");
+}
+
 /// Whether this one is wanted: `FIRN_CLUSTER_ONLY` names a part of those that are.
 fn is_wanted(name: &str) -> bool {
     let only = std::env::var("FIRN_CLUSTER_ONLY").unwrap_or_default();
@@ -731,7 +859,8 @@ fn everything_else_happens() {
     };
     let seconds: u64 = seconds.to_str().unwrap().parse().unwrap();
     let phase = Duration::from_secs(seconds);
-    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 5] = [
+    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 6] = [
+        ("a leader that hands over", hand_over),
         ("kill -9 of the leader", kill_leader),
         ("SIGTERM of the leader", stop_leader),
         ("SIGSTOP of the leader", freeze_leader),

@@ -5,11 +5,10 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "it/cluster.rs"]
-mod cluster;
+mod nodes;
 #[allow(dead_code, reason = "the other tests use all of it")]
-#[path = "it/resp_client.rs"]
+#[path = "../it/resp_client.rs"]
 mod resp_client;
 #[allow(dead_code, reason = "the other tests use all of it")]
-#[path = "it/support.rs"]
+#[path = "../it/support.rs"]
 mod support;
