@@ -45,6 +45,9 @@ use crate::types::{Entry, LogId, Membership, NodeId, Payload};
 
 const OWNER_VERSION: u8 = 1;
 
+/// How a refusal of a snapshot begins whose files are damaged: who sent it looks at its own.
+pub(crate) const DAMAGED_SNAPSHOT: &str = "a damaged snapshot";
+
 /// Is told of every entry, after it was applied and before readers and writers are answered.
 pub type ApplyListener = Arc<dyn Fn(&Entry, &[Outcome]) + Send + Sync>;
 
@@ -546,11 +549,24 @@ impl Machine {
             };
             let report = verify_dir(&env, dir, &mut |_| ())?;
             match report.problems.first() {
-                Some(problem) => Err(Error::Protocol(format!("a damaged snapshot: {problem}"))),
+                Some(problem) => Err(Error::Protocol(format!("{DAMAGED_SNAPSHOT}: {problem}"))),
                 None => Ok(()),
             }
         })
         .await
+    }
+
+    /// Reads all of a snapshot of this state, which another node refused, and fails if it is damaged
+    /// indeed: a node that cannot bring others up to date must not lead.
+    pub(crate) async fn fail_if_damaged(&self, snapshot: Snapshot) {
+        if let Err(error @ Error::Protocol(_)) = self.check_snapshot(snapshot).await {
+            self.shared.opened.lock().failed = Some(error.to_string());
+        }
+    }
+
+    /// Why the state is not to be used any more, if so.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.shared.opened.lock().failed.clone()
     }
 
     /// Replaces the state by a snapshot. An error is final, as that of an entry is.

@@ -47,7 +47,7 @@ use openraft::errors::{
 };
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
-use openraft::{ChangeMembers, Raft, ReadPolicy, ServerState};
+use openraft::{ChangeMembers, LinearizerOption, Raft, ReadPolicy, ServerState};
 use openraft_rt::{Instant, WatchReceiver};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -332,6 +332,7 @@ impl Node {
             transport: Arc::clone(&world.transport),
             log_timeout: options.timing.election_max,
             is_still: Arc::clone(&is_still),
+            machine: machine.clone(),
             env: world.env.clone(),
             transfer: options.transfer,
         };
@@ -912,7 +913,11 @@ impl Inner {
         if planted::is(Bug::StaleLease) && matches!(self.leader(), Leader::Me) {
             return Ok((self.machine.applied().map_or(0, |id| id.index), term));
         }
-        let read = self.raft.get_read_log_id(ReadPolicy::LeaseRead).await;
+        // Followers wait for the whole of it by their own clocks, from when they heard of the leader,
+        // which is after it spoke: what is left out here is how much the clocks may differ.
+        let lease = self.options.timing.election_max * 4 / 5;
+        let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
+        let read = self.raft.get_read_log_id(option).await;
         let index = read.map(|(id, _)| id.index()).map_err(read_error)?;
         Ok((index, term))
     }
@@ -1214,11 +1219,11 @@ impl Inner {
     fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let failure = metrics
-            .running_state
-            .as_ref()
-            .err()
-            .map(ToString::to_string);
+        let failure = self.machine.failure();
+        let failure = failure.or_else(|| {
+            let running = metrics.running_state.as_ref();
+            running.err().map(ToString::to_string)
+        });
         let role = match metrics.state {
             _ if failure.is_some() => Role::Stopped,
             ServerState::Learner => Role::Learner,
@@ -1357,6 +1362,10 @@ async fn keep_up(inner: Arc<Inner>) {
     let mut half_way = None;
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
+        if inner.machine.failure().is_some() {
+            // With a state that is of no use it takes part in nothing. It answers no error.
+            let _ = inner.raft.shutdown().await;
+        }
         half_way = inner.end_change(half_way).await;
         inner.inbox.tidy().await;
         let kept = inner.options.kept_entries.unwrap_or(0);

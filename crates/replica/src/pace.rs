@@ -164,10 +164,12 @@ impl Pace {
     }
 
     fn outside(&self, duration: Duration) -> Duration {
-        if self.rate_ppm == MILLION {
+        if self.rate_ppm == MILLION || duration.is_zero() {
             return duration;
         }
-        let ns = duration.as_nanos() * u128::from(MILLION) / u128::from(self.rate_ppm);
+        // Rounded up: whoever sleeps until a moment must find that it has come, or sleeps for ever
+        // while no time passes.
+        let ns = 2 + duration.as_nanos() * u128::from(MILLION) / u128::from(self.rate_ppm);
         Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
     }
 }
@@ -277,7 +279,7 @@ mod tests {
             });
             let (local, outside) = task.await.unwrap();
             assert_eq!(local.as_millis(), 11_000);
-            assert_eq!(outside, Duration::from_secs(10));
+            assert_eq!(outside.as_millis(), 10_000);
             let begin = now();
             sleep(Duration::from_secs(1)).await;
             assert_eq!(now() - begin, Duration::from_secs(1));

@@ -18,8 +18,8 @@ pub enum ReadLevel {
     /// default.
     #[default]
     Linearizable,
-    /// The same as long as clocks run at about the same rate: the leader trusts its lease and asks
-    /// nobody. The lease must be [confirmed](Replicator::confirm_lease) after the read.
+    /// The same as long as no clock runs more than a tenth faster than another: the leader trusts its
+    /// lease and asks nobody. The lease must be [confirmed](Replicator::confirm_lease) after the read.
     Lease,
     /// Whatever this node has not heard of yet.
     Stale,

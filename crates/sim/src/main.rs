@@ -35,6 +35,9 @@ cargo xtask sim [FLAGS]     whole clusters, one a seed, with faults; then everyt
   --keep-going     do not stop at the first seed that fails
 ";
 
+/// A seed takes less than a second; one that takes so long is told of.
+const HANGS: Duration = Duration::from_secs(120);
+
 #[derive(Clone, Debug)]
 struct Args {
     seeds: u64,
@@ -236,8 +239,10 @@ fn run(args: &Arc<Args>, work: Vec<(u64, u64)>) -> ExitCode {
         Arc::new(Mutex::new(Sum::default())),
         Arc::new(AtomicBool::new(false)),
     );
+    let running: Arc<Mutex<BTreeMap<u64, (String, Instant)>>> = Arc::default();
     let threads: Vec<_> = (0..args.jobs)
-        .map(|_| {
+        .map(|job| {
+            let running = Arc::clone(&running);
             let (args, work, next) = (Arc::clone(args), Arc::clone(&work), Arc::clone(&next));
             let (sum, is_over) = (Arc::clone(&sum), Arc::clone(&is_over));
             std::thread::spawn(move || {
@@ -249,7 +254,10 @@ fn run(args: &Arc<Args>, work: Vec<(u64, u64)>) -> ExitCode {
                     };
                     let plan = args.plan(seed, nodes);
                     let faults: Vec<String> = plan.faults.iter().map(|f| f.name()).collect();
+                    let begun = (args.again(seed, nodes), Instant::now());
+                    running.lock().unwrap().insert(job, begun);
                     let report = perform(plan);
+                    running.lock().unwrap().remove(&job);
                     let mut sum = sum.lock().unwrap();
                     sum.add(&report);
                     if is_alone {
@@ -267,6 +275,15 @@ fn run(args: &Arc<Args>, work: Vec<(u64, u64)>) -> ExitCode {
             })
         })
         .collect();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        std::thread::sleep(Duration::from_millis(50));
+        for (again, begun) in running.lock().unwrap().values_mut() {
+            if begun.elapsed() > HANGS {
+                eprintln!("still running after {HANGS:?}: {again}");
+                *begun = Instant::now();
+            }
+        }
+    }
     for thread in threads {
         thread.join().unwrap();
     }

@@ -19,7 +19,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use crate::machine::Snapshot;
+use crate::machine::{DAMAGED_SNAPSHOT, Machine, Snapshot};
 use crate::message::{
     Answer, AppendAnswer, AppendRequest, Request, TransferAnswer, TransferRequest, VoteRequest,
 };
@@ -43,6 +43,8 @@ pub(crate) struct RaftNet {
     pub(crate) log_timeout: Duration,
     /// As a leader, it says nothing: others shall elect one that a majority answers.
     pub(crate) is_still: Arc<AtomicBool>,
+    /// Fails when it turns out to be damaged.
+    pub(crate) machine: Machine,
     /// For snapshots: the files' world.
     pub(crate) env: Env,
     pub(crate) transfer: TransferOptions,
@@ -57,6 +59,7 @@ pub(crate) struct RaftPeer {
     transport: Arc<dyn Transport>,
     log_timeout: Duration,
     is_still: Arc<AtomicBool>,
+    machine: Machine,
     env: Env,
     transfer: TransferOptions,
 }
@@ -73,6 +76,7 @@ impl RaftNet {
             transport: Arc::clone(&self.transport),
             log_timeout: self.log_timeout,
             is_still: Arc::clone(&self.is_still),
+            machine: self.machine.clone(),
             env: self.env.clone(),
             transfer: self.transfer,
         }
@@ -299,6 +303,7 @@ impl RaftNetworkV2<Types> for RaftPeer {
             transport: Arc::clone(&self.transport),
             options: self.transfer,
         };
+        let ours = snapshot.snapshot.clone();
         let sent = sender.send(self.peer.clone(), vote(&leader), snapshot.snapshot);
         let sent = std::pin::pin!(sent);
         let cancel = std::pin::pin!(cancel);
@@ -307,6 +312,9 @@ impl RaftNetworkV2<Types> for RaftPeer {
                 vote: raft_vote(follows),
             }),
             futures_util::future::Either::Left((Err(error), _)) => {
+                if error.to_string().contains(DAMAGED_SNAPSHOT) {
+                    self.machine.fail_if_damaged(ours).await;
+                }
                 Err(StreamingError::Unreachable(Unreachable::new(&error)))
             }
             futures_util::future::Either::Right((closed, _)) => Err(closed.into()),

@@ -4,6 +4,10 @@
     clippy::expect_used,
     reason = "a test fails by panicking"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test removes what a server kept, as somebody beside it would"
+)]
 
 mod nodes;
 #[allow(dead_code, reason = "the other tests use all of it")]

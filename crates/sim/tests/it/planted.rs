@@ -38,7 +38,7 @@ fn s42_planted_bugs_are_found() {
         (Bug::LeaderRestore, &[LeaderBlink, SlowLog, Kill], 60),
         (Bug::HalfInstall, &[DieAtIo, Members, Wipe, Snapshot], 100),
         (Bug::TwiceForwarded, &[], 40),
-        (Bug::FlushAhead, &[], 40),
+        (Bug::FlushAhead, &[SlowLog, PowerCut, Snapshot], 100),
         (Bug::EagerPurge, &[], 60),
         (Bug::UnloggedTruncate, &[], 60),
     ];

@@ -413,6 +413,12 @@ fn s15_a_damaged_snapshot_is_refused() {
         let node = cluster.node(away);
         assert!(node.content_hash().is_ok(), "damage does not spread");
         assert_eq!(node.status().failure, None);
+        // Who cannot bring others up to date does not lead.
+        let damaged = cluster.node(leader).status();
+        assert_eq!(damaged.role, Role::Stopped, "{damaged:?}");
+        let next = cluster.wait_for_leader().await.unwrap();
+        let written = cluster.node(next).propose(put(b"k", b"v", None)).await;
+        written.unwrap();
         assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
     });
 }
@@ -843,7 +849,6 @@ fn s40_minority_disk_loss() {
     });
 }
 
-/// A simulated disk that never says no is not what is tested here: a node that hangs would hang this.
 #[test]
 fn a_node_that_stands_still_is_missed_and_comes_back() {
     simulate(async {
