@@ -183,6 +183,9 @@ impl Cluster {
                 command
                     .args(["netns", "exec", &ns])
                     .arg(program.get_program());
+                for (name, _) in program.get_envs().filter(|(_, value)| value.is_none()) {
+                    command.env_remove(name);
+                }
                 command
             }
             None => program,
