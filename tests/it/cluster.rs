@@ -48,10 +48,13 @@ struct Wires {
 
 impl Wires {
     fn new() -> Self {
-        let id = std::process::id();
+        // The kernel takes its time to forget those before.
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed) as u32;
+        let id = std::process::id() % 10_000;
         let wires = Self {
-            tag: format!("firn{}", id % 10_000),
-            net: id % 250,
+            tag: format!("firn{id}{number}"),
+            net: (id + number) % 250,
         };
         for at in 0..3 {
             let ns = wires.ns(at);
@@ -183,6 +186,9 @@ impl Cluster {
                 command
                     .args(["netns", "exec", &ns])
                     .arg(program.get_program());
+                for (name, _) in program.get_envs().filter(|(_, value)| value.is_none()) {
+                    command.env_remove(name);
+                }
                 command
             }
             None => program,

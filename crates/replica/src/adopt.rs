@@ -34,12 +34,14 @@ use firn_io::Env;
 
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::log_store::LogStoreOptions;
+use crate::log_store::{LogStore, LogStoreOptions};
 use crate::machine::{LogLink, Machine, Owner};
 use crate::types::{Entry, LogId, Member, Membership, NodeId, Payload, Vote};
 
 /// The entry that makes a cluster.
 const FIRST: LogId = LogId { term: 0, index: 0 };
+/// Bytes of the log that are looked at together.
+const READ_BYTES: usize = 16 << 20;
 /// Where the engine's own log is put when it is no longer needed.
 const WAL_ASIDE: &str = "wal.gone";
 
@@ -142,8 +144,25 @@ pub struct Recovered {
     pub last: Option<LogId>,
     /// The last entry of which the node knew that a majority had it.
     pub committed: Option<LogId>,
-    /// Who belonged to the cluster, as of the last entry that was applied.
+    /// Who belonged to the cluster, as of the end of its log.
     pub before: Membership,
+}
+
+/// The membership that the log ends with, or what the files have if it has none.
+fn last_membership(log: &LogStore, mut found: Membership) -> Result<Membership> {
+    let (purged, last) = log.bounds();
+    let mut next = purged.map_or(0, |id| id.index + 1);
+    while let Some(last) = last.filter(|last| next <= last.index) {
+        let entries = log.entries(next, last.index + 1, READ_BYTES)?;
+        let Some(end) = entries.last() else { break };
+        next = end.id.index + 1;
+        for entry in entries {
+            if let Payload::Membership(membership) = entry.payload {
+                found = membership;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Makes a node that is not running the only member of its cluster. See the module's page for what
@@ -166,7 +185,7 @@ pub fn recover(
     let machine = Machine::open(env.clone(), home, options.clone(), Arc::default(), None)?;
     let log = machine.open_log(log_env.clone(), node, &LogStoreOptions::default())?;
     let (last, vote) = (log.bounds().1, log.vote());
-    let before = machine.membership().1;
+    let before = last_membership(&log, machine.membership().1)?;
     let member = before.nodes.get(&node).cloned().unwrap_or_default();
     let found = Recovered {
         last,
@@ -350,6 +369,7 @@ mod tests {
         let again = recover(&env, &env, root, 1, &options()).unwrap();
         let last = LogId { term: 1, index: 1 };
         assert_eq!(again.last, Some(last));
+        assert_eq!(again.before, alone(1, member()));
         let other = recover(&env, &env, root, 2, &options()).unwrap_err();
         assert!(other.to_string().contains("belongs to node 1"), "{other}");
     }

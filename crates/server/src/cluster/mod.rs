@@ -338,7 +338,6 @@ impl Cluster {
         };
         Error {
             retry_after_ms: Some(1_000),
-            leader: self.leader_http(),
             ..Error::new(Code::NotLeader, detail)
         }
     }

@@ -104,7 +104,12 @@ impl Door {
                     );
                 }
                 let path = parts.uri.path();
-                let mut reply = problem::reply(&error, path);
+                let mut reply = match self.service.cluster() {
+                    Some(cluster) if error.code == Code::NotLeader => {
+                        problem::reply_of_other(&error, path, cluster.leader_http())
+                    }
+                    _ => problem::reply(&error, path),
+                };
                 if let (Code::MethodNotAllowed, Some(target)) = (error.code, Target::parse(path)) {
                     reply = allow(reply, target.methods());
                 }

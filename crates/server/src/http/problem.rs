@@ -25,15 +25,31 @@ pub(crate) fn body_of(error: &Error, path: &str) -> Problem {
         index: error.index.map(u64::from),
         oldest_version: error.oldest_version,
         retry_after_ms: error.retry_after_ms,
-        leader: error.leader.clone(),
         ..Problem::new(error.code, error.detail.clone())
     }
 }
 
 /// The reply to a request that failed.
 pub(crate) fn reply(error: &Error, path: &str) -> Response<ReplyBody> {
+    reply_with(error, body_of(error, path))
+}
+
+/// The reply to a request that only the leader of the cluster can help with.
+pub(crate) fn reply_of_other(
+    error: &Error,
+    path: &str,
+    leader: Option<String>,
+) -> Response<ReplyBody> {
+    let body = Problem {
+        leader,
+        ..body_of(error, path)
+    };
+    reply_with(error, body)
+}
+
+fn reply_with(error: &Error, body: Problem) -> Response<ReplyBody> {
     // Serializing plain members cannot fail.
-    let body = serde_json::to_vec(&body_of(error, path)).unwrap_or_default();
+    let body = serde_json::to_vec(&body).unwrap_or_default();
     let mut reply = Response::new(ReplyBody::full(body));
     let status = StatusCode::from_u16(error.code.http_status());
     *reply.status_mut() = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

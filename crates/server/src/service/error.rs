@@ -25,8 +25,6 @@ pub struct Error {
     pub oldest_version: Option<u64>,
     /// When to try again.
     pub retry_after_ms: Option<u64>,
-    /// Where the leader answers HTTP, if only it can help.
-    pub leader: Option<String>,
 }
 
 impl Error {
@@ -42,7 +40,6 @@ impl Error {
             index,
             oldest_version: None,
             retry_after_ms,
-            leader: None,
         }
     }
 
