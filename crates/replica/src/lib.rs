@@ -54,7 +54,7 @@
 //! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`,
 //! `codec`, `types`, `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`,
 //! `transport`, `transfer`, `raft::watch`,
-//! `raft::rt`, `raft::config`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
+//! `raft::rt`, `raft::config`, `raft::errors`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
 
 #![deny(missing_docs)]
 

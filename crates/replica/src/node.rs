@@ -41,11 +41,8 @@ use bytes::Bytes;
 use firn_engine::{Db, Options, Outcome};
 use firn_io::Env;
 use firn_io::exec::{Executor, Priority, ThreadPool};
-use openraft::errors::{
-    ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError,
-    LinearizableReadError, RaftError,
-};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest as RaftVoteRequest};
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::{LinearizerOption, Raft, ReadPolicy, ServerState};
 use openraft_rt::{Instant, WatchReceiver};
@@ -62,12 +59,14 @@ use crate::log_store::{LogStore, LogStoreOptions};
 use crate::machine::{ApplyListener, LogLink, Machine, Snapshot};
 use crate::message::{
     Answer, AppendAnswer, AppendRequest, Refusal, Request, TransferAnswer, TransferRequest,
-    VoteAnswer, VoteRequest,
 };
 use crate::pace::{self, Pace};
 use crate::planted::{self, Bug};
 use crate::raft::config::{
     self, Data, RaftLogId, Reply, Types, config, log_id, membership, raft_log_id, raft_vote, vote,
+};
+use crate::raft::errors::{
+    raft_vote_request, read_error, refusal, refused, vote_answer, write_error,
 };
 use crate::raft::log::RaftLog;
 use crate::raft::machine::{RaftMachine, raft_snapshot};
@@ -76,7 +75,7 @@ use crate::raft::rt;
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
 use crate::transfer::{Inbox, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport};
-use crate::types::{LogId, Member, Membership, NodeId, Vote};
+use crate::types::{LogId, Member, NodeId, Vote};
 
 pub use crate::raft::config::Timing;
 
@@ -634,55 +633,6 @@ impl Drop for NodeThread {
     }
 }
 
-fn not_leader(forward: &ForwardToLeader<Types>) -> Error {
-    Error::NotLeader {
-        leader: forward.leader_id,
-    }
-}
-
-fn write_error(error: RaftError<Types, ClientWriteError<Types>>) -> Error {
-    match error {
-        RaftError::Fatal(error) => Error::Failed(error.to_string()),
-        RaftError::APIError(error) => client_error(error),
-    }
-}
-
-fn client_error(error: ClientWriteError<Types>) -> Error {
-    match error {
-        ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
-        ClientWriteError::LogEntryDiscarded(_) => Error::Unknown("the leader changed".into()),
-        // Another change is on its way.
-        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
-            Error::Overloaded
-        }
-        ClientWriteError::ChangeMembershipError(error) => Error::InvalidArgument(error.to_string()),
-        ClientWriteError::PreconditionFailed(error) => Error::InvalidArgument(error.to_string()),
-    }
-}
-
-fn refused(refusal: Refusal) -> Error {
-    match refusal {
-        Refusal::NotLeader(leader) => Error::NotLeader { leader },
-        Refusal::NoQuorum => Error::NoQuorum,
-        Refusal::Unknown(detail) => Error::Unknown(detail),
-        Refusal::Overloaded => Error::Overloaded,
-        Refusal::Malformed(detail) => Error::Protocol(detail),
-        // It did nothing, and somebody else will lead.
-        Refusal::Failed(_) => Error::NotLeader { leader: None },
-    }
-}
-
-fn refusal(error: Error) -> Refusal {
-    match error {
-        Error::NotLeader { leader } => Refusal::NotLeader(leader),
-        Error::NoQuorum => Refusal::NoQuorum,
-        Error::Unknown(detail) => Refusal::Unknown(detail),
-        Error::Overloaded => Refusal::Overloaded,
-        Error::InvalidArgument(detail) => Refusal::Malformed(detail),
-        error => Refusal::Failed(error.to_string()),
-    }
-}
-
 impl Inner {
     /// Runs a task on the node's thread.
     fn spawn<T: Send + 'static>(
@@ -1075,11 +1025,9 @@ impl Inner {
     fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let failure = self.machine.failure();
-        let failure = failure.or_else(|| {
-            let running = metrics.running_state.as_ref();
-            running.err().map(ToString::to_string)
-        });
+        let running = metrics.running_state.as_ref();
+        let told = || running.err().map(ToString::to_string);
+        let failure = self.machine.failure().or_else(told);
         let role = match metrics.state {
             _ if failure.is_some() => Role::Stopped,
             ServerState::Learner => Role::Learner,
@@ -1109,31 +1057,6 @@ impl Inner {
                 .collect(),
         }
     }
-}
-
-fn read_error(error: RaftError<Types, LinearizableReadError<Types>>) -> Error {
-    match error {
-        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
-            not_leader(&forward)
-        }
-        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Error::NoQuorum,
-        RaftError::Fatal(error) => Error::Failed(error.to_string()),
-    }
-}
-
-fn raft_vote_request(request: &VoteRequest) -> RaftVoteRequest<Types> {
-    let last = request.last.map(raft_log_id);
-    let mut rpc = RaftVoteRequest::new(raft_vote(request.vote), last);
-    rpc.leadership_transfer = request.transfer;
-    rpc
-}
-
-fn vote_answer(answer: &openraft::raft::VoteResponse<Types>) -> Answer {
-    Answer::Vote(VoteAnswer {
-        vote: vote(&answer.vote),
-        granted: answer.vote_granted,
-        last: answer.last_log_id.as_ref().map(log_id),
-    })
 }
 
 /// Proposes what is queued, or passes it on.
@@ -1328,14 +1251,5 @@ impl Replicator for Node {
 
     fn status(&self) -> Status {
         self.inner.status()
-    }
-}
-
-/// The membership of a status, for those who have only that.
-impl Status {
-    /// Who has a vote.
-    pub fn voters(&self) -> BTreeSet<NodeId> {
-        let membership: &Membership = &self.membership;
-        membership.voters.iter().flatten().copied().collect()
     }
 }

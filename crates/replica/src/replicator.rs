@@ -105,6 +105,15 @@ pub struct Status {
     pub heard: BTreeMap<NodeId, Option<Duration>>,
 }
 
+/// The membership of a status, for those who have only that.
+impl Status {
+    /// Who has a vote.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        let membership: &Membership = &self.membership;
+        membership.voters.iter().flatten().copied().collect()
+    }
+}
+
 /// A replicated database, seen from one of its nodes.
 pub trait Replicator: Send + Sync {
     /// Writes, here or through the leader, and answers when the write is in force: on the disks of a

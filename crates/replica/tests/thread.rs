@@ -1,4 +1,5 @@
 //! A node on a thread and a disk of its own. Clusters are tested by `crates/sim`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use std::path::Path;
 use std::sync::Arc;

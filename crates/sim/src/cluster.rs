@@ -469,14 +469,39 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts nodes again that failed: they may find only now what was done to them before. Nobody may
+    /// fail a second time.
+    async fn revive_failed(
+        &mut self,
+        revived: &mut BTreeSet<NodeId>,
+    ) -> std::result::Result<(), String> {
+        for status in self.statuses() {
+            let (id, Some(failure)) = (status.node, status.failure) else {
+                continue;
+            };
+            if !revived.insert(id) {
+                return Err(format!("node {id} failed after all was healed: {failure}"));
+            }
+            let started = self.revive(id).await;
+            started.map_err(|error| format!("node {id} does not start again: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Demands, with everything healed and everybody who shall run running, that the cluster takes a
     /// write, and that all its nodes come to have the same contents. Returns the hash of these.
     pub async fn converge(&mut self) -> std::result::Result<u64, String> {
         let begin = Instant::now();
+        let mut revived = BTreeSet::new();
         let last = loop {
-            let leader = self.wait_for_leader().await?;
-            let write = put(b"settled", b"yes", None);
-            let result = self.node(leader).propose(write).await;
+            self.revive_failed(&mut revived).await?;
+            let result = match self.leader() {
+                Some(leader) => {
+                    let write = put(b"settled", b"yes", None);
+                    self.node(leader).propose(write).await
+                }
+                None => Err(Error::NotLeader { leader: None }),
+            };
             if let Ok(written) = result {
                 break written.id.index;
             }
@@ -486,32 +511,22 @@ impl Cluster {
                     "no write within {WRITE_WITHIN:?}: {result:?}, {statuses:?}"
                 ));
             }
+            sleep(Duration::from_millis(10)).await;
         };
         let mut hashes = BTreeMap::new();
         for id in self.alive() {
-            let mut node = self.node(id);
-            let mut was_revived = false;
-            loop {
+            let node = loop {
+                self.revive_failed(&mut revived).await?;
+                let node = self.node(id);
                 let status = node.status();
-                if let Some(failure) = &status.failure {
-                    if was_revived {
-                        return Err(format!("node {id} failed after all was healed: {failure}"));
-                    }
-                    // It may find only now what was done to it before.
-                    was_revived = true;
-                    let revived = self.revive(id).await;
-                    revived.map_err(|e| format!("node {id} does not start again: {e}"))?;
-                    node = self.node(id);
-                    continue;
-                }
                 if status.applied.is_some_and(|applied| applied.index >= last) {
-                    break;
+                    break node;
                 }
                 if begin.elapsed() > CONVERGE_WITHIN {
                     return Err(format!("node {id} stays behind: {status:?}"));
                 }
                 sleep(Duration::from_millis(10)).await;
-            }
+            };
             let hash = node.content_hash();
             let hash = hash.map_err(|error| format!("node {id} cannot be read: {error}"))?;
             if let Some(applied) = node.status().applied {

@@ -7,6 +7,7 @@
 //! * [`net`]: its network, on [`crate::transport`].
 
 pub(crate) mod config;
+pub(crate) mod errors;
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod net;
