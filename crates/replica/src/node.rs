@@ -30,7 +30,7 @@
 //!    ahead of it: then what the log has is replaced by the mark that the snapshot's entries are gone.
 //! 4. Consensus, which applies what the log knows to be committed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
