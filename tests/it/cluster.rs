@@ -554,6 +554,9 @@ impl Load {
     }
 }
 
+/// What happens to a cluster under load; how long a phase of it lasts.
+type Scenario = fn(&mut Cluster, &Load, Duration);
+
 /// Plays a scenario under load and checks what clients saw.
 fn play(
     name: &str,
@@ -865,7 +868,7 @@ fn everything_else_happens() {
     };
     let seconds: u64 = seconds.to_str().unwrap().parse().unwrap();
     let phase = Duration::from_secs(seconds);
-    let scenarios: [(&str, fn(&mut Cluster, &Load, Duration)); 6] = [
+    let scenarios: [(&str, Scenario); 6] = [
         ("a leader that hands over", hand_over),
         ("kill -9 of the leader", kill_leader),
         ("SIGTERM of the leader", stop_leader),
@@ -886,7 +889,7 @@ fn everything_else_happens() {
     if is_wanted("a full disk") {
         on_small_disks(phase);
     }
-    let on_wires: [(&str, fn(&mut Cluster, &Load, Duration)); 4] = [
+    let on_wires: [(&str, Scenario); 4] = [
         ("the leader is cut off", |c, l, p| isolate(c, l, p, true)),
         ("a follower is cut off", |c, l, p| isolate(c, l, p, false)),
         ("a leader that is not heard", one_way),

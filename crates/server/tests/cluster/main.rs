@@ -4,10 +4,7 @@
     clippy::expect_used,
     reason = "a test fails by panicking"
 )]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a test removes what a server kept, as somebody beside it would"
-)]
+#![allow(clippy::disallowed_methods, reason = "a disk is lost in between")]
 
 mod nodes;
 #[allow(dead_code, reason = "the other tests use all of it")]
