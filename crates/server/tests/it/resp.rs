@@ -126,6 +126,44 @@ async fn pipelines_are_answered_in_order_and_see_their_own_writes() {
     }
 }
 
+/// They are looked up together; nobody may notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn gets_that_follow_each_other_are_answered_one_by_one() {
+    let (server, mut client) = start().await;
+    let mut other = Resp::connect(server.resp.unwrap()).await;
+    let long = format!("GET {}", "k".repeat(70_000));
+    for round in 0..3 {
+        let (set, set_next) = (format!("SET a {round}"), format!("SET a next{round}"));
+        let mut lines = vec!["DEL a"];
+        lines.extend(["GET a", "GET b", "GET none", "GET a", "GET b"]);
+        lines.push(&set);
+        lines.extend(["GET a"; 70]);
+        lines.push(&set_next);
+        lines.extend(["GET b", "GET a", &long, "GET a", "get a", "GeT a"]);
+        lines.extend(["MULTI", "GET a", "GET a", "GET a", "GET a", "EXEC"]);
+        lines.extend([
+            "SELECT 1", "GET a", "GET a", "GET a", "GET a", "SELECT 0", "GET a",
+        ]);
+        let replies = client.pipeline(&lines).await;
+        let b = if round == 0 { Reply::Null } else { bulk("2") };
+        let old = bulk(&round.to_string());
+        let new = bulk(&format!("next{round}"));
+        let before = [Reply::Null, b.clone(), Reply::Null, Reply::Null, b.clone()];
+        assert_eq!(replies[1..6], before);
+        assert!(replies[7..77].iter().all(|reply| *reply == old));
+        assert_eq!(replies[78..80], [b, new.clone()]);
+        assert!(replies[80].error().contains("key"), "{:?}", replies[80]);
+        assert!(replies[81..84].iter().all(|reply| *reply == new));
+        assert_eq!(replies[89].items(), vec![new.clone(); 4]);
+        assert!(replies[91..95].iter().all(|reply| *reply == Reply::Null));
+        assert_eq!(replies[96], new);
+        // What was read ahead is not kept for what comes later.
+        assert_eq!(other.line("SET b 2").await, ok());
+        assert_eq!(client.line("GET b").await, bulk("2"));
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_protocols_and_what_clients_send_first() {
     let (server, mut client) = start().await;
