@@ -403,8 +403,8 @@ pub(crate) mod tests {
         #[rustfmt::skip]
         let want: &[&[u8]] = &[
             &[1], &[0xe8, 3, 0, 0, 0, 0, 0, 0], &[2],
-            &[26, 1, 1, 2, 1], b"k", &[2, 0xac, 2],
-            &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], &[1, 2, 1], b"k", &[1], b"v",
+            &[22, 1, 1, 2, 1], b"k", &[2, 0xac, 2],
+            &[0, 0, 0, 0, 0, 0, 0, 1], &[1, 2, 1], b"k", &[1], b"v",
             &[2, 2], b"n",
         ];
         assert_eq!(command.finish(1000), want.concat());
@@ -415,8 +415,8 @@ pub(crate) mod tests {
     fn limits_hold_for_what_others_encoded() {
         let with_value = |len: usize| {
             let mut out = vec![KIND_BATCH, 0];
-            out.extend([0; 8]);
-            out.extend([1, 0, 0, 0, Kind::Put as u8, 0]);
+            out.extend([0; 7]);
+            out.extend([1, Kind::Put as u8, 0]);
             put_bytes(&mut out, &vec![b'k'; len]);
             put_bytes(&mut out, b"v");
             Write::from_bytes(out.into())
