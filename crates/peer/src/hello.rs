@@ -11,7 +11,7 @@
 //! These are the bodies of the frames of these kinds (see [`crate::frame`]); their layout is the same in
 //! every version of the protocol. The caller says which versions it speaks, the other side picks the
 //! newest that both do. *Window* is how many bytes of requests, *requests* how many of them may be
-//! without an answer; see [`crate::incoming`].
+//! without an answer; see the module `incoming`.
 
 use std::fmt;
 use std::str::FromStr;
