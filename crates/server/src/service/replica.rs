@@ -10,7 +10,7 @@
 //!   asked of any node, and sees an instant at or after that of the page before.
 //!
 //! The database may be replaced by a snapshot at any time. Nothing of it is kept from one request to
-//! the next, and handles of namespaces are looked up again ([`Service::pinned`]).
+//! the next, and handles of namespaces are looked up again (`Service::pinned`).
 
 use std::ops::Deref;
 use std::sync::Arc;
