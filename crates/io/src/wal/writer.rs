@@ -924,8 +924,7 @@ impl Shared {
             }
             if state.running {
                 state.waiting += 1;
-                state = self.wait_for_sync(state);
-                state.waiting -= 1;
+                drop(self.wait_for_sync(state));
                 continue;
             }
             state.running = true;
@@ -1165,7 +1164,8 @@ impl Drop for EndSync<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock_sync();
         state.running = false;
-        state.woken = state.waiting;
+        // They are woken, but may run later: who gathers must not take them for those who came back.
+        state.woken = std::mem::take(&mut state.waiting);
         drop(state);
         self.0.sync_done.notify_all();
     }
