@@ -23,6 +23,7 @@ use crate::event::{Event, Observer};
 use crate::external::state::External;
 use crate::feed::Feed;
 use crate::key::{FileId, NamespaceId, SeqNo};
+use crate::memtable::ChunkPool;
 use crate::names;
 use crate::options::{Compression, Options};
 use crate::publish::{Acks, Queue};
@@ -278,6 +279,8 @@ pub struct Core {
     pub checkpoint: Mutex<()>,
     /// Orders writes.
     pub commit: Mutex<CommitState>,
+    /// Where the memory of memtables comes from.
+    pub chunks: Arc<ChunkPool>,
     /// Memory of all memtables, in bytes.
     pub memtables_bytes: AtomicUsize,
     /// What runs in the background.

@@ -190,7 +190,7 @@ impl Db {
         let log = core.log()?;
         core.sync_log(log, log.appended())?;
         let (id, levels) = core.versions.create_namespace(name)?;
-        let tree = Arc::new(Tree::new(id, name.into(), levels));
+        let tree = Arc::new(Tree::new(id, name.into(), levels, Arc::clone(&core.chunks)));
         let _no_write = core.lock_commit();
         let mut trees = (**core.trees.load()).clone();
         trees.insert(Arc::clone(&tree));

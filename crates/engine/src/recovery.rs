@@ -40,7 +40,7 @@ use crate::external::own_log;
 use crate::external::state::{External, ExternalLog};
 use crate::feed::{DropRecord, Feed};
 use crate::key::{Kind, NamespaceId, SeqNo};
-use crate::memtable::{Loader, Run};
+use crate::memtable::{ChunkPool, Loader, Run};
 use crate::names::{self, FileKind};
 use crate::options::Options;
 use crate::publish::{Acks, Queue};
@@ -107,9 +107,12 @@ fn open_as(
         )));
     }
 
+    let chunks = ChunkPool::new(settings.memtable_bytes, Arc::clone(&env.exec));
     let mut trees = Trees::default();
     for (id, name) in versions.namespaces() {
-        trees.insert(Arc::new(Tree::new(id, name.into(), versions.current(id))));
+        let levels = versions.current(id);
+        let tree = Tree::new(id, name.into(), levels, Arc::clone(&chunks));
+        trees.insert(Arc::new(tree));
     }
     let feed = Feed::default();
     let mut replay = Replay::new(&trees, &feed, &versions, &env.exec);
@@ -178,6 +181,7 @@ fn open_as(
             last_seqno,
             unpublished: Queue::default(),
         }),
+        chunks,
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
         work_done: Condvar::new(),

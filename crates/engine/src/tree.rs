@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::blob::BlobFile;
 use crate::key::{NamespaceId, SeqNo};
-use crate::memtable::Memtable;
+use crate::memtable::{ChunkPool, Memtable};
 use crate::sstable::Table;
 use crate::version::{LevelFile, Version};
 
@@ -183,12 +183,18 @@ pub struct Tree {
     pub flushing: AtomicBool,
     /// What reads have lost to its shape.
     pub read_debt: ReadDebt,
+    chunks: Arc<ChunkPool>,
 }
 
 impl Tree {
-    /// A tree with these levels and an empty memtable.
-    pub fn new(id: NamespaceId, name: Arc<str>, levels: Arc<Levels>) -> Self {
-        let active = Arc::new(Memtable::new());
+    /// A tree with these levels and an empty memtable, whose memory comes from `chunks`.
+    pub fn new(
+        id: NamespaceId,
+        name: Arc<str>,
+        levels: Arc<Levels>,
+        chunks: Arc<ChunkPool>,
+    ) -> Self {
+        let active = Arc::new(Memtable::in_pool(&chunks));
         Self {
             id,
             name,
@@ -202,6 +208,7 @@ impl Tree {
             dropped: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
             read_debt: ReadDebt::new(),
+            chunks,
         }
     }
 
@@ -239,7 +246,8 @@ impl Tree {
             return false;
         }
         self.update(|state| {
-            let memtable = std::mem::replace(&mut state.active, Arc::new(Memtable::new()));
+            let memtable =
+                std::mem::replace(&mut state.active, Arc::new(Memtable::in_pool(&self.chunks)));
             let retired = Immutable {
                 memtable,
                 last_seqno,

@@ -238,7 +238,12 @@ impl Applier {
             return Outcome::NamespaceExists(tree.id);
         }
         let id = external.create_namespace(name);
-        let tree = Tree::new(id, name.into(), Arc::new(Version::empty()));
+        let tree = Tree::new(
+            id,
+            name.into(),
+            Arc::new(Version::empty()),
+            Arc::clone(&self.core.chunks),
+        );
         self.swap_trees(|trees| trees.insert(Arc::new(tree)));
         Outcome::Created(id)
     }

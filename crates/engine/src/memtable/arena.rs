@@ -6,7 +6,8 @@
 //! are cheap, and grow to 1 MiB; what is large against the current chunk size gets a chunk of its
 //! own. Nothing is freed before the arena is dropped, and dropping it walks chunks, not entries. All
 //! but small chunks are the system's pages, so that the memory of a flushed memtable leaves the
-//! process: the general allocator would keep it, in pieces.
+//! process: the general allocator would keep it, in pieces. Those of the most frequent size come from
+//! a pool and go back there, if there is one.
 //!
 //! An entry is written once, before it is published, and not changed after (except `next`):
 //!
@@ -42,17 +43,19 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use firn_io::pages::{PAGE_BYTES, Pages};
 
 use crate::key::{SeqNo, Trailer};
+use crate::memtable::pool::{ChunkPool, POOLED_BYTES};
 use crate::sync::{AtomicPtr, Ordering, Written};
 
 /// Alignment of tree nodes: the low eight bits of their addresses are free for tags.
 pub(super) const NODE_ALIGN: usize = 256;
 const ENTRY_ALIGN: usize = 8;
 /// Chunk sizes stop growing here.
-const MAX_CHUNK: usize = 1 << 20;
+const MAX_CHUNK: usize = POOLED_BYTES;
 /// First chunk for entries and for nodes.
 const MIN_ENTRY_CHUNK: usize = 4 << 10;
 const MIN_NODE_CHUNK: usize = 256;
@@ -99,14 +102,19 @@ struct Bump {
 enum Chunk {
     Heap(NonNull<u8>, Layout),
     /// Gives them back when it is dropped.
-    Pages(#[allow(dead_code, reason = "an owner")] Pages),
+    Pages(Pages),
 }
 
 /// Memory that only grows. Not shared: the tree's writer owns it.
 pub(super) struct Arena {
-    chunks: Vec<Chunk>,
+    chunks: Chunks,
     entries: Bump,
     nodes: Bump,
+}
+
+struct Chunks {
+    all: Vec<Chunk>,
+    pool: Option<Arc<ChunkPool>>,
 }
 
 // SAFETY: the raw pointers are to memory that the arena owns alone; nothing is tied to a thread.
@@ -115,7 +123,7 @@ unsafe impl Send for Arena {}
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Arena")
-            .field("chunks", &self.chunks.len())
+            .field("chunks", &self.chunks.all.len())
             .field("allocated", &self.allocated())
             .finish()
     }
@@ -134,9 +142,13 @@ impl Bump {
 }
 
 impl Arena {
-    pub(super) fn new() -> Self {
+    /// With a pool its chunks come from there, as far as it has some.
+    pub(super) fn new(pool: Option<Arc<ChunkPool>>) -> Self {
         Self {
-            chunks: Vec::new(),
+            chunks: Chunks {
+                all: Vec::new(),
+                pool,
+            },
             entries: Bump::new(MIN_ENTRY_CHUNK, 8),
             nodes: Bump::new(MIN_NODE_CHUNK, 1),
         }
@@ -167,13 +179,13 @@ impl Arena {
 
     /// `size` must be a multiple of `align`, which is the same in all calls for one bump.
     #[inline]
-    fn take(chunks: &mut Vec<Chunk>, bump: &mut Bump, size: usize, align: usize) -> NonNull<u8> {
+    fn take(chunks: &mut Chunks, bump: &mut Bump, size: usize, align: usize) -> NonNull<u8> {
         if size > bump.left {
             let chunk_size = (bump.allocated / 4).next_power_of_two();
             let chunk_size = chunk_size.clamp(bump.min_chunk, MAX_CHUNK);
             let large = size > chunk_size / bump.large_share;
             let bytes = if large { size } else { chunk_size };
-            let (chunk, bytes) = Self::chunk(chunks, bytes, align);
+            let (chunk, bytes) = chunks.add(bytes, align);
             bump.allocated += bytes;
             if large {
                 return chunk;
@@ -190,30 +202,6 @@ impl Arena {
             bump.left -= size;
             NonNull::new_unchecked(taken)
         }
-    }
-
-    /// A new chunk of at least `bytes`, and how many it has.
-    #[cold]
-    fn chunk(chunks: &mut Vec<Chunk>, bytes: usize, align: usize) -> (NonNull<u8>, usize) {
-        // Cannot fail: `bytes` is at most two u32 lengths and a header, `align` a power of two.
-        #[allow(clippy::expect_used, reason = "sizes are bounded by two u32 lengths")]
-        let layout = Layout::from_size_align(bytes, align).expect("chunk layout");
-        const { assert!(NODE_ALIGN <= PAGE_BYTES) };
-        if bytes >= PAGES_CHUNK {
-            let Some(pages) = Pages::new(bytes) else {
-                handle_alloc_error(layout)
-            };
-            let chunk = (pages.start(), pages.len());
-            chunks.push(Chunk::Pages(pages));
-            return chunk;
-        }
-        // SAFETY: `bytes` is not 0.
-        let memory = unsafe { alloc(layout) };
-        let Some(memory) = NonNull::new(memory) else {
-            handle_alloc_error(layout)
-        };
-        chunks.push(Chunk::Heap(memory, layout));
-        (memory, bytes)
     }
 
     /// The first version of a key, without links.
@@ -308,13 +296,51 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Chunks {
+    /// A new chunk of at least `bytes`, with arbitrary content, and how many it has.
+    #[cold]
+    fn add(&mut self, bytes: usize, align: usize) -> (NonNull<u8>, usize) {
+        // Cannot fail: `bytes` is at most two u32 lengths and a header, `align` a power of two.
+        #[allow(clippy::expect_used, reason = "sizes are bounded by two u32 lengths")]
+        let layout = Layout::from_size_align(bytes, align).expect("chunk layout");
+        const { assert!(NODE_ALIGN <= PAGE_BYTES) };
+        if bytes >= PAGES_CHUNK {
+            let pooled = match &self.pool {
+                Some(pool) if bytes == POOLED_BYTES => pool.take(),
+                _ => None,
+            };
+            let Some(pages) = pooled.or_else(|| Pages::new(bytes)) else {
+                handle_alloc_error(layout)
+            };
+            let chunk = (pages.start(), pages.len());
+            self.all.push(Chunk::Pages(pages));
+            return chunk;
+        }
+        // SAFETY: `bytes` is not 0.
+        let memory = unsafe { alloc(layout) };
+        let Some(memory) = NonNull::new(memory) else {
+            handle_alloc_error(layout)
+        };
+        self.all.push(Chunk::Heap(memory, layout));
+        (memory, bytes)
+    }
+}
+
+impl Drop for Chunks {
     fn drop(&mut self) {
-        for chunk in &self.chunks {
-            if let &Chunk::Heap(memory, layout) = chunk {
-                // SAFETY: allocated by `chunk` with this layout, freed only here.
-                unsafe { dealloc(memory.as_ptr(), layout) };
+        let mut pooled = Vec::new();
+        for chunk in self.all.drain(..) {
+            match chunk {
+                // SAFETY: allocated by `add` with this layout, freed only here.
+                Chunk::Heap(memory, layout) => unsafe { dealloc(memory.as_ptr(), layout) },
+                Chunk::Pages(pages) if pages.len() == POOLED_BYTES => pooled.push(pages),
+                Chunk::Pages(_) => {}
             }
+        }
+        if let Some(pool) = &self.pool
+            && !pooled.is_empty()
+        {
+            pool.give(pooled);
         }
     }
 }

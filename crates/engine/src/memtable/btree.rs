@@ -45,6 +45,7 @@ use std::cmp::Ordering as Order;
 
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::memtable::arena::{Arena, Entry, Header};
+use crate::memtable::pool::ChunkPool;
 use crate::sync::{
     AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, before_retry, fence,
 };
@@ -419,7 +420,7 @@ impl<const L: usize, const I: usize> fmt::Debug for Tree<L, I> {
 }
 
 impl<const L: usize, const I: usize> Tree<L, I> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(pool: Option<Arc<ChunkPool>>) -> Self {
         const { assert!(2 <= L && L <= MAX_LEAF && 4 <= I && I <= MAX_INNER) };
         Self {
             root: AtomicPtr::new(ptr::null_mut()),
@@ -432,7 +433,7 @@ impl<const L: usize, const I: usize> Tree<L, I> {
                 bytes: AtomicUsize::new(0),
             },
             writer: Mutex::new(Writer {
-                arena: Arena::new(),
+                arena: Arena::new(pool),
                 resting_leaves: VecDeque::new(),
                 resting_inners: VecDeque::new(),
                 last: None,

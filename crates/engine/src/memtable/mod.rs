@@ -6,7 +6,8 @@
 //!    [`Memtable::memory_bytes`] counts and what is freed as a whole.
 //! 2. `btree`: the order of the keys; inserts take a short lock, reads take none and never wait.
 //! 3. `load`: many entries at once into an empty one, sorted on the way.
-//! 4. Here: range tombstones beside the entries, the counters, and the iterator.
+//! 4. `pool`: memory of flushed memtables, for the next ones.
+//! 5. Here: range tombstones beside the entries, the counters, and the iterator.
 //!
 //! Readers see every insert that returned before they began (an iterator: before its last seek),
 //! and perhaps later ones; which entries are *visible* is decided above by sequence number.
@@ -19,6 +20,7 @@
 mod arena;
 mod btree;
 mod load;
+mod pool;
 
 use std::sync::Arc;
 
@@ -31,6 +33,7 @@ use crate::memtable::btree::{Cursor, Tree};
 use crate::range_del::{RangeTombstone, RangeTombstones};
 
 pub use self::load::{Loader, Run};
+pub use self::pool::ChunkPool;
 
 /// Keys in a leaf: four cache lines.
 const LEAF: usize = 15;
@@ -53,8 +56,17 @@ impl Default for Memtable {
 impl Memtable {
     /// An empty memtable. Allocates its first few KiB at the first insert.
     pub fn new() -> Self {
+        Self::of(None)
+    }
+
+    /// The same with the memory of others that were dropped.
+    pub fn in_pool(pool: &Arc<ChunkPool>) -> Self {
+        Self::of(Some(Arc::clone(pool)))
+    }
+
+    fn of(pool: Option<Arc<ChunkPool>>) -> Self {
         Self {
-            tree: Arc::new(Tree::new()),
+            tree: Arc::new(Tree::new(pool)),
             ranges: Ranges::default(),
         }
     }

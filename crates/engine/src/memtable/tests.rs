@@ -61,7 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// Runs the steps. Iterator moves are compared only while nothing was inserted since its last
 /// seek, since it may or may not see what came later; in between it must stay in order.
 fn run<const L: usize, const I: usize>(steps: Vec<Step>) {
-    let tree = Arc::new(Tree::<L, I>::new());
+    let tree = Arc::new(Tree::<L, I>::new(None));
     let mut model = Model::new();
     let mut cursor = Cursor::new(Arc::clone(&tree));
     let mut at: Option<(Vec<u8>, Reverse<u64>)> = None;
@@ -235,7 +235,7 @@ fn random(state: &mut u64) -> u64 {
 #[test]
 fn many_keys_in_every_order() {
     fn fill<const L: usize, const I: usize>(keys: impl Iterator<Item = u64>, prefix: &str) {
-        let tree = Arc::new(Tree::<L, I>::new());
+        let tree = Arc::new(Tree::<L, I>::new(None));
         let mut model = Model::new();
         for (seqno, key) in keys.enumerate() {
             let key = format!("{prefix}{key:08}").into_bytes();
@@ -356,7 +356,7 @@ fn range_tombstones_are_kept_apart() {
 /// Writers insert; readers check that whatever was announced is there, and that iteration is in
 /// order and misses nothing announced before it began.
 fn stress<const L: usize, const I: usize>(writers: u64, keys_each: u64) {
-    let tree = Arc::new(Tree::<L, I>::new());
+    let tree = Arc::new(Tree::<L, I>::new(None));
     let key_of = |writer: u64, n: u64| {
         let mut state = writer << 32 | n;
         let random = random(&mut state);
