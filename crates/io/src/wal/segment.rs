@@ -228,6 +228,10 @@ impl Listing {
     }
 }
 
+/// Writes from this size on go by a system call even where the segment is mapped: a fault for each of
+/// their pages costs more.
+const CALL_BYTES: usize = 8 << 10;
+
 /// A segment that is or will be written.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -266,11 +270,11 @@ impl Segment {
 
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         match &self.map {
-            Some(map) => {
+            Some(map) if bytes.len() < CALL_BYTES => {
                 map.write(offset, bytes);
                 Ok(())
             }
-            None => self.file.write_at(bytes, offset),
+            _ => self.file.write_at(bytes, offset),
         }
     }
 }

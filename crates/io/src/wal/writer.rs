@@ -40,7 +40,7 @@ use crate::wal::segment::{
 };
 
 /// Appends up to this size are put together in memory and stored at once.
-const GATHER_BYTES: u64 = 64 << 10;
+const GATHER_BYTES: u64 = 128 << 10;
 /// The next segment is prepared when one part in so many of the current one is filled: early, as a
 /// segment may be filled in not much more time than it takes to make one durable, the more so while
 /// segments grow.
