@@ -152,15 +152,54 @@ pub struct Guarded {
     stream: TcpStream,
     activity: Arc<Activity>,
     pace: Pace,
-    /// The timer of reading, and the activity that it was set for. It goes on while requests are
-    /// served, since setting it aside costs more than the one wake-up.
-    reading: Option<(u64, Pin<Box<Sleep>>)>,
+    reading: Option<ReadTimer>,
     writing: Option<Pin<Box<Sleep>>>,
     /// Bytes that were read to learn the protocol, and are to be read again.
     first: Vec<u8>,
     /// The last bytes that were read.
     last: [u8; 4],
     multiplexed: bool,
+}
+
+/// The clock of reading. Its timer is moved when it fires, not whenever the time that is allowed begins
+/// anew, which is with every request; and it goes on while requests are served.
+#[derive(Debug)]
+struct ReadTimer {
+    /// The activity that `deadline` is of.
+    of: u64,
+    deadline: Instant,
+    /// Fires no later than at `deadline`.
+    timer: Pin<Box<Sleep>>,
+}
+
+impl ReadTimer {
+    fn new(of: u64, allowed: Duration) -> Self {
+        let deadline = Instant::now() + allowed;
+        let timer = Box::pin(tokio::time::sleep_until(deadline));
+        Self {
+            of,
+            deadline,
+            timer,
+        }
+    }
+
+    /// Ready when `of` has lasted for longer than is allowed.
+    fn poll(&mut self, of: u64, allowed: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        if self.of != of {
+            self.of = of;
+            self.deadline = Instant::now() + allowed;
+            if self.deadline < self.timer.deadline() {
+                self.timer.as_mut().reset(self.deadline);
+            }
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if self.timer.deadline() >= self.deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(self.deadline);
+        }
+        Poll::Pending
+    }
 }
 
 /// What a client speaks.
@@ -232,15 +271,10 @@ impl Guarded {
             HEAD => self.pace.header,
             _ => return Poll::Pending,
         };
-        let deadline = || Instant::now() + allowed;
-        let (set_for, timer) = self
+        let timer = self
             .reading
-            .get_or_insert_with(|| (now, Box::pin(tokio::time::sleep_until(deadline()))));
-        if *set_for != now {
-            *set_for = now;
-            timer.as_mut().reset(deadline());
-        }
-        if timer.as_mut().poll(cx).is_pending() {
+            .get_or_insert_with(|| ReadTimer::new(now, allowed));
+        if timer.poll(now, allowed, cx).is_pending() {
             return Poll::Pending;
         }
         if now & PHASE == HEAD {
@@ -369,5 +403,32 @@ mod tests {
             body.len()
         );
         assert!(serde_json::from_str::<firn_api::http::Problem>(body).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_to_read_begins_anew_with_each_phase() {
+        let second = Duration::from_secs(1);
+        let begin = Instant::now();
+        let mut timer = ReadTimer::new(1, 10 * second);
+        let mut of = 1;
+        let mut wait = async |of, allowed| {
+            std::future::poll_fn(|cx| timer.poll(of, allowed, cx)).await;
+        };
+        let soon = tokio::time::timeout(9 * second, wait(of, 10 * second)).await;
+        assert!(soon.is_err());
+        // Later than what the timer is set for,
+        of += 1;
+        let later = tokio::time::timeout(9 * second, wait(of, 10 * second)).await;
+        assert!(later.is_err());
+        assert_eq!(begin.elapsed(), 18 * second);
+        wait(of, 10 * second).await;
+        assert_eq!(begin.elapsed(), 19 * second);
+        // and earlier.
+        of += 1;
+        let rest = tokio::time::timeout(second, wait(of, 10 * second)).await;
+        assert!(rest.is_err());
+        of += 1;
+        wait(of, second).await;
+        assert_eq!(begin.elapsed(), 21 * second);
     }
 }
