@@ -133,11 +133,9 @@ impl Metrics {
             .get_or_create_owned(&RequestLabels { proto, op, code })
     }
 
-    /// Notes how long a request took that is counted by [`Metrics::requests_of`].
-    pub fn observe(&self, proto: &'static str, op: &'static str, took: Duration) {
-        self.durations
-            .get_or_create(&OpLabels { proto, op })
-            .observe(took.as_secs_f64());
+    /// The times, in seconds, of requests that are counted by [`Metrics::requests_of`].
+    pub fn durations_of(&self, proto: &'static str, op: &'static str) -> Histogram {
+        self.durations.get_or_create_owned(&OpLabels { proto, op })
     }
 
     /// The page in the text format of Prometheus (0.0.4). There a counter is described by the whole

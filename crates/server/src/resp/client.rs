@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
@@ -51,12 +52,15 @@ pub struct Client {
     pub address: String,
     /// This end.
     pub local: String,
-    /// When it began, in Unix milliseconds.
-    pub since_ms: u64,
+    /// When it began, on the monotonic clock.
+    pub since: Duration,
     mailbox: UnboundedSender<Mail>,
+    /// How much was put into the mailbox; counted before it is.
+    mails: AtomicUsize,
     queued_bytes: AtomicUsize,
     names: Mutex<Names>,
     db: AtomicUsize,
+    /// When it was last active, in milliseconds of the same clock.
     last_ms: AtomicU64,
     command: AtomicU16,
     channels: AtomicUsize,
@@ -70,19 +74,20 @@ impl Client {
     pub fn new(
         id: u64,
         (address, local): (String, String),
-        since_ms: u64,
+        since: Duration,
         mailbox: UnboundedSender<Mail>,
     ) -> Self {
         Self {
             id,
             address,
             local,
-            since_ms,
+            since,
             mailbox,
+            mails: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
             names: Mutex::default(),
             db: AtomicUsize::new(0),
-            last_ms: AtomicU64::new(since_ms),
+            last_ms: AtomicU64::new(since.as_millis() as u64),
             command: AtomicU16::new(u16::MAX),
             channels: AtomicUsize::new(0),
             patterns: AtomicUsize::new(0),
@@ -93,7 +98,14 @@ impl Client {
 
     /// Puts something into its mailbox. It may be gone already.
     pub fn send(&self, mail: Mail) {
+        self.mails.fetch_add(1, Ordering::Release);
         let _ = self.mailbox.send(mail);
+    }
+
+    /// How much was put into its mailbox so far, or is about to be.
+    #[inline]
+    pub fn mails(&self) -> usize {
+        self.mails.load(Ordering::Acquire)
     }
 
     /// Counts bytes into the mailbox; returns how many are there.
@@ -122,9 +134,11 @@ impl Client {
         self.command.store(row, Ordering::Relaxed);
     }
 
-    /// Notes that it was active at this time.
-    pub fn note_active(&self, unix_ms: u64) {
-        self.last_ms.store(unix_ms, Ordering::Relaxed);
+    /// Notes that it was active at this time of the monotonic clock.
+    #[inline]
+    pub fn note_active(&self, now: Duration) {
+        self.last_ms
+            .store(now.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Notes how many commands wait for `EXEC`; -1: there is no transaction.
@@ -144,8 +158,9 @@ impl Client {
     }
 
     /// The line of `CLIENT LIST`.
-    fn line(&self, now_ms: u64) -> String {
+    fn line(&self, now: Duration) -> String {
         let read = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
         let names = self.names.lock().clone();
         let row = usize::from(self.command.load(Ordering::Relaxed));
         let (channels, patterns) = (read(&self.channels), read(&self.patterns));
@@ -165,8 +180,8 @@ impl Client {
             self.address,
             self.local,
             names.name,
-            now_ms.saturating_sub(self.since_ms) / 1_000,
-            now_ms.saturating_sub(self.last_ms.load(Ordering::Relaxed)) / 1_000,
+            now.saturating_sub(self.since).as_secs(),
+            now.saturating_sub(last).as_secs(),
             read(&self.db),
             read(&self.queued_bytes),
             COMMANDS.get(row).map_or("NULL", |c| c.name),
@@ -388,7 +403,7 @@ pub(crate) fn setinfo(s: &mut Session, args: Args<'_>) -> Done {
 }
 
 pub(crate) fn info(s: &mut Session, _: Args<'_>) -> Done {
-    let line = s.client.line(s.now_ms());
+    let line = s.client.line(s.service().clock().monotonic());
     s.out.verbatim(&line);
     Ok(())
 }
@@ -414,7 +429,7 @@ pub(crate) fn list(s: &mut Session, args: Args<'_>) -> Done {
         }
         _ => return Err(SYNTAX),
     }
-    let now = s.now_ms();
+    let now = s.service().clock().monotonic();
     let mut page = String::new();
     for client in s.shared.clients.lock().values() {
         let wanted = kind.as_deref().is_none_or(|kind| kind == client.kind())
@@ -472,8 +487,8 @@ pub(crate) fn kill(s: &mut Session, args: Args<'_>) -> Done {
             b"user" => return Err(refuse_with(format!("ERR No such user '{value}'"))),
             b"maxage" => {
                 let age = integer(args.get(at + 1)).ok_or(NOT_AN_INTEGER)?;
-                let now = s.now_ms();
-                chosen.retain(|c| (now.saturating_sub(c.since_ms) / 1_000) as i64 >= age);
+                let now = s.service().clock().monotonic();
+                chosen.retain(|c| now.saturating_sub(c.since).as_secs() as i64 >= age);
             }
             b"skipme" => match value.to_lowercase().as_str() {
                 "yes" => skip_me = true,

@@ -182,7 +182,7 @@ pub(crate) async fn serve_connection(
     };
     let ends = (name(stream.peer_addr()), name(stream.local_addr()));
     let (mailbox, mail) = mpsc::unbounded_channel();
-    let now = shared.service.clock().unix_ms();
+    let now = shared.service.clock().monotonic();
     let client = Arc::new(Client::new(shared.next_client(), ends, now, mailbox));
     shared.clients.lock().insert(client.id, Arc::clone(&client));
     let place = Place {
@@ -205,6 +205,7 @@ pub(crate) async fn serve_connection(
         stream,
         client: Arc::clone(&place.client),
         mail,
+        mails: None,
         pace,
         messages: Vec::new(),
         leaving: false,
@@ -222,8 +223,8 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
         let Some(mut connection) = guard.0.take() else {
             return Ok(());
         };
-        connection.session.start_clock();
-        let began = connection.session.service().clock().monotonic();
+        let began = connection.session.start_clock();
+        connection.session.client.note_active(began);
         let mut next = connection.run();
         loop {
             match next {
@@ -294,9 +295,9 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
         }
         let closing = next == Next::Close || connection.session.closing;
         let session = &mut connection.session;
-        let now = session.service().clock().monotonic();
+        let took = session.clock().saturating_sub(began);
         let shared = Arc::clone(&session.shared);
-        shared.count(&mut session.counts, now.saturating_sub(began));
+        shared.count(&mut session.counts, took);
         socket.write(&mut session.out.bytes).await?;
         if session.out.bytes.capacity() > KEPT_BUFFER {
             session.out.bytes = Vec::new();
@@ -321,8 +322,6 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
             _ => {}
         }
         connection.session.received();
-        let session = &connection.session;
-        session.client.note_active(session.now_ms());
         guard.0 = Some(connection);
     }
 }
@@ -348,6 +347,8 @@ async fn settle(session: &mut Session) {
     let outcome = ticket.acked().await;
     // Its replies say so.
     let _ = session.settled(outcome);
+    // The wait is part of what the client waited for, and of no command.
+    session.start_clock();
 }
 
 /// The socket and the mailbox of a connection.
@@ -355,6 +356,8 @@ struct Socket {
     stream: TcpStream,
     client: Arc<Client>,
     mail: UnboundedReceiver<Mail>,
+    /// How much was taken out of it, once it was found empty.
+    mails: Option<usize>,
     pace: Pace,
     /// Messages that arrived while something else was waited for.
     messages: Vec<bytes::Bytes>,
@@ -369,13 +372,25 @@ fn killed() -> io::Error {
 impl Socket {
     /// Looks into the mailbox.
     fn poll_mail(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        while let Poll::Ready(mail) = self.mail.poll_recv(cx) {
+        if self.mails == Some(self.client.mails()) {
+            // It was empty when it was last looked into, and has this task's waker since.
+            return Ok(());
+        }
+        let mut mails = self.mails.unwrap_or(0);
+        loop {
+            // A task that is to let others run would be told that there is nothing, and not be woken.
+            let next = tokio::task::coop::unconstrained(self.mail.recv());
+            let Poll::Ready(mail) = pin!(next).poll(cx) else {
+                break;
+            };
+            mails += 1;
             match mail {
                 Some(Mail::Message(message)) => self.messages.push(message),
                 Some(Mail::Drain) => self.leaving = true,
                 Some(Mail::Close) | None => return Err(killed()),
             }
         }
+        self.mails = Some(mails);
         Ok(())
     }
 

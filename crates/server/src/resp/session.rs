@@ -379,9 +379,15 @@ impl Session {
         self.service().clock().unix_ms()
     }
 
-    /// Commands from here on are timed from now.
-    pub fn start_clock(&mut self) {
+    /// Commands from here on are timed from now, which is returned.
+    pub fn start_clock(&mut self) -> Duration {
         self.clock = self.service().clock().monotonic();
+        self.clock
+    }
+
+    /// When the last command ended, or what came after it.
+    pub fn clock(&self) -> Duration {
+        self.clock
     }
 
     // ---- running --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ use firn_engine::Namespace;
 use firn_io::rng::Entropy;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::metrics::Metrics;
 use crate::resp::client::Client;
@@ -118,6 +119,9 @@ pub struct Shared {
     databases: RwLock<[Option<Namespace>; DATABASES]>,
     cursors: Mutex<Cursors>,
     counters: Vec<[OnceLock<Counter>; 2]>,
+    /// How long what was received at once took: one command, by row, or several.
+    durations: Vec<OnceLock<Histogram>>,
+    pipelines: OnceLock<Histogram>,
     nanos: Vec<AtomicU64>,
     forgotten: Mutex<Forgotten>,
 }
@@ -221,6 +225,8 @@ impl Shared {
             databases: RwLock::default(),
             cursors: Mutex::default(),
             counters: COMMANDS.iter().map(|_| Default::default()).collect(),
+            durations: COMMANDS.iter().map(|_| OnceLock::new()).collect(),
+            pipelines: OnceLock::new(),
             nanos: COMMANDS.iter().map(|_| AtomicU64::new(0)).collect(),
             forgotten: Mutex::default(),
         }
@@ -234,12 +240,17 @@ impl Shared {
 
     /// Counts commands, by row.
     pub fn count(&self, counts: &mut Vec<Count>, took: Duration) {
-        let op = match counts[..] {
+        let (times, op) = match counts[..] {
             [] => return,
-            [Count { row, .. }] => COMMANDS[usize::from(row)].name,
-            _ => "pipeline",
+            [Count { row, .. }] => {
+                let row = usize::from(row);
+                (&self.durations[row], COMMANDS[row].name)
+            }
+            _ => (&self.pipelines, "pipeline"),
         };
-        self.metrics.observe("resp", op, took);
+        times
+            .get_or_init(|| self.metrics.durations_of("resp", op))
+            .observe(took.as_secs_f64());
         for Count { row, ok, bad, ns } in counts.drain(..) {
             self.commands
                 .fetch_add(u64::from(ok + bad), Ordering::Relaxed);
