@@ -37,8 +37,8 @@ impl fmt::Debug for Peers {
 
 impl Peers {
     /// Connects to nobody yet. `root` is the directory of the node, where is kept who was seen;
-    /// `runtime` runs the connections, and must have timers and sockets enabled. It may have many
-    /// threads, and should not be the node's.
+    /// `runtime` runs the connections, and must have timers and sockets enabled. Best it is the
+    /// node's, whose thread a message then need not wake.
     ///
     /// # Errors
     /// The file with those who were seen is damaged or cannot be read.

@@ -47,7 +47,7 @@ use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::{LinearizerOption, Raft, ReadPolicy, ServerState};
 use openraft_rt::{Instant, WatchReceiver};
 use parking_lot::Mutex;
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::runtime::{Handle, Runtime, RuntimeFlavor};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -376,22 +376,17 @@ impl Node {
         Ok(node)
     }
 
-    /// Starts a node on a thread of its own.
-    pub fn start_thread(options: NodeOptions, world: World) -> Result<NodeThread> {
+    /// Starts a node on a thread of its own, which drives `runtime`: a current-thread runtime with
+    /// timers. What else is spawned there shares the thread, and reaches the node without waking
+    /// another one.
+    pub fn start_thread(
+        options: NodeOptions,
+        world: World,
+        runtime: Runtime,
+    ) -> Result<NodeThread> {
         let (tell, told) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .build();
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    // Whoever starts it waits for this.
-                    let _ = tell.send(Err(Error::Failed(format!("no runtime: {error}"))));
-                    return;
-                }
-            };
             runtime.block_on(async {
                 let started = Self::start(options, world).await;
                 let is_running = started.is_ok();
@@ -402,6 +397,8 @@ impl Node {
                     let _ = stopped.await;
                 }
             });
+            // Not waiting for the system's look at a name, for example.
+            runtime.shutdown_background();
         };
         let thread = ThreadPool::new(1);
         thread.submit(Priority::High, Box::new(run));

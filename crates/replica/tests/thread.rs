@@ -47,7 +47,11 @@ fn a_node_on_a_thread_of_its_own() {
             log_env: Env::os(1),
             transport: Arc::new(Nobody),
         };
-        Node::start_thread(NodeOptions::new(1, root), world)
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        Node::start_thread(NodeOptions::new(1, root), world, runtime)
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -17,7 +17,6 @@ use firn_replica::{
     Write,
 };
 use tempfile::TempDir;
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::common::{CLUSTER, LONG};
@@ -36,7 +35,12 @@ impl Running {
         let mut options = PeerOptions::new(CLUSTER, id, home.incarnation());
         // Machines that run tests may be slow.
         options.silence = Duration::from_secs(5);
-        let peers = Peers::new(options, &env, &root, Handle::current()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let handle = runtime.handle().clone();
+        let peers = Peers::new(options, &env, &root, handle.clone()).unwrap();
         let listener = peers.listen(address).await.unwrap();
         let address = listener.address().to_string();
         let options = NodeOptions {
@@ -61,10 +65,10 @@ impl Running {
             transport: Arc::clone(&peers) as _,
         };
         let starting = tokio::task::spawn_blocking(move || {
-            firn_replica::Node::start_thread(options, world).unwrap()
+            firn_replica::Node::start_thread(options, world, runtime).unwrap()
         });
         let thread = starting.await.unwrap();
-        tokio::spawn(listener.serve(Arc::new(thread.node().clone())));
+        handle.spawn(listener.serve(Arc::new(thread.node().clone())));
         Self {
             peers,
             address,

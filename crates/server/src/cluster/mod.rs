@@ -40,6 +40,7 @@ use firn_replica::{
     Member, MemberChange, Node, NodeOptions, NodeThread, ReadLevel, Replicator, Role, Status, World,
 };
 use parking_lot::Mutex;
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::cluster::identity::{ClusterId, Identity};
@@ -64,6 +65,10 @@ const PROBE_ANSWER: Duration = Duration::from_secs(1);
 pub trait Network: fmt::Debug + Send + Sync {
     /// The way out.
     fn transport(&self) -> Arc<dyn Transport>;
+    /// What the node's thread is to drive, once: a current-thread runtime with timers.
+    fn take_runtime(&self) -> Option<Runtime> {
+        None
+    }
     /// From now on requests of others go to this node.
     fn attach(&self, node: Node);
     /// Takes no more requests.
@@ -182,7 +187,14 @@ pub fn start(
         log_env,
         transport: network.transport(),
     };
-    let thread = Node::start_thread(options, world)?;
+    let runtime = match network.take_runtime() {
+        Some(runtime) => runtime,
+        None => tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|error| firn_replica::Error::Failed(format!("no runtime: {error}")))?,
+    };
+    let thread = Node::start_thread(options, world, runtime)?;
     let node = thread.node().clone();
     network.attach(node.clone());
     Ok(Cluster {

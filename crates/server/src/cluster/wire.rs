@@ -1,5 +1,5 @@
-//! The real network between nodes: [`firn_peer`] on a runtime of its own, so that heartbeats do not
-//! wait for clients.
+//! The real network between nodes: [`firn_peer`] on the node's own thread. Heartbeats do not wait for
+//! clients there, and a message wakes one thread on its way into the log, not three.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -11,7 +11,7 @@ use firn_replica::home::Home;
 use firn_replica::transport::Transport;
 use firn_replica::{Node, Timing};
 use parking_lot::Mutex;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::cluster::identity::Identity;
 use crate::cluster::{Network, Wiring};
@@ -56,9 +56,7 @@ impl Wiring for Sockets {
         identity: Identity,
         dir: &Path,
     ) -> Result<Arc<dyn Network>, String> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("firn-peer")
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| error.to_string())?;
@@ -76,7 +74,7 @@ impl Wiring for Sockets {
         };
         let options = options.timed(&self.timing);
         let handle = runtime.handle().clone();
-        let peers = Peers::new(options, env, dir, handle).map_err(|e| e.to_string())?;
+        let peers = Peers::new(options, env, dir, handle.clone()).map_err(|e| e.to_string())?;
         let address = self.address.lock().clone();
         let listening = tokio::task::block_in_place(|| runtime.block_on(peers.listen(&address)));
         let listener = listening.map_err(|error| error.to_string())?;
@@ -84,6 +82,7 @@ impl Wiring for Sockets {
             peers,
             listener: Mutex::new(Some(listener)),
             runtime: Mutex::new(Some(runtime)),
+            handle,
         }))
     }
 }
@@ -94,8 +93,9 @@ struct Connected {
     peers: Arc<Peers>,
     /// Until there is a node.
     listener: Mutex<Option<Listener>>,
-    /// Until the end.
+    /// Until the node's thread drives it.
     runtime: Mutex<Option<Runtime>>,
+    handle: Handle,
 }
 
 impl Network for Connected {
@@ -103,10 +103,13 @@ impl Network for Connected {
         Arc::clone(&self.peers) as Arc<dyn Transport>
     }
 
+    fn take_runtime(&self) -> Option<Runtime> {
+        self.runtime.lock().take()
+    }
+
     fn attach(&self, node: Node) {
-        let runtime = self.runtime.lock();
-        if let (Some(listener), Some(runtime)) = (self.listener.lock().take(), &*runtime) {
-            runtime.spawn(listener.serve(Arc::new(node)));
+        if let Some(listener) = self.listener.lock().take() {
+            self.handle.spawn(listener.serve(Arc::new(node)));
         }
     }
 
