@@ -46,7 +46,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<()> {
     match (args.from, args.from.system()) {
         (Source::Dir, _) => importer.dir(&args.path, prefix, args.repeat)?,
         (_, Some(system)) => {
-            foreign::read(system, &args.path, &mut |change| {
+            foreign::read(system, &args.path, &mut |_, change| {
                 importer.take(change.map(|change| Entry {
                     key: [prefix, &change.key].concat(),
                     deleted: change.value.is_none(),
