@@ -208,6 +208,39 @@ fn the_verbs_speak_to_a_server() {
     run(&bench, b"").ok();
 }
 
+/// A server may allow less than the files of a database may hold.
+#[test]
+fn what_a_server_refuses_for_its_size_can_be_left_out() {
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &["--limits-value-bytes", "1KiB"]);
+    let with = |args: &[&str]| {
+        let long = "x".repeat(2000);
+        let lines = format!("a\t1\nb\t{long}\nc\t3\nd\t{long}\n");
+        let all = ["import", "--from", "lines", "--server", &server.address];
+        place.run_with(&[&all[..], args].concat(), lines.as_bytes())
+    };
+    let scan = || {
+        place
+            .run(&["scan", "--server", &server.address, "--keys"])
+            .ok()
+    };
+    let ended = with(&[]).fails(4);
+    let (told, key) = ("1 entries are stored; to go on: --skip 1", "the key is b");
+    assert!(
+        ended.stderr.contains(told) && ended.stderr.contains(key),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(scan(), b"a\n");
+    for args in [&["--skip-bad"][..], &["--skip-bad", "--batch-size", "1"]] {
+        let ended = with(args);
+        let told = "2 bad entries left out";
+        assert!(ended.stderr.contains(told), "{}", ended.stderr);
+        ended.ok();
+        assert_eq!(scan(), b"a\nc\n");
+    }
+}
+
 #[test]
 fn a_server_takes_its_settings_from_the_environment() {
     let place = Place::new();
