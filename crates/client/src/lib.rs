@@ -28,12 +28,14 @@
 //! | [`error`] | what can go wrong |
 //! | [`stream`] | scans and watches as streams |
 //! | [`blocking`] | the same calls for threads |
+//! | `connection` | a connection on which an answer is read though sending failed |
 //! | `transport` | one call: connections, deadline, repetition |
 #![deny(missing_docs)]
 
 pub mod batch;
 pub mod blocking;
 pub mod client;
+mod connection;
 pub mod error;
 pub mod scan;
 pub mod stream;

@@ -14,12 +14,13 @@ use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::connection::Connector;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Connections to one server, and how long and how often it is asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
-    pool: Pool<HttpConnector, Full<Bytes>>,
+    pool: Pool<Connector, Full<Bytes>>,
     /// `http://host:port`
     base: String,
     deadline: Duration,
@@ -93,7 +94,7 @@ impl Transport {
             .pool_idle_timeout(Duration::from_secs(60))
             // Repetition is decided here, where it is known what is safe.
             .retry_canceled_requests(false)
-            .build(connector);
+            .build(Connector(connector));
         Ok(Self {
             pool,
             base: format!("http://{authority}"),
