@@ -537,6 +537,9 @@ pub(crate) enum ExportFormat {
 }
 
 /// Writes the entries of a range to a file or stdout, so that import restores them byte for byte
+///
+/// Everything is as it was at one instant, whatever is written meanwhile. An export from a server
+/// whose connection breaks has failed: it cannot go on where it was.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  firn export --format dump --output backup.firn\n  firn export --prefix user/ | gzip > users.ndjson.gz"
