@@ -71,6 +71,9 @@ const RECORD_VERSION: u8 = 1;
 /// Entries up to this many bytes go into the log at once.
 const APPEND_BYTES: u64 = 64 << 20;
 
+/// Commands up to this size are kept as copies: larger ones fill most of what they were received in.
+const COPIED_BYTES: usize = 32 << 10;
+
 /// Runs when what it was given with is durable, or will never be.
 pub type Flushed = Box<dyn FnOnce(std::io::Result<()>) + Send>;
 
@@ -151,7 +154,13 @@ impl Index {
         self.slots.get(usize::try_from(at).ok()?)
     }
 
-    fn push(&mut self, entry: Entry, lsn: Lsn, len: u32) {
+    fn push(&mut self, mut entry: Entry, lsn: Lsn, len: u32) {
+        if let Payload::Command(bytes) = &mut entry.payload
+            && bytes.len() < COPIED_BYTES
+        {
+            // It may be a small part of what was received at once, all of which it would keep.
+            *bytes = Bytes::copy_from_slice(bytes);
+        }
         if self.slots.is_empty() {
             self.first = entry.id.index;
             self.clear_cache();

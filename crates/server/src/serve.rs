@@ -567,7 +567,8 @@ async fn start_node(
         ..NodeOptions::new(identity.node, dir)
     };
     let log_env = Env {
-        exec: Arc::new(ThreadPool::new(1)),
+        // One syncs while another prepares the next segment.
+        exec: Arc::new(ThreadPool::new(2)),
         ..env.clone()
     };
     let env = env.clone();

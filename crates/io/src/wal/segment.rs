@@ -56,8 +56,8 @@ pub(crate) const GROWTH: u64 = 4;
 
 const MAGIC: &[u8; 8] = b"FIRNWAL\n";
 const VERSION: u32 = 1;
-/// So many zeros are written before their write-back is started.
-const ZEROS_BYTES: u64 = 256 << 10;
+/// So many zeros are written and synced before the next ones are.
+const ZEROS_BYTES: u64 = 1 << 20;
 /// The small segments up to this size that a log begins with are filled with zeros whether syncs are
 /// frequent or not, which is not known then.
 const ZEROED_BYTES: u64 = 1 << 20;
@@ -462,8 +462,11 @@ impl Pool {
             while offset < capacity {
                 let len = (capacity - offset).min(ZEROS_BYTES);
                 file.write_zeros(offset, len)?;
-                file.start_writeback(offset, len);
                 offset += len;
+                if offset < capacity {
+                    // So that a sync of the log waits for a piece of this at most, not for all of it.
+                    file.sync_data()?;
+                }
             }
         }
         Ok(file)

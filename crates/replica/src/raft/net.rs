@@ -1,12 +1,14 @@
 //! The library's network, on [`Transport`].
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use firn_io::Env;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, FusedStream, StreamExt};
 use futures_util::{FutureExt, Stream};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
@@ -18,6 +20,7 @@ use openraft::raft::{
     VoteRequest as RaftVoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use tokio::time::{Sleep, sleep};
 
 use crate::machine::{DAMAGED_SNAPSHOT, Machine, Snapshot};
 use crate::message::{
@@ -33,6 +36,9 @@ use crate::types::{Member, NodeId};
 
 /// Requests with entries that may be on their way to one follower.
 const PIPELINE: usize = 32;
+/// How long a follower that has all entries may wait to hear that they are committed: it hears it with
+/// the next ones, if they come by then, and nobody has to send, read and answer a message for it.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// Makes the ways to other nodes.
 #[derive(Debug)]
@@ -212,6 +218,59 @@ fn vote_request(rpc: &RaftVoteRequest<Types>) -> VoteRequest {
     }
 }
 
+/// Requests to a follower, in order, without those that only say what is committed and are followed by
+/// others soon. The library takes an answer for all requests before it that end where it ends.
+struct Lingering<S> {
+    requests: S,
+    /// What was sent last ends here.
+    sent: Option<RaftLogId>,
+    held: Option<(AppendEntriesRequest<Types>, Pin<Box<Sleep>>)>,
+}
+
+impl<S> Lingering<S> {
+    fn new(requests: S) -> Self {
+        Self {
+            requests,
+            sent: None,
+            held: None,
+        }
+    }
+}
+
+impl<S: FusedStream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for Lingering<S> {
+    type Item = AppendEntriesRequest<Types>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        while !this.requests.is_terminated() {
+            let Poll::Ready(next) = Pin::new(&mut this.requests).poll_next(cx) else {
+                let is_due = match &mut this.held {
+                    Some((_, timer)) => timer.as_mut().poll(cx).is_ready(),
+                    None => false,
+                };
+                if is_due {
+                    break;
+                }
+                return Poll::Pending;
+            };
+            let Some(request) = next else { break };
+            let has_all = this.sent.is_some() && request.prev_log_id == this.sent;
+            if request.entries.is_empty() && has_all {
+                match &mut this.held {
+                    Some((held, _)) => *held = request,
+                    None => this.held = Some((request, Box::pin(sleep(LINGER)))),
+                }
+                continue;
+            }
+            this.held = None;
+            let last = request.entries.last().map(|entry| entry.log_id);
+            this.sent = last.or(request.prev_log_id);
+            return Poll::Ready(Some(request));
+        }
+        Poll::Ready(this.held.take().map(|(request, _)| request))
+    }
+}
+
 type Appended = (
     Option<RaftLogId>,
     Option<RaftLogId>,
@@ -251,7 +310,8 @@ impl RaftNetworkV2<Types> for RaftPeer {
             let answer = peer.append(&rpc, &option);
             answer.map(move |answer| -> Appended { (previous, last, answer) })
         };
-        let answers = input.map(send).buffered(PIPELINE);
+        let requests = Lingering::new(input.fuse());
+        let answers = requests.map(send).buffered(PIPELINE);
         let take = |answers: Option<_>| async move {
             let mut answers = answers?;
             let next: Option<Appended> = StreamExt::next(&mut answers).await;
