@@ -561,13 +561,11 @@ fn semicolon_record(bytes: &[u8], _: bool) -> Found {
         at += digits + 1;
     }
     let [_, key_len, value_len]: [usize; 3] = numbers;
-    let (Some(key_end), Some(end)) = (
-        at.checked_add(key_len),
-        at.checked_add(key_len)
-            .and_then(|n| n.checked_add(value_len)?.checked_add(1)),
-    ) else {
+    if key_len > MAX_RECORD_BYTES || value_len > MAX_RECORD_BYTES {
         return Found::Nothing;
-    };
+    }
+    let key_end = at + key_len;
+    let end = key_end + 1 + value_len;
     match bytes.get(key_end) {
         Some(b';') | None => {}
         Some(_) => return Found::Nothing,
@@ -632,14 +630,7 @@ fn v1_raw(paths: &[PathBuf], root: &Path, give: &mut Give<'_>) -> Result<()> {
         let name = newest.file_name().unwrap_or_default().to_string_lossy();
         let last = numbers(&name).get(1).copied().unwrap_or(0);
         after = u64::try_from(last).unwrap_or(u64::MAX);
-        let parse = |bytes: &[u8], sure| {
-            message(bytes, &|message| {
-                let Message { key, value, .. } =
-                    Message::parse(message, [u64::MAX, u64::MAX, 1, 2], sure)?;
-                Some(Some(change(key.to_vec(), Some(value.to_vec()))))
-            })
-        };
-        records(newest, &parse, None, give)?;
+        records(newest, &snapshot_entry, None, give)?;
     }
     // What is being compacted is older than what is being written.
     let mut logs = pick(paths, "", ".compacting", root).unwrap_or_default();
@@ -652,20 +643,32 @@ fn v1_raw(paths: &[PathBuf], root: &Path, give: &mut Give<'_>) -> Result<()> {
         );
         return Err(Failure::usage(message));
     }
-    let parse = |bytes: &[u8], sure| {
-        message(bytes, &|message| {
-            let entry = Message::parse(message, [1, 2, 3, 4], sure)?;
-            let value = match entry.op {
-                1 => None,
-                2 => Some(entry.value.to_vec()),
-                _ => return None,
-            };
-            let new = entry.id > after;
-            Some(new.then(|| change(entry.key.to_vec(), value)))
-        })
-    };
+    let parse = |bytes: &[u8], sure| log_entry(bytes, sure, after);
     logs.iter()
         .try_for_each(|path| records(path, &parse, None, give))
+}
+
+/// An entry of a snapshot.
+fn snapshot_entry(bytes: &[u8], sure: bool) -> Found {
+    message(bytes, &|message| {
+        let fields = [u64::MAX, u64::MAX, 1, 2];
+        let Message { key, value, .. } = Message::parse(message, fields, sure)?;
+        Some(Some(change(key.to_vec(), Some(value.to_vec()))))
+    })
+}
+
+/// An entry of a log, passed over if the snapshot has it: those up to the one called `after`.
+fn log_entry(bytes: &[u8], sure: bool, after: u64) -> Found {
+    message(bytes, &|message| {
+        let entry = Message::parse(message, [1, 2, 3, 4], sure)?;
+        let value = match entry.op {
+            1 => None,
+            2 => Some(entry.value.to_vec()),
+            _ => return None,
+        };
+        let new = entry.id > after;
+        Some(new.then(|| change(entry.key.to_vec(), value)))
+    })
 }
 
 /// A message with a length before it. One of no bytes is none: zeros would be full of them.
@@ -769,6 +772,8 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods, reason = "the tests write files")]
+    use proptest::prelude::*;
+
     use super::*;
 
     type Pair = (String, Option<String>);
@@ -979,6 +984,17 @@ mod tests {
     }
 
     #[test]
+    fn lengths_of_put_read_may_be_any_number() {
+        for less in 0..40 {
+            let number = usize::MAX - less;
+            for line in [format!("1;{number};0;a;\n"), format!("1;1;{number};a;\n")] {
+                let found = semicolon_record(line.as_bytes(), true);
+                assert!(matches!(found, Found::Nothing), "{line} {found:?}");
+            }
+        }
+    }
+
+    #[test]
     fn json_of_kv_verbs_is_taken_as_the_dialect_takes_it() {
         let deep = [vec![b'['; 190], vec![b']'; 190]].concat();
         let deep = String::from_utf8(deep).unwrap();
@@ -1032,6 +1048,37 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    /// Bytes that get further than random ones: small numbers, digits, what separates.
+    fn likely_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![
+            0..12_u8,
+            proptest::sample::select(&b"0123;\n\r\x10\x1a\x22"[..]),
+            any::<u8>(),
+        ];
+        proptest::collection::vec(byte, 0..80)
+    }
+
+    proptest! {
+        /// A record lies within its bytes, and more is asked for only beyond them: so every file ends.
+        #[test]
+        fn records_go_forward(bytes in likely_bytes(), sure: bool) {
+            let log = |bytes: &[u8], sure| log_entry(bytes, sure, 1);
+            let all: [&ParseRecord<'_>; 4] = [&semicolon_record, &blob, &snapshot_entry, &log];
+            for parse in all {
+                match parse(&bytes, sure) {
+                    Found::Record(len, _) => prop_assert!((1..=bytes.len()).contains(&len)),
+                    Found::More(len) => prop_assert!(len > bytes.len()),
+                    Found::Nothing => {}
+                }
+            }
+        }
+
+        #[test]
+        fn lines_of_json_end(bytes in likely_bytes()) {
+            let _ = (ops(&bytes), table_line(&bytes), colon_line(&bytes));
+        }
     }
 
     #[test]
