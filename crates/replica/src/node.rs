@@ -97,7 +97,8 @@ pub const PROMOTION_LAG: u64 = 1000;
 const STILL_ROUNDS: u32 = 6;
 /// How often the length of the log is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// First and longest pause before a write or read is tried again that found no leader.
+/// First and longest pause before a write or read is tried again that found no leader, if none is
+/// elected meanwhile.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MOST: Duration = Duration::from_millis(200);
 
@@ -588,12 +589,14 @@ impl Node {
             let mut pause = RETRY_FIRST;
             loop {
                 *refused.lock() = None;
+                let before = self.inner.term_and_leader();
                 match attempt().await {
                     Err(error @ (Error::NotLeader { .. } | Error::NoQuorum))
                         if !self.inner.is_closed.load(Ordering::Acquire) =>
                     {
                         *refused.lock() = Some(error);
-                        sleep(pause).await;
+                        // At once when there is a leader again.
+                        let _ = timeout(pause, self.inner.new_leader(before)).await;
                         pause = (pause * 2).min(RETRY_MOST);
                     }
                     result => return result,
@@ -652,6 +655,30 @@ impl Inner {
                 None => Leader::Nobody,
             },
             None => Leader::Nobody,
+        }
+    }
+
+    fn term_and_leader(&self) -> (u64, Option<NodeId>) {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.current_term, metrics.current_leader)
+    }
+
+    /// Returns when there is a leader other than `before`.
+    async fn new_leader(&self, before: (u64, Option<NodeId>)) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                let now = metrics.borrow_watched();
+                let leader = now.current_leader;
+                if leader.is_some() && (now.current_term, leader) != before {
+                    return;
+                }
+            }
+            if metrics.changed().await.is_err() {
+                // Consensus has ended; whoever asks next is told.
+                return std::future::pending().await;
+            }
         }
     }
 

@@ -227,7 +227,7 @@ settings! {
     "drain_timeout" "FIRN_DRAIN_TIMEOUT" "--drain-timeout" "DURATION" "20s"
         "How long requests in flight may go on after SIGTERM."
         drain_timeout time;
-    "cluster.election_timeout" "FIRN_CLUSTER_ELECTION_TIMEOUT" "--cluster-election-timeout" "DURATION" "800ms"
+    "cluster.election_timeout" "FIRN_CLUSTER_ELECTION_TIMEOUT" "--cluster-election-timeout" "DURATION" "500ms"
         "A leader that is not heard of for half of this to all of it is replaced. The same on all nodes;          at least ten times what a message takes."
         election_timeout time;
     "cluster.request_timeout" "FIRN_CLUSTER_REQUEST_TIMEOUT" "--cluster-request-timeout" "DURATION" "10s"
@@ -472,7 +472,7 @@ impl Default for Config {
             peer_key: None,
             peer_ca: None,
             peer_name: None,
-            election_timeout: Duration::from_millis(800),
+            election_timeout: Duration::from_millis(500),
             request_timeout: Duration::from_secs(10),
             cluster_log_bytes: 256 << 20,
             memory_bytes: 512 << 20,

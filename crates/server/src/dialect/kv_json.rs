@@ -98,8 +98,13 @@ pub(super) async fn handle(call: &mut Call<'_>) -> Answer {
 async fn get(call: &mut Call<'_>, key: Vec<u8>) -> Answer {
     match call.get(key.clone()).await {
         Ok(Some(value)) => {
+            let room = match call.room_to_render(&key, &value) {
+                Ok(room) => room,
+                Err(error) => return plain::refused(&error, FAILED_READ),
+            };
             let mut body = Vec::with_capacity(key.len() + value.len() + 24);
             push_pair(&mut body, &key, &value, push_page_safe);
+            drop(room);
             body.push(b'\n');
             Answer::ok(json_bytes(StatusCode::OK, body))
         }

@@ -277,8 +277,13 @@ async fn batch(call: &mut Call<'_>, items: Items) -> Answer {
 async fn read(call: &mut Call<'_>, key: Vec<u8>) -> Answer {
     match call.get(key.clone()).await {
         Ok(Some(value)) => {
+            let room = match call.room_to_render(&key, &value) {
+                Ok(room) => room,
+                Err(error) => return refused(&error),
+            };
             let mut body = Vec::with_capacity(key.len() + value.len() + 24);
             push_pair(&mut body, &key, &value, push_plain);
+            drop(room);
             ok(body)
         }
         Ok(None) => Answer {

@@ -38,6 +38,7 @@ use http::header::{CONNECTION, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method};
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::Activity;
 use crate::dialect::allowance::{Rate, Used};
@@ -405,6 +406,18 @@ impl<'a> Call<'a> {
             return Err(Error::limit(code, name, limit, bytes.len() as u64));
         }
         Ok(bytes)
+    }
+
+    /// The memory that a key and a value take as JSON, at most, before they are made so.
+    fn room_to_render(&self, key: &[u8], value: &[u8]) -> Result<Option<OwnedSemaphorePermit>> {
+        let bytes = key.iter().chain(value).map(|byte| match byte {
+            b'"' | b'\\' | b'<' | b'>' | b'&' | ..0x20 => 6,
+            // Where it makes no sense it becomes the three of U+FFFD; three of them may be a line
+            // separator, which takes six.
+            0x80.. => 3,
+            _ => 1,
+        });
+        self.speaker.door.service.reserve_reply(bytes.sum())
     }
 
     /// The body was read: what was made of it takes its place.

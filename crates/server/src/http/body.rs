@@ -183,6 +183,19 @@ pub struct ReplyBody {
     room: Option<OwnedSemaphorePermit>,
 }
 
+/// Bytes with the place that they take: hyper lets go of the body when it has the last of them, and of
+/// them when the socket has.
+struct Held {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 #[derive(Debug)]
 enum Kind {
     Full(Bytes),
@@ -278,7 +291,13 @@ impl Body for ReplyBody {
     ) -> Poll<Option<std::result::Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let bytes = match &mut this.kind {
-            Kind::Full(bytes) => std::mem::take(bytes),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                match this.room.take() {
+                    Some(_room) => Bytes::from_owner(Held { bytes, _room }),
+                    None => bytes,
+                }
+            }
             Kind::Stream(stream) => ready!(stream.poll_chunk(cx, this.request.as_ref())),
             Kind::Chunks(chunks) => match ready!(chunks.poll_chunk(cx, this.request.as_ref())) {
                 Ok(bytes) => bytes,

@@ -239,6 +239,7 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                     }
                     if next == Next::Flush && !connection.session.closing {
                         socket.write(&mut connection.session.out.bytes).await?;
+                        connection.session.sent();
                         next = connection.run();
                         continue;
                     }
@@ -268,6 +269,7 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                     settle(&mut connection.session).await;
                     connection.session.acked();
                     socket.write(&mut connection.session.out.bytes).await?;
+                    connection.session.sent();
                     socket.wait(delay).await?;
                     connection.session.delay_is_over(reply);
                     connection.has_request = false;
@@ -299,6 +301,7 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
         let shared = Arc::clone(&session.shared);
         shared.count(&mut session.counts, took);
         socket.write(&mut session.out.bytes).await?;
+        session.sent();
         if session.out.bytes.capacity() > KEPT_BUFFER {
             session.out.bytes = Vec::new();
         }

@@ -207,6 +207,9 @@ pub(crate) fn set(s: &mut Session, args: Args<'_>) -> Done {
     s.need_lock()?;
     let found = s.fetch(key)?;
     let holds = options.condition.is_none_or(|c| c.holds(found.as_ref()));
+    if options.get {
+        s.value(found.as_ref().map(|f| &*f.value))?;
+    }
     if holds {
         let kept = found
             .as_ref()
@@ -216,7 +219,7 @@ pub(crate) fn set(s: &mut Session, args: Args<'_>) -> Done {
         set_events(s, key, expires_at.is_some());
     }
     if options.get {
-        s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
+        // Said before it was overwritten.
     } else if holds {
         s.out.ok();
     } else {
@@ -339,8 +342,7 @@ pub(crate) fn get(s: &mut Session, args: Args<'_>) -> Done {
         Some(found) => found,
         None => s.view(args.get(1))?,
     };
-    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
-    Ok(())
+    s.value(found.as_ref().map(|f| &*f.value))
 }
 
 pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
@@ -378,7 +380,7 @@ pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
     for key in keys.iter() {
         s.check_size(key, 0)?;
         let entry = snapshot.get_entry(&ns, key)?;
-        s.out.bulk_or_null(entry.as_ref().map(|e| &*e.value));
+        s.value(entry.as_ref().map(|e| &*e.value))?;
         check(s)?;
     }
     Ok(())
@@ -386,25 +388,24 @@ pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
 
 fn get_one(s: &mut Session, key: &[u8]) -> Done {
     let found = s.fetch(key)?;
-    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
-    Ok(())
+    s.value(found.as_ref().map(|f| &*f.value))
 }
 
 pub(crate) fn getset(s: &mut Session, args: Args<'_>) -> Done {
     let found = s.fetch(args.get(1))?;
+    s.value(found.as_ref().map(|f| &*f.value))?;
     s.put(args.get(1), args.get(2), None)?;
     set_events(s, args.get(1), false);
-    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
     Ok(())
 }
 
 pub(crate) fn getdel(s: &mut Session, args: Args<'_>) -> Done {
     let found = s.fetch(args.get(1))?;
+    s.value(found.as_ref().map(|f| &*f.value))?;
     if found.is_some() {
         s.delete(args.get(1))?;
         s.event(notify::GENERIC, "del", args.get(1));
     }
-    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
     Ok(())
 }
 
@@ -415,8 +416,10 @@ pub(crate) fn getex(s: &mut Session, args: Args<'_>) -> Done {
         s.out.null();
         return Ok(());
     };
+    let expires_at = options.expires_at(s, "getex")?;
+    s.value(Some(&found.value))?;
     let now = s.now_ms();
-    match options.expires_at(s, "getex")? {
+    match expires_at {
         Some(at) if at <= now => {
             s.delete(key)?;
             s.event(notify::GENERIC, "del", key);
@@ -431,7 +434,6 @@ pub(crate) fn getex(s: &mut Session, args: Args<'_>) -> Done {
         }
         None => {}
     }
-    s.out.bulk(&found.value);
     Ok(())
 }
 
@@ -445,8 +447,7 @@ pub(crate) fn getrange(s: &mut Session, args: Args<'_>) -> Done {
     let (start, end) = (int(args.get(2))?, int(args.get(3))?);
     let found = s.view(args.get(1))?;
     let value = found.as_ref().map_or(&[][..], |f| &f.value);
-    s.out.bulk(part_of(value, start, end));
-    Ok(())
+    s.value(Some(part_of(value, start, end)))
 }
 
 /// From start to end, both included; negative ones count from the end.

@@ -14,15 +14,20 @@ use std::sync::Arc;
 
 use firn_api::code::Code;
 use firn_engine::{Condition, Namespace, SeqNo};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::resp::parse::{Args, Span};
 use crate::resp::session::{Overlay, Session, Stop, Verdict, add_put, refuse, refuse_with};
 use crate::resp::table::{COMMANDS, How};
+use crate::service::Service;
 use crate::service::error::Error;
 use crate::service::now::stripe_of;
 
 type Done = Result<(), Stop>;
 
+/// Keys that a connection may watch: each command of its own looks through them, and large ones take
+/// memory.
+const MAX_WATCHED: usize = 1_000;
 /// Tries of a transaction before its client is asked to wait.
 const TRIES: usize = 16;
 
@@ -35,7 +40,12 @@ pub struct Queue {
     spans: Vec<Span>,
     /// The row of each command, and where its spans end.
     commands: Vec<(u16, usize)>,
+    /// The memory that it takes beyond [`FREE_BYTES`], in steps of so much.
+    room: Option<OwnedSemaphorePermit>,
 }
+
+/// What waits for `EXEC` counts against `limits.inflight_bytes` beyond this.
+const FREE_BYTES: usize = 64 << 10;
 
 impl Queue {
     /// How many commands.
@@ -49,12 +59,29 @@ impl Queue {
     }
 
     /// Adds a command; all together have at most `most` bytes.
-    pub fn add(&mut self, row: u16, args: Args<'_>, most: usize) -> Result<(), Stop> {
+    pub fn add(
+        &mut self,
+        service: &Service,
+        row: u16,
+        args: Args<'_>,
+        most: usize,
+    ) -> Result<(), Stop> {
         let more: usize = args.iter().map(|arg| arg.len() + size_of::<Span>()).sum();
-        if self.bytes.len() + self.spans.len() * size_of::<Span>() + more > most {
+        let after = self.bytes.len() + self.spans.len() * size_of::<Span>() + more;
+        if after > most {
             return Err(refuse_with(format!(
                 "ERR a transaction has at most {most} bytes of commands"
             )));
+        }
+        let has = self.room.as_ref().map_or(0, |room| room.num_permits());
+        let lacks = after.next_multiple_of(FREE_BYTES) - FREE_BYTES;
+        if lacks > has {
+            let room = service.reserve_body(lacks - has);
+            let room = room.map_err(|error| refuse_with(format!("OOM {}", error.detail)))?;
+            match &mut self.room {
+                Some(held) => held.merge(room),
+                None => self.room = Some(room),
+            }
         }
         for arg in args.iter() {
             let from = self.bytes.len() as u32;
@@ -126,14 +153,15 @@ pub(crate) fn watch(s: &mut Session, args: Args<'_>) -> Done {
     // yet, as after.
     s.need_settled()?;
     s.need_fresh()?;
-    let most = usize::try_from(s.service().limits().batch_ops).unwrap_or(usize::MAX);
+    let id = s.ns.id();
     for key in args.from(1).iter() {
-        let id = s.ns.id();
+        if s.watched.len() >= MAX_WATCHED {
+            return Err(refuse_with(format!(
+                "ERR at most {MAX_WATCHED} keys are watched"
+            )));
+        }
         if s.watched.iter().any(|w| w.key == key && w.ns.id() == id) {
             continue;
-        }
-        if s.watched.len() >= most {
-            return Err(refuse_with(format!("ERR at most {most} keys are watched")));
         }
         let entry = s.service().read(&s.ns, key, SeqNo::ZERO)?;
         s.watched.push(Watched {
@@ -231,13 +259,7 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
         let verdict = s.propose(stripes, watched.len(), |s| {
             (s.db, s.ns) = (db, ns.clone());
             require(s, watched)?;
-            s.overlay = Some(Overlay::default());
-            s.out.array(queue.len());
-            for (row, args) in queue.commands() {
-                s.run_queued(row, args)?;
-            }
-            let overlay = s.overlay.take().unwrap_or_default();
-            collect(s, &overlay)
+            run_all(s, queue)
         })?;
         if verdict == Verdict::Changed {
             (s.db, s.ns) = (db, ns);
@@ -253,14 +275,8 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
         (s.db, s.ns) = (db, ns.clone());
         s.batch.clear();
         require(s, watched)?;
-        s.overlay = Some(Overlay::default());
         let _locks = shared.service.lock(stripes);
-        s.out.array(queue.len());
-        for (row, args) in queue.commands() {
-            s.run_queued(row, args)?;
-        }
-        let overlay = s.overlay.take().unwrap_or_default();
-        collect(s, &overlay)?;
+        run_all(s, queue)?;
         match s.submit_batch(before) {
             Ok(()) => return Ok(()),
             Err(error) if error.code == Code::ConditionFailed => {
@@ -280,6 +296,25 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
         }
     }
     Err(Error::overloaded("the keys of the transaction are changed all the time", 1).into())
+}
+
+/// Runs the commands and makes the batch of what they write.
+fn run_all(s: &mut Session, queue: &Queue) -> Done {
+    let most = s.shared.max_request;
+    let before = s.out.bytes.len();
+    s.overlay = Some(Overlay::default());
+    s.out.array(queue.len());
+    for (row, args) in queue.commands() {
+        s.run_queued(row, args)?;
+        if s.out.bytes.len() - before > most {
+            s.out.bytes.truncate(before);
+            return Err(refuse_with(format!(
+                "ERR the replies of a transaction have at most {most} bytes"
+            )));
+        }
+    }
+    let overlay = s.overlay.take().unwrap_or_default();
+    collect(s, &overlay)
 }
 
 /// What was watched must be as it was.

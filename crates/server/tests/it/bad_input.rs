@@ -669,6 +669,37 @@ async fn large_replies_are_counted_until_they_are_sent() {
     server.stop().await;
 }
 
+/// Also when all of it was handed to the connection, and the client does not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_nobody_reads_is_counted() {
+    // More than sockets take.
+    let value = vec![b'v'; 24 << 20];
+    let server = Running::start_with(|config| {
+        config.limits.value_bytes = 32 << 20;
+        config.limits.body_bytes = 32 << 20;
+        config.limits.inflight_bytes = 40 << 20;
+    })
+    .await;
+    assert_eq!(server.put("/v1/keys/large", &value).await.status, 204);
+    let mut idle = server.connect().await;
+    let head = b"GET /v1/keys/large HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    idle.write_all(head).await.unwrap();
+    let mut first = [0; 12];
+    idle.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    assert_eq!(server.service.inflight_bytes(), value.len() as u64);
+    let refused = server.get("/v1/keys/large").await;
+    refused.problem(503, "overloaded");
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.ends_with(&value));
+    while server.service.inflight_bytes() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.get("/v1/keys/large").await.body, value);
+    server.stop().await;
+}
+
 /// What a client takes its time for is not the server's.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_are_no_slow_requests() {

@@ -766,6 +766,69 @@ async fn commands_are_limited_as_requests_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn transactions_and_large_replies_are_bounded() {
+    let value = "v".repeat(200 << 10);
+    let server = Running::start_with(|config| {
+        config.limits.value_bytes = 512 << 10;
+        config.limits.body_bytes = 512 << 10;
+        config.limits.inflight_bytes = 3 << 20;
+        config.write_delay = Duration::from_millis(1);
+    })
+    .await;
+    let mut client = Resp::connect(server.resp.unwrap()).await;
+    let set = format!("SET large {value}");
+    assert_eq!(client.line(&set).await, ok());
+    // All replies of a transaction together.
+    let mut lines = vec!["MULTI", "SET a 1"];
+    lines.extend(["GET large"; 8]);
+    lines.extend(["EXEC", "GET a"]);
+    let replies = client.pipeline(&lines).await;
+    let text = replies[10].error();
+    assert!(
+        text.contains("replies of a transaction have at most"),
+        "{text}"
+    );
+    assert_eq!(replies[11], Reply::Null);
+    // What waits for EXEC, where others have taken the memory.
+    let all_free = async || {
+        while server.service.inflight_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    all_free().await;
+    let taken = server.service.reserve_body(3 << 20).unwrap();
+    let replies = client.pipeline(&["MULTI", &set, "EXEC"]).await;
+    let text = replies[1].error();
+    assert!(
+        text.starts_with("OOM ") && text.contains("limits.inflight_bytes"),
+        "{text}"
+    );
+    assert!(replies[2].error().starts_with("EXECABORT"));
+    // A large value that is read, or overwritten while it is read.
+    for command in [
+        "GET large",
+        "GETDEL large",
+        "SET large x GET",
+        "GETEX large",
+    ] {
+        let text = client.line(command).await;
+        assert!(text.error().contains("limits.inflight_bytes"), "{text:?}");
+    }
+    assert_eq!(client.line("STRLEN large").await, Reply::Int(200 << 10));
+    drop(taken);
+    assert_eq!(client.line("GET large").await, bulk(&value));
+    all_free().await;
+    // Keys that are watched.
+    let many: Vec<String> = (0..1001).map(|n| format!("k{n}")).collect();
+    let text = client.line(&format!("WATCH {}", many.join(" "))).await;
+    assert!(
+        text.error().contains("at most 1000 keys are watched"),
+        "{text:?}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn counters_and_help() {
     let (server, mut client) = start().await;
     client
