@@ -969,7 +969,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s")]
     pub(crate) time: Duration,
     /// As `firn serve` has it
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "800ms")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "500ms")]
     pub(crate) cluster_election_timeout: Duration,
     /// How to print it
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "table")]

@@ -340,3 +340,17 @@ fn a_failed_sync_is_told_to_all_and_is_final() {
     // The file system is used, so that the trait's import is too.
     assert!(fault.open(Path::new("/none"), OpenMode::Read).is_err());
 }
+
+#[test]
+fn small_entries_do_not_keep_what_they_were_received_in() {
+    let (store, _exec) = open(Arc::new(MemFs::new()), 1);
+    let store = store.unwrap();
+    let received = Bytes::from(vec![7; 256 << 10]);
+    let entry = Entry {
+        id: LogId { term: 1, index: 1 },
+        payload: Payload::Command(received.slice(100..200)),
+    };
+    store.append(vec![entry.clone()], ignore()).unwrap();
+    assert_eq!(store.entries(1, 2, usize::MAX).unwrap(), [entry]);
+    assert!(received.is_unique());
+}

@@ -410,3 +410,69 @@ impl RaftNetworkV2<Types> for RaftPeer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::raft::config::raft_entry;
+    use crate::types::{Entry, LogId, Payload, Vote};
+
+    /// A request with the entries behind `previous` up to `last`, and a mark.
+    fn request(previous: u64, last: u64, committed: u64) -> AppendEntriesRequest<Types> {
+        let id = |index| LogId { term: 1, index };
+        let entries = (previous + 1..=last).map(|index| {
+            raft_entry(Entry {
+                id: id(index),
+                payload: Payload::Blank,
+            })
+        });
+        AppendEntriesRequest {
+            vote: raft_vote(Vote {
+                term: 1,
+                node: 1,
+                committed: true,
+            }),
+            prev_log_id: Some(raft_log_id(id(previous))),
+            leader_commit: Some(raft_log_id(id(committed))),
+            entries: entries.collect::<Result<_, _>>().unwrap(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commits_come_with_the_next_entries_or_a_little_later() {
+        let (send, requests) = mpsc::unbounded_channel();
+        let requests = stream::unfold(requests, |mut requests: mpsc::UnboundedReceiver<_>| async {
+            let request = requests.recv().await?;
+            Some((request, requests))
+        });
+        let mut lingering = Lingering::new(requests.boxed().fuse());
+        let shape = |request: AppendEntriesRequest<Types>| {
+            let committed = request.leader_commit.unwrap().index();
+            (request.entries.len(), committed)
+        };
+        let begin = tokio::time::Instant::now();
+        let mut next = async || lingering.next().await.map(shape);
+        // What looks for where the logs agree is not held up.
+        send.send(request(4, 4, 3)).unwrap();
+        assert_eq!(next().await, Some((0, 3)));
+        send.send(request(4, 6, 4)).unwrap();
+        // Two marks, and entries with a newer one.
+        send.send(request(6, 6, 5)).unwrap();
+        send.send(request(6, 6, 6)).unwrap();
+        send.send(request(6, 7, 6)).unwrap();
+        assert_eq!(next().await, Some((2, 4)));
+        assert_eq!(next().await, Some((1, 6)));
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        // A mark, and nothing behind it.
+        send.send(request(7, 7, 7)).unwrap();
+        assert_eq!(next().await, Some((0, 7)));
+        assert!(begin.elapsed() >= LINGER);
+        // A mark at the end.
+        send.send(request(7, 7, 7)).unwrap();
+        drop(send);
+        assert_eq!(next().await, Some((0, 7)));
+        assert_eq!(next().await, None);
+    }
+}
