@@ -68,29 +68,60 @@ impl Core {
         let waiting = state.immutables.iter().map(|i| &i.memtable);
         let memtables = std::iter::once(&state.active).chain(waiting);
         let memtables: Vec<_> = memtables.filter(|m| !m.is_empty()).collect();
-        'keys: for (place, &key) in keys.iter().enumerate() {
-            let mut covered = SeqNo::ZERO;
-            for memtable in &memtables {
-                if memtable.has_range_tombstones() {
-                    let tombstones = memtable.range_tombstones();
-                    covered = covered.max(tombstones.covering(key, snapshot).unwrap_or_default());
-                }
-                if let Some((trailer, value)) = memtable.get(key, snapshot) {
-                    if trailer.seqno() > covered {
-                        let found = Found::Memtable(trailer, value);
-                        answers[place] = self.materialize(&state.levels, key, found, &now)?;
-                    }
-                    continue 'keys;
+        // The keys that no memtable so far has, where they stand, and what covers them.
+        let mut left: Vec<&[u8]> = keys.to_vec();
+        let mut places: Vec<(usize, SeqNo)> =
+            (0..keys.len()).map(|place| (place, SeqNo::ZERO)).collect();
+        let mut links = Vec::new();
+        for memtable in &memtables {
+            if memtable.has_range_tombstones() {
+                let tombstones = memtable.range_tombstones();
+                for (key, (_, covered)) in left.iter().zip(&mut places) {
+                    let covering = tombstones.covering(key, snapshot);
+                    *covered = (*covered).max(covering.unwrap_or_default());
                 }
             }
-            open.push(Open {
-                place,
-                key,
-                hash: key_hash(key),
-                covered,
-                probed: 0,
+            let mut kept = 0;
+            let mut failed = None;
+            let mut misses = Vec::with_capacity(left.len());
+            memtable.get_many(&left, snapshot, &mut links, |at, found| {
+                let Some((trailer, value)) = found else {
+                    misses.push(at);
+                    return;
+                };
+                let (place, covered) = places[at];
+                if trailer.seqno() > covered {
+                    let found = Found::Memtable(trailer, value);
+                    match self.materialize(&state.levels, keys[place], found, &now) {
+                        Ok(answer) => answers[place] = answer,
+                        Err(error) => failed = Some(error),
+                    }
+                }
             });
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            for at in misses {
+                (left[kept], places[kept]) = (left[at], places[at]);
+                kept += 1;
+            }
+            left.truncate(kept);
+            places.truncate(kept);
+            if left.is_empty() {
+                break;
+            }
         }
+        open.extend(
+            left.into_iter()
+                .zip(places)
+                .map(|(key, (place, covered))| Open {
+                    place,
+                    key,
+                    hash: key_hash(key),
+                    covered,
+                    probed: 0,
+                }),
+        );
         if !state.levels.is_empty() {
             open.sort_unstable_by_key(|o| o.key);
             self.ask_tables(state, &mut open, snapshot, &mut |open, found| {

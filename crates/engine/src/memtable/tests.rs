@@ -173,6 +173,17 @@ fn run<const L: usize, const I: usize>(steps: Vec<Step>) {
         at = got;
     }
     check(&tree, &model);
+    // Many at once are found as one by one, those that are not there too.
+    let mut keys: Vec<Vec<u8>> = model.into_keys().map(|(key, _)| key).collect();
+    keys.extend((0..8_u8).map(|byte| vec![byte; 3]));
+    let keys: Vec<&[u8]> = keys.iter().rev().map(Vec::as_slice).collect();
+    let mut told = 0;
+    tree.heads(&keys, &mut Vec::new(), |at, head| {
+        let one = tree.head(keys[at]).map(super::arena::Entry::raw);
+        assert_eq!(head.map(super::arena::Entry::raw), one);
+        told += 1;
+    });
+    assert_eq!(told, keys.len());
 }
 
 /// Every entry, forward and backward, and every key by point reads.
