@@ -45,6 +45,7 @@ pub(crate) struct Failure {
     exit: Exit,
     message: Option<String>,
     advice: Option<String>,
+    too_large: bool,
 }
 
 impl Failure {
@@ -53,6 +54,7 @@ impl Failure {
             exit,
             message: Some(message.into()),
             advice: None,
+            too_large: false,
         }
     }
 
@@ -62,6 +64,7 @@ impl Failure {
             exit,
             message: None,
             advice: None,
+            too_large: false,
         }
     }
 
@@ -90,6 +93,20 @@ impl Failure {
     /// Whether the store refused it for now; the load generator counts these and goes on.
     pub(crate) fn is_refusal(&self) -> bool {
         self.exit == Exit::Refused
+    }
+
+    /// Whether the store refused it for its size: less at a time may be taken.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.too_large
+    }
+
+    /// Adds a line that says what to do about it, if there is none yet.
+    #[must_use]
+    pub(crate) fn advise_at_least(self, advice: impl FnOnce() -> String) -> Self {
+        match self.advice {
+            None => self.advise(advice()),
+            Some(_) => self,
+        }
     }
 
     fn with_code(code: u8, message: String) -> Self {
@@ -130,7 +147,8 @@ impl From<firn_io::Error> for Failure {
 
 impl From<firn_client::Error> for Failure {
     fn from(error: firn_client::Error) -> Self {
-        let failure = Self::with_code(error.exit_code(), error.to_string());
+        let mut failure = Self::with_code(error.exit_code(), error.to_string());
+        failure.too_large = error.problem().is_some_and(|problem| problem.status == 413);
         if matches!(error.kind, firn_client::ErrorKind::Unreachable) {
             return failure.advise(
                 "is it running? `firn serve` starts one; --server ADDR names another, \

@@ -438,13 +438,14 @@ pub(crate) enum Source {
     /// Stanzas of `Field: value` lines with blank lines between, as `apt-cache dumpavail` prints;
     /// the key is a field, the value the stanza
     Deb822,
-    /// Every file under a directory: the key is the path, the value the bytes
+    /// Every file under a directory: the key is the path, the value the bytes. Links to files count
+    /// as files, links to directories are left out
     Dir,
     /// As `firn scan --format ndjson` and `firn export` print
     Ndjson,
     /// As `firn export --format dump` writes
     Dump,
-    /// Lines of key, tab, value
+    /// Lines of key, tab, value; a carriage return before the newline is part of the value
     Lines,
     /// Data files of the system that spoke the dialect kv-json
     #[value(alias = "000")]
@@ -480,7 +481,8 @@ impl Source {
 /// Stores many entries from a file, a directory or stdin
 ///
 /// Entries are written in batches as they are read, so memory is bounded; running it again with the
-/// same input ends in the same state. Of entries with the same key the last wins.
+/// same input ends in the same state. Of entries with the same key the last wins. One that ends
+/// early, by an error or a signal, says how many entries are stored and with which `--skip` to go on.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  apt-cache dumpavail | firn import --format deb822 -\n  firn import --format dir /usr/share/doc --prefix doc/\n  firn import --from put-read /var/lib/old/data\n  firn export | firn import --format ndjson - --ns copy --server other:8080"
@@ -500,21 +502,17 @@ pub(crate) struct ImportArgs {
     /// Put this before every key
     #[arg(long, value_name = "KEY", default_value = "")]
     pub(crate) prefix: OsString,
-    /// deb822: the field that is the key
-    #[arg(
-        long = "key",
-        visible_alias = "key-field",
-        value_name = "FIELD",
-        default_value = "Package"
-    )]
-    pub(crate) key_field: String,
+    /// deb822: the field that is the key [default: Package]
+    #[arg(long = "key", visible_alias = "key-field", value_name = "FIELD")]
+    pub(crate) key_field: Option<String>,
     /// dir: store everything so many times, under PREFIX0000/, PREFIX0001/...
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) repeat: u64,
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) repeat: Option<u64>,
     /// Skip so many entries of the input: resumes an import that was cut
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub(crate) skip: u64,
-    /// Leave out entries that cannot be stored, and report them, instead of stopping
+    /// Leave out what cannot be read or is too large for the store, and report it, instead of
+    /// stopping
     #[arg(long)]
     pub(crate) skip_bad: bool,
     /// Read and check everything, store nothing
@@ -539,6 +537,9 @@ pub(crate) enum ExportFormat {
 }
 
 /// Writes the entries of a range to a file or stdout, so that import restores them byte for byte
+///
+/// Everything is as it was at one instant, whatever is written meanwhile. An export from a server
+/// whose connection breaks has failed: it cannot go on where it was.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  firn export --format dump --output backup.firn\n  firn export --prefix user/ | gzip > users.ndjson.gz"

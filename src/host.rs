@@ -7,10 +7,11 @@
 )]
 
 use std::ffi::OsStr;
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::exit::{Failure, Result};
@@ -72,60 +73,148 @@ pub(crate) fn read_input(path: &Path, limit: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A new file for `write`; it takes its name only when `write` has ended well and the bytes are on
-/// the disk, so that a broken export is never taken for a whole one.
+/// A file for `write`. What is there already and is no plain file (a pipe, a device) is written to
+/// as it is. Anything else is a new file: it takes its name only when `write` has ended well and the
+/// bytes are on the disk, so that a broken export is never taken for a whole one. A symbolic link
+/// stays, and what it leads to is replaced; a file that is replaced passes its permissions on.
 pub(crate) fn create_output(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(".partial");
-    let partial = Partial::new(PathBuf::from(name))?;
-    let file = File::create(&partial.0).map_err(named(&partial.0))?;
-    let mut out = io::BufWriter::with_capacity(256 << 10, file);
+    const BUFFER: usize = 256 << 10;
+    let there = std::fs::metadata(path).ok();
+    if there.as_ref().is_some_and(|there| !there.is_file()) {
+        let file = OpenOptions::new().write(true).open(path);
+        let mut out = io::BufWriter::with_capacity(BUFFER, file.map_err(named(path))?);
+        write(&mut out)?;
+        return Ok(out.flush()?);
+    }
+    let target = target_of(path)?;
+    let (partial, file) = Partial::create(&target)?;
+    if let Some(there) = there {
+        let kept = file.set_permissions(there.permissions());
+        kept.map_err(named(&partial.0))?;
+    }
+    let mut out = io::BufWriter::with_capacity(BUFFER, file);
     write(&mut out)?;
     let file = out
         .into_inner()
         .map_err(|e| named(&partial.0)(e.into_error()))?;
     file.sync_all().map_err(named(&partial.0))?;
-    std::fs::rename(&partial.0, path).map_err(named(path))
+    std::fs::rename(&partial.0, &target).map_err(named(&target))
+}
+
+/// Where a chain of symbolic links leads, also if nothing is there.
+fn target_of(path: &Path) -> Result<PathBuf> {
+    const LONGEST: usize = 40;
+    let mut target = path.to_path_buf();
+    for _ in 0..LONGEST {
+        let Ok(next) = std::fs::read_link(&target) else {
+            return Ok(target);
+        };
+        // What is relative is so to where the link is.
+        target = target.parent().unwrap_or(Path::new("")).join(next);
+    }
+    Err(Failure::usage(format!(
+        "{}: more than {LONGEST} symbolic links",
+        path.display()
+    )))
+}
+
+/// Calls `each` when the user, the terminal or the system ends the process, which then ends as a
+/// shell expects. A signal that was ignored when the process
+/// began (by `nohup`, or in the background of a script) stays ignored. Where signals cannot be
+/// caught, they end the process without a call.
+pub(crate) fn on_end(each: impl FnOnce() + Send + 'static) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let path = Path::new("signals");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(named(path))?;
+    let ignored = ignored_signals();
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let entered = runtime.enter();
+    let mut caught = Vec::new();
+    for kind in kinds {
+        let bit = 1 << (kind.as_raw_value() - 1);
+        if ignored & bit == 0
+            && let Ok(signal) = signal(kind)
+        {
+            caught.push((kind, signal));
+        }
+    }
+    drop(entered);
+    if caught.is_empty() {
+        return Ok(());
+    }
+    let wait = move || {
+        let kind = runtime.block_on(std::future::poll_fn(|cx| {
+            for (kind, signal) in &mut caught {
+                if signal.poll_recv(cx).is_ready() {
+                    return Poll::Ready(*kind);
+                }
+            }
+            Poll::Pending
+        }));
+        each();
+        // What a shell says of a process that the signal killed.
+        std::process::exit(128 + kind.as_raw_value());
+    };
+    std::thread::Builder::new()
+        .name("firn-signals".into())
+        .spawn(wait)
+        .map_err(named(path))?;
+    Ok(())
+}
+
+/// A bit for each signal that the process ignores; the lowest is that of signal 1.
+fn ignored_signals() -> u64 {
+    let status = kernel("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// A file that is there only while it is written: an error or a signal (Ctrl-C) removes it.
 struct Partial(PathBuf);
 
 impl Partial {
-    fn new(path: PathBuf) -> Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(named(&path))?;
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
-        let entered = runtime.enter();
-        let signals = [signal(kinds[0]), signal(kinds[1])];
-        drop(entered);
-        let [Ok(mut interrupt), Ok(mut terminate)] = signals else {
-            // Signals cannot be caught here: they end the process, and the file stays.
-            return Ok(Self(path));
+    /// Makes a file beside `target`, with a name that nothing else has.
+    fn create(target: &Path) -> Result<(Self, File)> {
+        let Some(name) = target.file_name() else {
+            let message = format!("{}: this is no name for a file", target.display());
+            return Err(Failure::usage(message));
         };
-        let removed = path.clone();
-        let wait = move || {
-            let kind = runtime.block_on(async {
-                tokio::select! {
-                    _ = interrupt.recv() => kinds[0],
-                    _ = terminate.recv() => kinds[1],
+        // Held while a file is made, so that a signal finds either none or its name.
+        let made = Arc::new(Mutex::new(None::<PathBuf>));
+        let ours = Arc::clone(&made);
+        on_end(move || {
+            if let Some(path) = &*ours.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = std::fs::remove_file(path);
+            }
+        })?;
+        let process = std::process::id();
+        for attempt in 0..1000_u32 {
+            let mut partial = name.to_os_string();
+            partial.push(format!(".{process}-{attempt}.partial"));
+            let path = target.with_file_name(partial);
+            let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    *made = Some(path.clone());
+                    return Ok((Self(path), file));
                 }
-            });
-            let _ = std::fs::remove_file(&removed);
-            // What a shell says of a process that the signal killed.
-            std::process::exit(128 + kind.as_raw_value());
-        };
-        std::thread::Builder::new()
-            .name("firn-signals".into())
-            .spawn(wait)
-            .map_err(named(&path))?;
-        Ok(Self(path))
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(named(&path)(e)),
+            }
+        }
+        let message = format!("{}: no free name for a part of it", target.display());
+        Err(Failure::usage(message))
     }
 }
 
@@ -150,9 +239,39 @@ pub(crate) struct Found {
     pub(crate) len: u64,
 }
 
-/// Calls `each` with every plain file under `root`, in the order of names; symbolic links are not
-/// followed, so that the walk ends. Returning `false` ends it early.
-pub(crate) fn walk(root: &Path, each: &mut dyn FnMut(Found) -> Result<()>) -> Result<()> {
+/// What [`walk`] did not give.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOut {
+    number: u64,
+    first: PathBuf,
+}
+
+impl LeftOut {
+    /// Tells of it, if there was anything.
+    pub(crate) fn note(&self) {
+        if self.number > 0 {
+            let number = crate::text::count(self.number);
+            let first = self.first.display();
+            crate::output::note(format_args!(
+                "{number} names that lead to no plain file were left out, the first is {first}"
+            ));
+        }
+    }
+}
+
+/// Calls `each` with every plain file under `root`, in the order of names. Symbolic links to plain
+/// files count as such; those to directories are not followed, so that the walk ends.
+pub(crate) fn walk(root: &Path, each: &mut dyn FnMut(Found) -> Result<()>) -> Result<LeftOut> {
+    let mut left = LeftOut::default();
+    walk_into(root, each, &mut left)?;
+    Ok(left)
+}
+
+fn walk_into(
+    root: &Path,
+    each: &mut dyn FnMut(Found) -> Result<()>,
+    left: &mut LeftOut,
+) -> Result<()> {
     let mut names: Vec<_> = std::fs::read_dir(root)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
         .map_err(named(root))?
@@ -161,14 +280,24 @@ pub(crate) fn walk(root: &Path, each: &mut dyn FnMut(Found) -> Result<()>) -> Re
         .collect();
     names.sort();
     for path in names {
-        let metadata = std::fs::symlink_metadata(&path).map_err(named(&path))?;
-        if metadata.is_dir() {
-            walk(&path, each)?;
-        } else if metadata.is_file() {
-            each(Found {
+        let itself = std::fs::symlink_metadata(&path).map_err(named(&path))?;
+        if itself.is_dir() {
+            walk_into(&path, each, left)?;
+            continue;
+        }
+        // A link may lead nowhere.
+        let behind = std::fs::metadata(&path).ok();
+        match behind.filter(std::fs::Metadata::is_file) {
+            Some(file) => each(Found {
                 path,
-                len: metadata.len(),
-            })?;
+                len: file.len(),
+            })?,
+            None => {
+                if left.number == 0 {
+                    left.first = path;
+                }
+                left.number += 1;
+            }
         }
     }
     Ok(())

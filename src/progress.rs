@@ -90,6 +90,11 @@ impl Progress {
         )
     }
 
+    /// The line, for who takes it away from another thread.
+    pub(crate) fn shown(&self) -> ProgressBar {
+        self.bar.clone()
+    }
+
     /// Takes the line away.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();

@@ -113,6 +113,9 @@ pub(crate) struct Range {
     pub(crate) reverse: bool,
     pub(crate) keys_only: bool,
     pub(crate) limit: Option<u64>,
+    /// Everything as it was at one instant, which files give anyway; a server then cannot be asked
+    /// to go on when a connection broke.
+    pub(crate) one_instant: bool,
 }
 
 /// Called with every entry of a scan; answers whether to go on.
@@ -261,6 +264,9 @@ impl Store {
                     limit: range.limit,
                     ..Default::default()
                 });
+                if range.one_instant {
+                    scan = scan.one_instant();
+                }
                 while left > 0 {
                     let Some(entry) = scan.next().transpose()? else {
                         break;

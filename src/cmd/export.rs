@@ -1,4 +1,5 @@
-//! `firn export`: a range as a stream that `firn import` restores byte for byte.
+//! `firn export`: a range as a stream that `firn import` restores byte for byte. It is of one
+//! instant, from files as from a server.
 
 use std::io::Write;
 
@@ -11,7 +12,10 @@ use crate::progress::Progress;
 use crate::store::{Access, Range, Store};
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
-    let range = super::range_of(&args.range, args.keys)?;
+    let range = Range {
+        one_instant: true,
+        ..super::range_of(&args.range, args.keys)?
+    };
     let store = Store::open(&args.store, Access::Read)?;
     let mut progress = Progress::new("export", None);
     match &args.output {

@@ -9,6 +9,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use firn_api::http::{EntryBody, StreamEnd, bytes_member};
 use firn_engine::options::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -21,12 +23,17 @@ use crate::store::{Access, Batch, Expiry, Op, Store};
 use crate::text::{count, escape, json_error};
 use crate::{dump, foreign, host};
 
-/// Longest line of input: a value in base64 and what is around it.
-const MAX_LINE_BYTES: usize = MAX_VALUE_BYTES / 3 * 4 + (1 << 20);
+/// Longest line of input: six bytes for each of a key and of a value, as JSON has them at worst, and
+/// what is around them.
+const MAX_LINE_BYTES: usize = (MAX_KEY_BYTES + MAX_VALUE_BYTES) * 6 + 4096;
+/// Longest stanza: one that could be a value, and what may be wrong with it.
+const MAX_STANZA_BYTES: usize = MAX_VALUE_BYTES + (1 << 20);
 /// Keys remembered to report duplicates; an import of more keys reports those among the first.
 const MAX_REMEMBERED: usize = 4 << 20;
 /// Operations in one batch, however small they are.
 const MAX_BATCH_OPS: usize = 4096;
+/// The field that is the key of a stanza, if none is named.
+const KEY_FIELD: &str = "Package";
 
 type Input = BufReader<Box<dyn Read>>;
 
@@ -41,54 +48,57 @@ struct Entry {
 }
 
 pub(crate) fn run(args: &ImportArgs) -> Result<()> {
-    let prefix = args.prefix.as_bytes();
-    let mut importer = Importer::open(args)?;
-    match (args.from, args.from.system()) {
-        (Source::Dir, _) => importer.dir(&args.path, prefix, args.repeat)?,
-        (_, Some(system)) => {
-            foreign::read(system, &args.path, &mut |change| {
-                importer.take(change.map(|change| Entry {
-                    key: [prefix, &change.key].concat(),
-                    deleted: change.value.is_none(),
-                    value: change.value.unwrap_or_default(),
-                    expires_at_ms: None,
-                    read: change.read,
-                }))
-            })?;
-        }
-        (kind, None) => {
-            let input = host::open_input(&args.path)?;
-            let mut give = |entry: Result<Entry>| {
-                let entry = entry.map(|entry| Entry {
-                    key: [prefix, &entry.key].concat(),
-                    ..entry
-                });
-                importer.take(entry)
-            };
-            match kind {
-                Source::Deb822 => deb822(input, &args.key_field, &mut give)?,
-                Source::Ndjson => ndjson(input, &mut give)?,
-                Source::Dump => dumped(input, &mut give)?,
-                _ => lines(input, &mut give)?,
-            }
-        }
+    let of_directory = args.from == Source::Dir || args.from.system().is_some();
+    let refused = if of_directory && args.path == Path::new("-") {
+        "this kind needs a directory: name it after the kind"
+    } else if args.repeat.is_some() && args.from != Source::Dir {
+        "--repeat is for --format dir"
+    } else if args.key_field.is_some() && args.from != Source::Deb822 {
+        "--key is for --format deb822"
+    } else {
+        let mut importer = Importer::open(args)?;
+        return match importer.feed() {
+            Ok(()) => importer.finish(),
+            Err(failure) => importer.stop(failure),
+        };
+    };
+    Err(Failure::usage(refused))
+}
+
+/// How far an import is, for who ends it.
+#[derive(Debug, Default)]
+struct Reached {
+    /// Entries stored by this import.
+    stored: AtomicU64,
+    /// Entries of the input that need not be read again: they are stored, left out or skipped.
+    done: AtomicU64,
+}
+
+impl Reached {
+    fn note(&self) {
+        let done = self.done.load(Ordering::Acquire);
+        note(format_args!(
+            "{} entries are stored; to go on: --skip {done}",
+            count(self.stored.load(Ordering::Acquire))
+        ));
     }
-    importer.finish()
 }
 
 /// Gathers entries into batches and writes them.
 struct Importer<'a> {
     args: &'a ImportArgs,
     store: Option<Store>,
-    batch: Vec<Op>,
+    /// Operations to be written, with the numbers of their entries in the input.
+    batch: Vec<(u64, Op)>,
     batch_bytes: usize,
     progress: Progress,
     /// Bytes of input read.
     position: u64,
-    /// Entries of the input met, skipped ones included.
+    /// Entries of the input that were taken: gathered, stored, left out or skipped.
     met: u64,
-    /// Entries of the input that are stored (or skipped) for sure.
-    done: u64,
+    reached: Arc<Reached>,
+    /// A write failed: nothing more is written.
+    failed: bool,
     bad: u64,
     duplicates: u64,
     first_duplicate: Option<Vec<u8>>,
@@ -106,15 +116,25 @@ impl<'a> Importer<'a> {
         let total = (args.from != Source::Dir)
             .then(|| host::input_len(&args.path))
             .flatten();
+        let progress = Progress::new("import", total);
+        let reached = Arc::new(Reached::default());
+        if store.is_some() {
+            let (shown, reached) = (progress.shown(), Arc::clone(&reached));
+            host::on_end(move || {
+                shown.finish_and_clear();
+                reached.note();
+            })?;
+        }
         Ok(Self {
             args,
             store,
             batch: Vec::new(),
             batch_bytes: 0,
-            progress: Progress::new("import", total),
+            progress,
             position: 0,
             met: 0,
-            done: 0,
+            reached,
+            failed: false,
             bad: 0,
             duplicates: 0,
             first_duplicate: None,
@@ -123,22 +143,63 @@ impl<'a> Importer<'a> {
         })
     }
 
-    /// Takes one entry, or what is wrong with it.
-    fn take(&mut self, entry: Result<Entry>) -> Result<()> {
-        self.met += 1;
-        let entry = match entry.and_then(within_limits) {
-            Ok(entry) => entry,
-            Err(failure) if self.args.skip_bad => {
-                self.bad += 1;
-                failure.report();
-                return Ok(());
+    /// Takes everything of the input.
+    fn feed(&mut self) -> Result<()> {
+        let args = self.args;
+        let prefix = args.prefix.as_bytes();
+        match (args.from, args.from.system()) {
+            (Source::Dir, _) => self.dir(&args.path, prefix, args.repeat.unwrap_or(1)),
+            (_, Some(system)) => foreign::read(system, &args.path, &mut |path, change| {
+                let entry = change.map(|change| Entry {
+                    key: [prefix, &change.key].concat(),
+                    deleted: change.value.is_none(),
+                    value: change.value.unwrap_or_default(),
+                    expires_at_ms: None,
+                    read: change.read,
+                });
+                self.take(Some(path), entry)
+            }),
+            (kind, None) => {
+                let input = host::open_input(&args.path)?;
+                let mut give = |entry: Result<Entry>| {
+                    let entry = entry.map(|entry| Entry {
+                        key: [prefix, &entry.key].concat(),
+                        ..entry
+                    });
+                    self.take(None, entry)
+                };
+                match kind {
+                    Source::Deb822 => {
+                        let field = args.key_field.as_deref().unwrap_or(KEY_FIELD);
+                        deb822(input, field, &mut give)
+                    }
+                    Source::Ndjson => ndjson(input, &mut give),
+                    Source::Dump => dumped(input, &mut give),
+                    _ => lines(input, &mut give),
+                }
             }
-            Err(failure) => return self.stop(failure),
-        };
-        self.position += entry.read;
-        if self.met <= self.args.skip {
+        }
+    }
+
+    /// Takes one entry, or what is wrong with it, and the file that it is in if there are several.
+    fn take(&mut self, path: Option<&Path>, entry: Result<Entry>) -> Result<()> {
+        if self.met < self.args.skip {
+            self.met += 1;
+            self.position += entry.map_or(0, |entry| entry.read);
+            self.reached.done.store(self.met, Ordering::Release);
             return Ok(());
         }
+        let entry = match entry.and_then(within_limits) {
+            Ok(entry) => entry,
+            Err(failure) => {
+                let failure = match path {
+                    Some(path) => failure.advise_at_least(|| format!("in {}", path.display())),
+                    None => failure,
+                };
+                return self.leave_out(failure);
+            }
+        };
+        self.position += entry.read;
         let bytes = entry.key.len() + entry.value.len();
         if self.seen.len() < MAX_REMEMBERED && !self.seen.insert(self.hasher.hash_one(&entry.key)) {
             self.duplicates += 1;
@@ -148,6 +209,7 @@ impl<'a> Importer<'a> {
         if self.batch_bytes + bytes > self.args.batch_size || self.batch.len() >= MAX_BATCH_OPS {
             self.flush()?;
         }
+        self.met += 1;
         self.batch_bytes += bytes;
         let Entry {
             key,
@@ -156,7 +218,7 @@ impl<'a> Importer<'a> {
             expires_at_ms,
             ..
         } = entry;
-        self.batch.push(if deleted {
+        let op = if deleted {
             Op::Delete { key }
         } else {
             Op::Put {
@@ -164,43 +226,107 @@ impl<'a> Importer<'a> {
                 value,
                 expiry: expires_at_ms.map(Expiry::AtMs),
             }
-        });
+        };
+        self.batch.push((self.met, op));
         self.progress.advance(1, bytes as u64, self.position);
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
-        let ops = std::mem::take(&mut self.batch);
-        self.batch_bytes = 0;
-        if let Some(store) = &self.store
-            && !ops.is_empty()
-        {
-            let batch = Batch {
-                requires: Vec::new(),
-                ops,
-            };
-            if let Err(failure) = store.write(batch, self.args.durability.durability) {
-                return self.stop(failure);
-            }
+    /// Goes on without an entry, if that is wanted.
+    fn leave_out(&mut self, failure: Failure) -> Result<()> {
+        if !self.args.skip_bad {
+            return Err(failure);
         }
-        // The entry at hand is met, but in the next batch.
-        self.done = self.met.saturating_sub(1);
+        self.met += 1;
+        self.bad += 1;
+        failure.report();
         Ok(())
     }
 
-    /// Ends early, and says how to go on.
-    fn stop(&self, failure: Failure) -> Result<()> {
+    /// Writes what is gathered. Afterwards everything that was taken is done.
+    fn flush(&mut self) -> Result<()> {
+        let (numbers, ops): (Vec<_>, Vec<_>) = std::mem::take(&mut self.batch).into_iter().unzip();
+        self.batch_bytes = 0;
+        let outcome = match numbers.is_empty() {
+            true => Ok(()),
+            false => self.write(numbers, ops),
+        };
+        if outcome.is_ok() {
+            self.reached.done.store(self.met, Ordering::Release);
+        }
+        self.failed |= outcome.is_err();
+        outcome
+    }
+
+    /// Writes operations at once; or one by one if they are too large together.
+    fn write(&mut self, numbers: Vec<u64>, ops: Vec<Op>) -> Result<()> {
+        let mut alone = ops;
+        if alone.len() > 1 {
+            // Only a server refuses batches of the size that they have here.
+            let again = matches!(self.store, Some(Store::Remote(_))).then(|| alone.clone());
+            match (self.write_at_once(alone), again) {
+                (Ok(()), _) => return Ok(()),
+                (Err(failure), Some(ops)) if failure.is_too_large() => alone = ops,
+                (Err(failure), _) => return Err(failure),
+            }
+        }
+        for (number, op) in numbers.into_iter().zip(alone) {
+            let (Op::Put { key, .. } | Op::Delete { key } | Op::DeleteRange { start: key, .. }) =
+                &op;
+            let key = key.get(..64).unwrap_or(key).to_vec();
+            if let Err(failure) = self.write_at_once(vec![op]) {
+                let failure = failure.advise_at_least(|| format!("the key is {}", escape(&key)));
+                if !failure.is_too_large() || !self.args.skip_bad {
+                    return Err(failure);
+                }
+                failure.report();
+                self.bad += 1;
+                self.progress.entries = self.progress.entries.saturating_sub(1);
+            }
+            self.reached.done.store(number, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn write_at_once(&self, ops: Vec<Op>) -> Result<()> {
+        let number = ops.len() as u64;
+        if let Some(store) = &self.store {
+            let requires = Vec::new();
+            store.write(Batch { requires, ops }, self.args.durability.durability)?;
+            self.reached.stored.fetch_add(number, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Ends early: stores what was whole, and says how to go on.
+    fn stop(mut self, mut failure: Failure) -> Result<()> {
+        if !self.failed
+            && let Err(second) = self.flush()
+        {
+            failure.report();
+            failure = second;
+        }
         self.progress.finish();
-        note(format_args!(
-            "{} entries are stored; to go on: --skip {}",
-            count(self.done),
-            self.done
-        ));
+        match self.store {
+            Some(store) => {
+                self.reached.note();
+                if let Err(second) = store.close() {
+                    failure.report();
+                    failure = second;
+                }
+            }
+            None => note(format_args!(
+                "it would stop after {} entries; nothing was stored",
+                count(self.met)
+            )),
+        }
         Err(failure)
     }
 
     fn finish(mut self) -> Result<()> {
-        self.flush()?;
+        if let Err(failure) = self.flush() {
+            return self.stop(failure);
+        }
         self.progress.finish();
         let verb = if self.args.dry_run {
             "would import"
@@ -236,22 +362,26 @@ impl<'a> Importer<'a> {
                 1 => prefix.to_vec(),
                 _ => [prefix, format!("{turn:04}/").as_bytes()].concat(),
             };
-            host::walk(root, &mut |found| {
+            let left = host::walk(root, &mut |found| {
                 let relative = found.path.strip_prefix(root).unwrap_or(&found.path);
                 let key = [&prefix, relative.as_os_str().as_bytes()].concat();
                 if found.len > MAX_VALUE_BYTES as u64 {
                     let message = format!("{}: larger than a value may be", found.path.display());
-                    return self.take(Err(Failure::new(Exit::Refused, message)));
+                    return self.take(None, Err(Failure::new(Exit::Refused, message)));
                 }
                 let value = host::read_input(&found.path, MAX_VALUE_BYTES);
-                self.take(value.map(|value| Entry {
+                let entry = value.map(|value| Entry {
                     key,
                     read: found.len,
                     value,
                     deleted: false,
                     expires_at_ms: None,
-                }))
+                });
+                self.take(None, entry)
             })?;
+            if turn == 0 {
+                left.note();
+            }
         }
         Ok(())
     }
@@ -301,6 +431,7 @@ fn deb822(mut input: Input, field: &str, give: &mut Give<'_>) -> Result<()> {
     let (mut first_line, mut blank_bytes) = (1, 0);
     loop {
         let read = next_line(&mut input, &mut line, &mut number)?;
+        without_mark(&mut line, number);
         let blank = line.trim_ascii().is_empty();
         if !blank {
             if stanza.is_empty() {
@@ -310,7 +441,7 @@ fn deb822(mut input: Input, field: &str, give: &mut Give<'_>) -> Result<()> {
                 key = field_value(&line, field);
             }
             stanza.extend_from_slice(&line);
-            if stanza.len() > MAX_LINE_BYTES {
+            if stanza.len() > MAX_STANZA_BYTES {
                 return Err(Failure::usage(format!(
                     "line {first_line}: a stanza without an end"
                 )));
@@ -341,6 +472,14 @@ fn deb822(mut input: Input, field: &str, give: &mut Give<'_>) -> Result<()> {
     }
 }
 
+/// Takes away the mark that some editors put before a text.
+fn without_mark(line: &mut Vec<u8>, number: u64) {
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+    if number == 1 && line.starts_with(MARK) {
+        line.drain(..MARK.len());
+    }
+}
+
 /// The value of the field `name` if this line has it; names do not mind upper and lower case.
 fn field_value(line: &[u8], name: &str) -> Option<Vec<u8>> {
     let (head, rest) = line.split_at_checked(name.len())?;
@@ -359,6 +498,7 @@ fn ndjson(mut input: Input, give: &mut Give<'_>) -> Result<()> {
         if read == 0 {
             break;
         }
+        without_mark(&mut line, number);
         if line.trim_ascii().is_empty() {
             continue;
         }
@@ -367,10 +507,7 @@ fn ndjson(mut input: Input, give: &mut Give<'_>) -> Result<()> {
                 "line {number}: data after the trailer"
             )));
         }
-        // An entry has no member `end`, so it is never taken for the trailer.
-        if let Ok(trailer) = serde_json::from_slice::<StreamEnd>(&line)
-            && trailer.end
-        {
+        if let Some(trailer) = trailer(&line) {
             if trailer.count != entries {
                 let promised = trailer.count;
                 let message =
@@ -398,6 +535,14 @@ fn ndjson(mut input: Input, give: &mut Give<'_>) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The trailer, if the line is one. An entry may have members of any name beside its own.
+fn trailer(line: &[u8]) -> Option<StreamEnd> {
+    let trailer: StreamEnd = serde_json::from_slice(line).ok()?;
+    let entry: std::result::Result<EntryBody, _> = serde_json::from_slice(line);
+    let keyed = entry.is_ok_and(|entry| entry.key.is_some() || entry.key_b64.is_some());
+    (trailer.end && !keyed).then_some(trailer)
 }
 
 fn json_entry(line: &[u8]) -> std::result::Result<Entry, String> {
@@ -515,6 +660,33 @@ mod tests {
         assert!(with(b"{\"end\":true,\"count\":1}\n{\"key\":\"b\",\"value\":\"\"}\n").is_err());
         assert!(with(b"{\"key\":\"b\"}\n").is_err());
         assert!(with(b"nonsense\n").is_err());
+    }
+
+    #[test]
+    fn an_entry_is_no_trailer() {
+        let text = b"{\"key\":\"a\",\"value\":\"1\",\"end\":true,\"count\":7}\n{\"end\":true,\"count\":1}\n";
+        let all = entries(ndjson, text).unwrap();
+        assert_eq!(all, [(b"a".to_vec(), b"1".to_vec())]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let text = b"\xef\xbb\xbf{\"key\":\"a\",\"value\":\"1\"}\n";
+        assert_eq!(entries(ndjson, text).unwrap().len(), 1);
+        let text = b"\xef\xbb\xbfPackage: a\n";
+        assert_eq!(entries(packages, text).unwrap()[0].1, b"Package: a\n");
+    }
+
+    /// The worst line is one that has six bytes for each of the largest key and value.
+    #[test]
+    fn every_exported_line_is_read() {
+        let mut line = Vec::new();
+        let (key, value) = (vec![1; MAX_KEY_BYTES], vec![1; 1 << 20]);
+        let most = Some(u64::MAX);
+        crate::output::push_json(&mut line, &key, Some(&value), u64::MAX, most);
+        assert!(line.len() > 6 * (key.len() + value.len()));
+        assert!(line.len() + 6 * (MAX_VALUE_BYTES - value.len()) + 1 < MAX_LINE_BYTES);
+        assert_eq!(entries(ndjson, &line).unwrap(), [(key, value)]);
     }
 
     #[test]

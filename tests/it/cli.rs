@@ -201,11 +201,20 @@ fn a_closed_pipe_is_no_failure() {
     );
 }
 
+/// Files of exports that did not end.
+fn partials(place: &Place) -> Vec<String> {
+    let names = fs::read_dir(place.dir.path()).unwrap();
+    names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".partial"))
+        .collect()
+}
+
 /// An export that is told to stop, or cannot go on, leaves neither a file nor a part of one.
 #[test]
 fn broken_exports_leave_nothing() {
     let place = Place::new();
-    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         // A server that takes the request and never answers.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = silent.local_addr().unwrap().to_string();
@@ -215,7 +224,7 @@ fn broken_exports_leave_nothing() {
             .spawn()
             .unwrap();
         let _asked = silent.accept().unwrap();
-        while !place.path("out.partial").exists() {
+        while partials(&place).is_empty() {
             std::thread::yield_now();
         }
         let kill = std::process::Command::new("kill")
@@ -223,11 +232,11 @@ fn broken_exports_leave_nothing() {
             .status();
         assert!(kill.unwrap().success());
         assert_eq!(export.wait().unwrap().code(), Some(code));
-        assert!(!place.path("out.partial").exists() && !place.path("out").exists());
+        assert!(partials(&place).is_empty() && !place.path("out").exists());
     }
     let nobody = ["export", "--server", "127.0.0.1:1", "--output", "out"];
     place.run(&nobody).fails(3);
-    assert!(!place.path("out.partial").exists() && !place.path("out").exists());
+    assert!(partials(&place).is_empty() && !place.path("out").exists());
 }
 
 #[test]
@@ -268,7 +277,7 @@ fn exports_come_back() {
             "{ended:?}"
         );
     }
-    assert!(!place.path("out.partial").exists());
+    assert!(partials(&place).is_empty());
     let mut damaged = place
         .run(&["export", "--data-dir", "d", "--format", "dump"])
         .ok();
@@ -277,6 +286,48 @@ fn exports_come_back() {
     place
         .run_with(&["import", "--data-dir", "x", "--from", "dump"], &damaged)
         .fails(5);
+}
+
+/// What is no plain file is written to, not replaced; a link stays, and its target is replaced.
+#[test]
+fn exports_go_where_the_name_leads() {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+    let place = Place::new();
+    place.run(&["put", "--data-dir", "d", "k", "v"]).ok();
+    let export = |out: &str| place.run(&["export", "--data-dir", "d", "--output", out]);
+    let expected = place.run(&["export", "--data-dir", "d"]).ok();
+
+    let pipe = place.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::read(pipe).unwrap()
+    });
+    export("pipe").ok();
+    assert_eq!(reader.join().unwrap(), expected);
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    export("/dev/null").ok();
+
+    fs::create_dir(place.path("sub")).unwrap();
+    fs::write(place.path("sub/old"), b"old").unwrap();
+    fs::set_permissions(place.path("sub/old"), fs::Permissions::from_mode(0o600)).unwrap();
+    symlink("sub/old", place.path("link")).unwrap();
+    symlink("sub/new", place.path("dangling")).unwrap();
+    for (link, target) in [("link", "sub/old"), ("dangling", "sub/new")] {
+        export(link).ok();
+        assert_eq!(fs::read(place.path(target)).unwrap(), expected);
+        assert!(fs::symlink_metadata(place.path(link)).unwrap().is_symlink());
+    }
+    let mode = fs::metadata(place.path("sub/old")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    // A partial file that is there is somebody's.
+    fs::write(place.path("out.partial"), b"mine").unwrap();
+    export("out").ok();
+    assert_eq!(fs::read(place.path("out.partial")).unwrap(), b"mine");
+    export("sub").fails(2);
+    symlink("loop", place.path("loop")).unwrap();
+    export("loop").fails(2);
 }
 
 const STANZAS: &str = "\
@@ -374,6 +425,76 @@ fn directories_come_in() {
         .fails(2);
 }
 
+/// Links to files are files; what is left out is told.
+#[test]
+fn links_come_in_and_the_rest_is_told() {
+    use std::os::unix::fs::symlink;
+    let place = Place::new();
+    fs::create_dir_all(place.path("tree/sub")).unwrap();
+    fs::create_dir_all(place.path("old")).unwrap();
+    fs::write(place.path("elsewhere"), b"1").unwrap();
+    symlink("../elsewhere", place.path("tree/link")).unwrap();
+    symlink("nowhere", place.path("tree/broken")).unwrap();
+    symlink("sub", place.path("tree/to-sub")).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(place.path("tree/pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    let ended = place.run(&["import", "--data-dir", "d", "--from", "dir", "tree"]);
+    assert!(
+        ended.stderr.contains("3 names") && ended.stderr.contains("tree/broken"),
+        "{}",
+        ended.stderr
+    );
+    ended.ok();
+    assert_eq!(place.run(&["scan", "--data-dir", "d"]).ok(), b"link\t1\n");
+    fs::write(place.path("elsewhere"), b"a:1\n").unwrap();
+    symlink("../elsewhere", place.path("old/wal_1.log")).unwrap();
+    let old = ["import", "--data-dir", "e", "--from", "kv-json", "old"];
+    place.run(&old).ok();
+    assert_eq!(place.run(&["scan", "--data-dir", "e"]).ok(), b"a\t1\n");
+}
+
+#[test]
+fn damaged_files_of_other_systems_are_told() {
+    let place = Place::new();
+    fs::create_dir(place.path("old")).unwrap();
+    let good = b"1700000000;1;1;a;1\n";
+    let rest = b"1700000001;1;1;b;2\n";
+    let file = [&good[..], b"1700000001;1;9;x;cut\n", rest].concat();
+    fs::write(place.path("old/1.dat"), &file).unwrap();
+    let import = ["import", "--data-dir", "d", "--from", "001", "old", "-q"];
+    let ended = place.run(&import).fails(5);
+    assert!(
+        ended.stderr.contains("1.dat: bytes 19 to 40 are damaged"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(place.run(&["scan", "--data-dir", "d"]).ok(), b"a\t1\n");
+    let ended = place.run(&[&import[..], &["--skip-bad"]].concat());
+    assert!(ended.stderr.contains("are damaged"), "{}", ended.stderr);
+    ended.ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "d"]).ok(),
+        b"a\t1\nb\t2\n"
+    );
+    // A record that was being written is told, and no failure.
+    fs::write(place.path("old/1.dat"), &file[..35]).unwrap();
+    let ended = place.run(&import);
+    assert!(
+        ended.stderr.contains("the last record, from byte 19 on"),
+        "{}",
+        ended.stderr
+    );
+    ended.ok();
+    // What is too large is told with its file.
+    let key = "k".repeat(70_000);
+    let long = format!("1700000000;{};1;{key};1\n", key.len());
+    fs::write(place.path("old/1.dat"), long).unwrap();
+    let ended = place.run(&import).fails(4);
+    assert!(ended.stderr.contains("in old/1.dat"), "{}", ended.stderr);
+}
+
 #[test]
 fn files_of_other_systems_come_in() {
     let place = Place::new();
@@ -428,6 +549,110 @@ fn imports_resume_and_dry_run() {
     let long = [b"k".repeat(70_000), b"\tv\n".to_vec()].concat();
     let ended = place.run_with(&import, &long).fails(4);
     assert!(ended.stderr.contains("key_bytes"), "{}", ended.stderr);
+}
+
+/// However an import ends early, what was whole is stored, and how to go on is told.
+#[test]
+fn imports_that_end_early_say_how_to_go_on() {
+    let place = Place::new();
+    let import = |dir: &str, kind: &str, args: &[&str], input: &[u8]| {
+        let all = [&["import", "--data-dir", dir, "--from", kind], args].concat();
+        place.run_with(&all, input)
+    };
+    let told = |ended: crate::process::Ended, stored: u64, skip: u64| {
+        let told = format!("{stored} entries are stored; to go on: --skip {skip}\n");
+        assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    };
+    told(
+        import("a", "lines", &[], b"a\t1\nbad\nc\t3\n").fails(2),
+        1,
+        1,
+    );
+    // In the first batch too, what was skipped stays skipped.
+    let bad = b"a\t1\nb\t2\nbad\nd\t4\n";
+    told(import("b", "lines", &["--skip", "1"], bad).fails(2), 1, 2);
+    told(import("b", "lines", &["--skip", "2"], bad).fails(2), 0, 2);
+    // What is skipped is not judged again.
+    import("b", "lines", &["--skip", "3"], bad).ok();
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "b"]).ok(),
+        b"b\t2\nd\t4\n"
+    );
+    let ended = import("n", "lines", &["--dry-run"], bad).fails(2);
+    assert!(
+        ended
+            .stderr
+            .contains("stop after 2 entries; nothing was stored"),
+        "{}",
+        ended.stderr
+    );
+    // A dump that was cut, a trailer that is wrong.
+    let dump = place
+        .run(&["export", "--data-dir", "b", "--format", "dump"])
+        .ok();
+    told(
+        import("c", "dump", &[], &dump[..dump.len() - 3]).fails(5),
+        2,
+        2,
+    );
+    assert_eq!(
+        place.run(&["scan", "--data-dir", "c"]).ok(),
+        b"b\t2\nd\t4\n"
+    );
+    let short = b"{\"key\":\"a\",\"value\":\"1\"}\n{\"end\":true,\"count\":2}\n";
+    told(import("t", "ndjson", &[], short).fails(5), 1, 1);
+    // A directory that is not there.
+    told(import("x", "dir", &["nowhere"], b"").fails(2), 0, 0);
+}
+
+/// A signal ends it at once; what it says is stored is.
+#[test]
+fn an_import_that_is_told_to_stop_says_how_to_go_on() {
+    use std::io::{Read as _, Write as _};
+    use std::process::Stdio;
+    let place = Place::new();
+    let mut import = command()
+        .args(["import", "--data-dir", "d", "--from", "lines"])
+        .args(["--batch-size", "1", "--durability", "buffered"])
+        .current_dir(place.dir.path())
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = import.stdin.take().unwrap();
+    // More than it reads ahead, so that it has written some when the pipe is full.
+    for number in 0..30_000 {
+        writeln!(input, "key{number:06}\tvalue").unwrap();
+    }
+    let kill = std::process::Command::new("kill")
+        .args(["-INT", &import.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let mut stderr = String::new();
+    let mut told = import.stderr.take().unwrap();
+    told.read_to_string(&mut stderr).unwrap();
+    assert_eq!(import.wait().unwrap().code(), Some(130), "{stderr}");
+    let (_, skip) = stderr.trim().rsplit_once(' ').unwrap();
+    let skip: u64 = skip.parse().expect(&stderr);
+    assert!(skip > 0, "{stderr}");
+    let count = place.run(&["scan", "--data-dir", "d", "--count"]).ok();
+    let count: u64 = String::from_utf8(count).unwrap().trim().parse().unwrap();
+    assert!(count >= skip, "{count} of {skip}");
+}
+
+#[test]
+fn flags_of_other_kinds_are_refused() {
+    let place = Place::new();
+    for (args, words) in [
+        (&["--from", "kv-json"][..], "needs a directory"),
+        (&["--format", "dir", "-"], "needs a directory"),
+        (&["--from", "lines", "--repeat", "2"], "--repeat is for"),
+        (&["--from", "ndjson", "--key", "x"], "--key is for"),
+    ] {
+        let all = [&["import", "--data-dir", "d"], args].concat();
+        let ended = place.run(&all).fails(2);
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+    }
 }
 
 #[test]

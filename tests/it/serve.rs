@@ -208,6 +208,106 @@ fn the_verbs_speak_to_a_server() {
     run(&bench, b"").ok();
 }
 
+/// What is written while a range is read does not show in it.
+#[test]
+fn an_export_is_of_one_instant() {
+    use firn_client::ScanOptions;
+    use firn_client::blocking::Client;
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &["--durability", "buffered"]);
+    let client = Client::connect(&server.address).unwrap();
+    // More than the buffers between server and client take.
+    let (old, new) = (vec![b'o'; 64 << 10], vec![b'n'; 64 << 10]);
+    let keys: Vec<_> = (0..400).map(|number| format!("key{number:04}")).collect();
+    for key in &keys {
+        client.put(key, old.clone()).unwrap();
+    }
+    let mut scan = client.scan(ScanOptions::default()).one_instant();
+    let first = scan.next().unwrap().unwrap();
+    assert_eq!(first.key, keys[0].as_bytes());
+    for key in &keys {
+        client.put(key, new.clone()).unwrap();
+    }
+    client.delete(&keys[7]).unwrap();
+    for key in &keys[1..] {
+        let entry = scan.next().unwrap().unwrap();
+        assert_eq!(
+            (&entry.key[..], &entry.value[..]),
+            (key.as_bytes(), &old[..])
+        );
+    }
+    assert!(scan.next().is_none());
+    let options = ScanOptions::prefix("key000").reverse().limit(3);
+    let scan = client.scan(options).one_instant();
+    let found: Vec<_> = scan.map(|entry| entry.unwrap().key).collect();
+    assert_eq!(found, ["key0009", "key0008", "key0006"]);
+}
+
+/// A stream without its last line was cut: an export of it is none.
+#[test]
+fn a_cut_stream_is_no_export() {
+    let place = Place::new();
+    let line = "{\"key\":\"a\",\"value\":\"1\",\"version\":1}\n";
+    for end in ["", "{\"end\":true,\"count\":2,\"next_cursor\":null}\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let body = format!("{line}{end}");
+            let reply = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(reply.as_bytes()).unwrap();
+            String::from_utf8(head).unwrap()
+        });
+        let export = ["export", "--server", &address, "--output", "out"];
+        let ended = place.run(&export).fails(3);
+        assert!(!place.path("out").exists(), "{}", ended.stderr);
+        let head = server.join().unwrap();
+        assert!(head.contains("accept: application/x-ndjson"), "{head}");
+    }
+}
+
+/// A server may allow less than the files of a database may hold.
+#[test]
+fn what_a_server_refuses_for_its_size_can_be_left_out() {
+    let place = Place::new();
+    let server = Server::start(&place.path("d"), &["--limits-value-bytes", "1KiB"]);
+    let with = |args: &[&str]| {
+        let long = "x".repeat(2000);
+        let lines = format!("a\t1\nb\t{long}\nc\t3\nd\t{long}\n");
+        let all = ["import", "--from", "lines", "--server", &server.address];
+        place.run_with(&[&all[..], args].concat(), lines.as_bytes())
+    };
+    let scan = || {
+        place
+            .run(&["scan", "--server", &server.address, "--keys"])
+            .ok()
+    };
+    let ended = with(&[]).fails(4);
+    let (told, key) = ("1 entries are stored; to go on: --skip 1", "the key is b");
+    assert!(
+        ended.stderr.contains(told) && ended.stderr.contains(key),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(scan(), b"a\n");
+    for args in [&["--skip-bad"][..], &["--skip-bad", "--batch-size", "1"]] {
+        let ended = with(args);
+        let told = "2 bad entries left out";
+        assert!(ended.stderr.contains(told), "{}", ended.stderr);
+        ended.ok();
+        assert_eq!(scan(), b"a\nc\n");
+    }
+}
+
 #[test]
 fn a_server_takes_its_settings_from_the_environment() {
     let place = Place::new();

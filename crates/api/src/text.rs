@@ -135,6 +135,7 @@ pub fn push_member(out: &mut Vec<u8>, name: &str, bytes: &[u8], enc: Enc) -> Res
 
 /// Appends a JSON string with its quotes.
 pub fn push_json_string(out: &mut Vec<u8>, text: &str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut clean_from = 0;
@@ -150,7 +151,11 @@ pub fn push_json_string(out: &mut Vec<u8>, text: &str) {
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
-            _ => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            // By hand: a value may be megabytes of such bytes.
+            _ => {
+                let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+            }
         }
     }
     out.extend_from_slice(&bytes[clean_from..]);
@@ -199,6 +204,24 @@ mod tests {
         assert_eq!(member(b"\xff", Enc::Auto).unwrap(), r#""k_b64":"/w==""#);
         assert_eq!(member(b"a", Enc::Base64).unwrap(), r#""k_b64":"YQ==""#);
         assert_eq!(member(b"\xff", Enc::Utf8), Err(NotUtf8));
+    }
+
+    #[test]
+    fn every_control_byte_has_its_escape() {
+        let text: String = (0..0x21).map(char::from).collect();
+        let mut out = Vec::new();
+        push_json_string(&mut out, &text);
+        let mut expected = String::from("\"");
+        for byte in 0..0x20 {
+            match byte {
+                b'\t' => expected.push_str("\\t"),
+                b'\n' => expected.push_str("\\n"),
+                b'\r' => expected.push_str("\\r"),
+                _ => expected.push_str(&format!("\\u{byte:04x}")),
+            }
+        }
+        expected.push_str(" \"");
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     proptest! {

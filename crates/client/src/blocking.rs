@@ -179,11 +179,22 @@ impl Iterator for Watch {
     }
 }
 
-/// A range being walked: an iterator that waits for each page.
+/// A range being walked: an iterator that waits for each page, or each entry.
 #[derive(Debug)]
 pub struct Scan {
     inner: scan::Scan,
     runtime: Arc<Runtime>,
+}
+
+impl Scan {
+    /// As [`scan::Scan::one_instant`].
+    #[must_use]
+    pub fn one_instant(self) -> Self {
+        Self {
+            inner: self.inner.one_instant(),
+            ..self
+        }
+    }
 }
 
 impl Iterator for Scan {

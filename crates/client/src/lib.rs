@@ -23,18 +23,22 @@
 //! |---|---|
 //! | [`client`] | the client and its calls |
 //! | [`batch`] | batches |
-//! | [`scan`] | ranges, page by page |
+//! | [`scan`] | ranges, page by page or as they were at one instant |
 //! | [`watch`] | the changefeed, across reconnections |
 //! | [`error`] | what can go wrong |
 //! | [`stream`] | scans and watches as streams |
 //! | [`blocking`] | the same calls for threads |
+//! | `connection` | a connection on which an answer is read though sending failed |
+//! | `lines` | a reply that comes line by line |
 //! | `transport` | one call: connections, deadline, repetition |
 #![deny(missing_docs)]
 
 pub mod batch;
 pub mod blocking;
 pub mod client;
+mod connection;
 pub mod error;
+mod lines;
 pub mod scan;
 pub mod stream;
 mod transport;

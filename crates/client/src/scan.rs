@@ -1,11 +1,16 @@
-//! Ranges, page by page.
+//! Ranges, page by page or as a stream.
+//!
+//! A page is of one instant, and the next one of a later one; it can be asked for again when a
+//! connection breaks. A stream ([`Scan::one_instant`]) is of one instant from its first entry
+//! to its last, and is over when its connection breaks.
 
 use bytes::Bytes;
-use firn_api::http::{EntryBody, KV_CURSOR, PageBody, bytes_member};
+use firn_api::http::{EntryBody, KV_CURSOR, NDJSON, PageBody, StreamEnd, bytes_member};
 use http::Method;
 
 use crate::client::{Client, Query};
 use crate::error::{Error, ErrorKind, Result};
+use crate::lines::Lines;
 use crate::transport::Call;
 
 /// What to walk. The default is everything, forward.
@@ -77,12 +82,17 @@ pub struct ScanEntry {
     pub expires_at_ms: Option<u64>,
 }
 
-/// A range being walked. Each page is of one instant, the next page of a later one.
+/// A range being walked. Each page is of one instant, the next page of a later one, unless
+/// [`Scan::one_instant`] is asked for.
 #[derive(Debug)]
 pub struct Scan {
     client: Client,
     options: ScanOptions,
     page: std::vec::IntoIter<EntryBody>,
+    one_instant: bool,
+    stream: Option<Lines>,
+    /// Entries that the stream gave.
+    streamed: u64,
     cursor: Option<String>,
     left: Option<u64>,
     done: bool,
@@ -95,17 +105,35 @@ impl Scan {
             client,
             options,
             page: Vec::new().into_iter(),
+            one_instant: false,
+            stream: None,
+            streamed: 0,
             cursor: None,
             left,
             done: left == Some(0),
         }
     }
 
+    /// Everything as it is at one instant, that of the first entry. An error then ends the scan: what
+    /// was told stays true, but to go on would mean a later instant. To be said before the first
+    /// entry; the size of pages means nothing then.
+    #[must_use]
+    pub fn one_instant(self) -> Self {
+        Self {
+            one_instant: true,
+            ..self
+        }
+    }
+
     /// The next entry; `None` at the end.
     ///
     /// # Errors
-    /// The server's, or that it could not be asked. The call may be repeated.
+    /// The server's, or that it could not be asked. The call may be repeated, unless the scan is of
+    /// one instant and began.
     pub async fn next(&mut self) -> Result<Option<ScanEntry>> {
+        if self.one_instant {
+            return self.next_of_stream().await;
+        }
         loop {
             if let Some(body) = self.page.next() {
                 return read(body).map(Some);
@@ -117,7 +145,45 @@ impl Scan {
         }
     }
 
-    async fn fetch(&mut self) -> Result<()> {
+    async fn next_of_stream(&mut self) -> Result<Option<ScanEntry>> {
+        if self.done {
+            return Ok(None);
+        }
+        if self.stream.is_none() {
+            let mut query = self.query();
+            query.add("limit", self.left.map(|left| left.to_string()));
+            let mut call = Call::new(Method::GET, query.after(self.client.target("range")));
+            call.headers.push(("accept", NDJSON.into()));
+            let body = self.client.transport().open_repeatedly(&call).await?;
+            self.stream = Some(Lines::new(body));
+        }
+        let silence = self.client.transport().longest_wait();
+        let Some(stream) = &mut self.stream else {
+            return Ok(None);
+        };
+        let Some(line) = stream.next(silence).await? else {
+            // Of the server's own accord only behind the last line.
+            return Err(Error::new(ErrorKind::Unknown, "the stream was cut"));
+        };
+        let broken = |e| Error::new(ErrorKind::Protocol, format!("a line of the range: {e}"));
+        let body: EntryBody = serde_json::from_slice(&line).map_err(broken)?;
+        if body.key.is_some() || body.key_b64.is_some() {
+            self.streamed += 1;
+            return read(body).map(Some);
+        }
+        let end: StreamEnd = serde_json::from_slice(&line).map_err(broken)?;
+        if !end.end || end.count != self.streamed {
+            let (told, came) = (end.count, self.streamed);
+            let detail = format!("a range of {told} entries, of which {came} came");
+            return Err(Error::new(ErrorKind::Protocol, detail));
+        }
+        self.done = true;
+        self.stream = None;
+        Ok(None)
+    }
+
+    /// What to walk, as parameters.
+    fn query(&self) -> Query {
         let options = &self.options;
         let mut query = Query::default();
         query.add_bytes("start", options.start.as_deref());
@@ -125,6 +191,12 @@ impl Scan {
         query.add_bytes("prefix", options.prefix.as_deref());
         query.add("reverse", options.reverse.then(|| "true".into()));
         query.add("keys_only", options.keys_only.then(|| "true".into()));
+        query
+    }
+
+    async fn fetch(&mut self) -> Result<()> {
+        let options = &self.options;
+        let mut query = self.query();
         let limit = match (options.page, self.left) {
             (Some(page), Some(left)) => Some(page.min(left)),
             // A page has at most a thousand entries unless more is asked for; ask for fewer only.

@@ -14,12 +14,13 @@ use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::connection::Connector;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Connections to one server, and how long and how often it is asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
-    pool: Pool<HttpConnector, Full<Bytes>>,
+    pool: Pool<Connector, Full<Bytes>>,
     /// `http://host:port`
     base: String,
     deadline: Duration,
@@ -93,7 +94,7 @@ impl Transport {
             .pool_idle_timeout(Duration::from_secs(60))
             // Repetition is decided here, where it is known what is safe.
             .retry_canceled_requests(false)
-            .build(connector);
+            .build(Connector(connector));
         Ok(Self {
             pool,
             base: format!("http://{authority}"),
@@ -127,27 +128,58 @@ impl Transport {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
-            let (again, wait) = match &failed.error.kind {
-                ErrorKind::Unreachable => (true, pause),
-                ErrorKind::Unknown => {
-                    let again = call.repeatable || call.absolute && self.repeat_writes;
-                    (again, pause)
-                }
-                // "Nothing was written": also writes may go again. A failed log does not heal.
-                ErrorKind::Api(_) if failed.error.code() != Some(Code::LogPoisoned) => (
-                    failed.retry_after.is_some(),
-                    failed.retry_after.unwrap_or(pause),
-                ),
-                _ => (false, pause),
-            };
-            if !again || left == 0 {
-                return Err(failed.error);
-            }
-            tokio::time::sleep(scattered(wait)).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
+            self.pause(call, failed, left, &mut pause).await?;
         }
         // The loop runs at least once and returns in its last round.
         Err(Error::new(ErrorKind::Usage, "no attempt was allowed"))
+    }
+
+    /// As [`Transport::open`], repeated where that is safe.
+    pub(crate) async fn open_repeatedly(&self, call: &Call) -> Result<Incoming> {
+        let mut pause = FIRST_PAUSE;
+        for left in (0..=self.retries).rev() {
+            let failed = match self.open(call).await {
+                Ok(body) => return Ok(body),
+                Err(failed) => failed,
+            };
+            self.pause(call, failed, left, &mut pause).await?;
+        }
+        // As above.
+        Err(Error::new(ErrorKind::Usage, "no attempt was allowed"))
+    }
+
+    /// How long a reply that has begun may be silent.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Waits until a call may be repeated, `left` times from now on. An error if it may not.
+    async fn pause(
+        &self,
+        call: &Call,
+        failed: Failed,
+        left: u32,
+        pause: &mut Duration,
+    ) -> Result<()> {
+        let (again, wait) = match &failed.error.kind {
+            ErrorKind::Unreachable => (true, *pause),
+            ErrorKind::Unknown => {
+                let again = call.repeatable || call.absolute && self.repeat_writes;
+                (again, *pause)
+            }
+            // "Nothing was written": also writes may go again. A failed log does not heal.
+            ErrorKind::Api(_) if failed.error.code() != Some(Code::LogPoisoned) => (
+                failed.retry_after.is_some(),
+                failed.retry_after.unwrap_or(*pause),
+            ),
+            _ => (false, *pause),
+        };
+        if !again || left == 0 {
+            return Err(failed.error);
+        }
+        tokio::time::sleep(scattered(wait)).await;
+        *pause = (*pause * 2).min(Duration::from_secs(2));
+        Ok(())
     }
 
     /// Opens a stream: returns once the head of the reply is there, within the deadline. Nothing is

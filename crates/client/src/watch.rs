@@ -9,16 +9,15 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use firn_api::code::Code;
 use firn_api::http::{NDJSON, WatchLine, bytes_member};
 use http::Method;
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::client::{Client, Query};
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Call, Failed, chain, scattered};
+use crate::lines::Lines;
+use crate::transport::{Call, Failed, scattered};
 
 /// How often the server is asked to send something, and how long nothing may come.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -26,8 +25,6 @@ const SILENCE: Duration = Duration::from_secs(35);
 /// The pause before the first reconnection; then doubled.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// The longest line: a value of 256 MiB in base64 or with every byte escaped, and its key.
-const MAX_LINE_BYTES: usize = 2 << 30;
 
 /// What to watch. The default is every change of the client's namespace from now on.
 #[derive(Clone, Debug)]
@@ -132,10 +129,7 @@ pub struct Watch {
     options: WatchOptions,
     /// The first version that was not told; unknown before the server's first line, unless given.
     next: Option<u64>,
-    body: Option<Incoming>,
-    buf: BytesMut,
-    /// How much of `buf` was searched for the end of a line.
-    searched: usize,
+    lines: Option<Lines>,
     pause: Duration,
     /// For how long the server could not be reached.
     away: Duration,
@@ -154,9 +148,7 @@ impl Watch {
             next: options.from,
             client,
             options,
-            body: None,
-            buf: BytesMut::new(),
-            searched: 0,
+            lines: None,
             pause: FIRST_PAUSE,
             away: Duration::ZERO,
         }
@@ -205,7 +197,7 @@ impl Watch {
 
     /// Waits until it is time to connect again, if that makes sense.
     async fn stopped(&mut self, stop: Stop) -> Result<()> {
-        self.body = None;
+        self.lines = None;
         let failed = match stop {
             Stop::Final(error) => return Err(error),
             Stop::Again(failed) => failed,
@@ -223,49 +215,18 @@ impl Watch {
 
     /// Reads a line, or connects.
     async fn advance(&mut self) -> std::result::Result<Option<WatchEvent>, Stop> {
-        if self.body.is_none() {
+        let Some(lines) = &mut self.lines else {
             return self.connect().await.map(|()| None);
-        }
-        while let Some(line) = self.line() {
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            return self.take(&line);
-        }
-        let Some(body) = &mut self.body else {
-            return Ok(None);
         };
-        let again = |kind, detail: &str| Stop::Again(Error::new(kind, detail).into());
-        let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
-            Err(_) => return Err(again(ErrorKind::Unknown, "no sign of life from the server")),
-            Ok(None) => return Err(again(ErrorKind::Unknown, "the stream was cut")),
-            Ok(Some(Err(error))) => {
-                return Err(again(ErrorKind::Unknown, &chain(&error)));
+        match lines.next(SILENCE).await {
+            Ok(Some(line)) => self.take(&line),
+            Ok(None) => {
+                let error = Error::new(ErrorKind::Unknown, "the stream was cut");
+                Err(Stop::Again(error.into()))
             }
-            Ok(Some(Ok(frame))) => frame,
-        };
-        if let Ok(data) = frame.into_data() {
-            if self.buf.len() + data.len() > MAX_LINE_BYTES {
-                let detail = format!("a line of more than {MAX_LINE_BYTES} bytes");
-                return Err(Stop::Final(Error::new(ErrorKind::Protocol, detail)));
-            }
-            self.buf.extend_from_slice(&data);
+            Err(error) if matches!(error.kind, ErrorKind::Protocol) => Err(Stop::Final(error)),
+            Err(error) => Err(Stop::Again(error.into())),
         }
-        Ok(None)
-    }
-
-    /// The next whole line that has arrived.
-    fn line(&mut self) -> Option<Bytes> {
-        let end = self.buf[self.searched..]
-            .iter()
-            .position(|&byte| byte == b'\n');
-        let Some(end) = end else {
-            self.searched = self.buf.len();
-            return None;
-        };
-        let line = self.buf.split_to(self.searched + end + 1).freeze();
-        self.searched = 0;
-        Some(line)
     }
 
     fn take(&mut self, line: &[u8]) -> std::result::Result<Option<WatchEvent>, Stop> {
@@ -351,9 +312,7 @@ impl Watch {
         call.headers.push(("accept", NDJSON.into()));
         match self.client.transport().open(&call).await {
             Ok(body) => {
-                self.body = Some(body);
-                self.buf.clear();
-                self.searched = 0;
+                self.lines = Some(Lines::new(body));
                 Ok(())
             }
             Err(failed) => {

@@ -19,7 +19,6 @@
 mod allowance;
 mod auto;
 mod form;
-mod json;
 mod kv_json;
 mod kv_verbs;
 mod plain;
@@ -34,6 +33,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use firn_api::code::Code;
+use firn_api::json;
 use http::header::{CONNECTION, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method};

@@ -7,7 +7,7 @@
 
 /// What becomes of bytes in a string that are not UTF-8, and of lone surrogates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Utf8 {
+pub enum Utf8 {
     /// Each such byte is U+FFFD.
     EachByte,
     /// Each longest beginning of a character is U+FFFD, as browsers do.
@@ -18,11 +18,11 @@ pub(crate) enum Utf8 {
 
 /// Where the text stops being JSON, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Syntax {
+pub struct Syntax {
     /// Offset of the byte.
-    pub(crate) at: usize,
+    pub at: usize,
     /// What is wrong there.
-    pub(crate) what: &'static str,
+    pub what: &'static str,
 }
 
 impl std::fmt::Display for Syntax {
@@ -38,18 +38,24 @@ const DEPTH: u32 = 200;
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// `null`
     Null,
+    /// `true` or `false`
     Bool,
+    /// A number
     Number,
+    /// A string
     String,
+    /// `[...]`
     Array,
+    /// `{...}`
     Object,
 }
 
 /// A reader at some place of the text.
 #[derive(Debug)]
-pub(crate) struct Json<'a> {
+pub struct Json<'a> {
     bytes: &'a [u8],
     at: usize,
     depth: u32,
@@ -57,7 +63,8 @@ pub(crate) struct Json<'a> {
 }
 
 impl<'a> Json<'a> {
-    pub(crate) fn new(bytes: &'a [u8], utf8: Utf8) -> Self {
+    /// A reader at the beginning of `bytes`.
+    pub fn new(bytes: &'a [u8], utf8: Utf8) -> Self {
         Self {
             bytes,
             at: 0,
@@ -87,7 +94,10 @@ impl<'a> Json<'a> {
     }
 
     /// What the next value is, by its first byte.
-    pub(crate) fn kind(&mut self) -> Result<Kind> {
+    ///
+    /// # Errors
+    /// The text is no JSON here.
+    pub fn kind(&mut self) -> Result<Kind> {
         self.blank();
         Ok(match self.byte() {
             Some(b'n') => Kind::Null,
@@ -102,7 +112,10 @@ impl<'a> Json<'a> {
     }
 
     /// Nothing but blanks may follow.
-    pub(crate) fn end(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Something follows.
+    pub fn end(&mut self) -> Result<()> {
         self.blank();
         match self.byte() {
             None => Ok(()),
@@ -111,7 +124,10 @@ impl<'a> Json<'a> {
     }
 
     /// Passes over a value, whatever it is.
-    pub(crate) fn skip(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// The text is no JSON here.
+    pub fn skip(&mut self) -> Result<()> {
         match self.kind()? {
             Kind::Null => self.word(b"null"),
             Kind::Bool if self.byte() == Some(b't') => self.word(b"true"),
@@ -123,8 +139,22 @@ impl<'a> Json<'a> {
         }
     }
 
+    /// Passes over a value and returns its text as it stands there.
+    ///
+    /// # Errors
+    /// The text is no JSON here.
+    pub fn source(&mut self) -> Result<&'a [u8]> {
+        self.blank();
+        let from = self.at;
+        self.skip()?;
+        Ok(&self.bytes[from..self.at])
+    }
+
     /// The next value if it is a string; passes over any other and says what it was.
-    pub(crate) fn string_or_kind(&mut self) -> Result<std::result::Result<String, Kind>> {
+    ///
+    /// # Errors
+    /// The text is no JSON here.
+    pub fn string_or_kind(&mut self) -> Result<std::result::Result<String, Kind>> {
         let kind = self.kind()?;
         if kind == Kind::String {
             return self.string().map(Ok);
@@ -178,7 +208,10 @@ impl<'a> Json<'a> {
     }
 
     /// Gives each element of an array to `element`, which must take it.
-    pub(crate) fn array(&mut self, element: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    ///
+    /// # Errors
+    /// The text is something else here, or what the function says.
+    pub fn array(&mut self, element: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         if self.kind()? != Kind::Array {
             return self.wrong("an array was expected");
         }
@@ -201,7 +234,10 @@ impl<'a> Json<'a> {
     }
 
     /// Gives each member's name to `member`, which must take the value.
-    pub(crate) fn object(
+    ///
+    /// # Errors
+    /// The text is something else here, or what the function says.
+    pub fn object(
         &mut self,
         member: &mut dyn FnMut(&mut Self, String) -> Result<()>,
     ) -> Result<()> {
@@ -390,6 +426,15 @@ mod tests {
     }
 
     #[test]
+    fn sources_stand_as_they_were_written() {
+        let text = b" {\"a\" : 1.0e400 } x";
+        let mut json = Json::new(text, Utf8::Longest);
+        assert_eq!(json.source().unwrap(), b"{\"a\" : 1.0e400 }");
+        assert!(json.end().is_err());
+        assert!(Json::new(b"[1,", Utf8::Longest).source().is_err());
+    }
+
+    #[test]
     fn deep_nesting_is_refused() {
         let deep = vec![b'['; 100_000];
         assert!(Json::new(&deep, Utf8::Longest).skip().is_err());
@@ -417,7 +462,7 @@ mod tests {
         #[test]
         fn strings_come_back(text in any::<String>()) {
             let mut out = Vec::new();
-            firn_api::text::push_json_string(&mut out, &text);
+            crate::text::push_json_string(&mut out, &text);
             prop_assert_eq!(one(&out, Utf8::Refuse).unwrap(), text);
         }
     }
