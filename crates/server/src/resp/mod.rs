@@ -6,6 +6,7 @@
 //! | [`reply`] | values to bytes, in both protocols |
 //! | [`table`] | the one table of commands |
 //! | [`session`] | how commands run: reads, runs of writes, conditions, acknowledgements |
+//! | `ahead` | `GET`s of a pipeline, looked up together |
 //! | [`connection`] | the loop of a connection: read, run, acknowledge, write |
 //! | [`shared`] | what connections share |
 //! | [`client`] | who is connected; commands about connections |
@@ -25,6 +26,7 @@
 //! A connection is one task. It takes all that its client has sent, runs it as plain code, waits
 //! once for the acknowledgement of what was written, and answers with one write to the socket.
 
+mod ahead;
 pub mod client;
 pub mod connection;
 pub mod dump;

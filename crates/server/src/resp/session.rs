@@ -29,8 +29,9 @@ use firn_engine::key::SeqNo;
 use firn_engine::{Condition, Durability, Entry, Namespace, Value, WriteBatch};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::resp::ahead::Ahead;
 use crate::resp::client::Client;
-use crate::resp::parse::{Args, gets_ahead};
+use crate::resp::parse::Args;
 use crate::resp::pubsub::Subscriptions;
 use crate::resp::reply::{Out, Proto};
 use crate::resp::shared::{DATABASES, Event, Shared};
@@ -158,17 +159,6 @@ impl Overlay {
     pub fn is_emptied(&self, id: u32) -> bool {
         self.emptied.iter().any(|ns| ns.id().0 == id)
     }
-}
-
-/// What was found for `GET`s that follow each other and had all been received; see
-/// [`Session::look_ahead`].
-#[derive(Debug, Default)]
-struct Ahead {
-    /// The keys, one behind the other.
-    keys: Vec<u8>,
-    /// Where each key ends, and what was found.
-    found: Vec<(usize, Option<Entry>)>,
-    next: usize,
 }
 
 /// A key as it is.
@@ -1089,68 +1079,29 @@ impl Session {
     }
 
     /// Before a `GET` runs: reads its key and those of the `GET`s that follow it in `rest`, the bytes
-    /// received after it, together. Each waits for memory some ten times, one after the other; together
-    /// they wait side by side. All of them had been received, so each may be answered with what is true
-    /// now. Does nothing where that would not pay, or not be the same.
+    /// received after it, together. All of them had been received, so each may be answered with what is
+    /// true now. Does nothing where that would not pay, or not be the same.
     pub fn look_ahead(&mut self, args: Args<'_>, rest: &[u8]) {
-        /// Fewer are not worth it.
-        const FEWEST: usize = 4;
-        /// What they hold until it is their turn is bounded.
-        const MOST: usize = 32;
         let is_plain = self.overlay.is_none()
             && self.queue.is_none()
             && self.ticket.is_none()
             && self.run.commands == 0
             && !self.is_on_node();
-        if !self.ahead.found.is_empty()
-            || args.len() != 2
-            || !is_plain
-            || !self.service().reads_are_cheap()
-        {
+        if !is_plain || !self.ahead.is_empty() || args.len() != 2 {
             return;
         }
-        let mut keys = Vec::with_capacity(MOST);
-        keys.push(args.get(1));
-        gets_ahead(rest, MOST, &mut keys);
-        if keys.len() < FEWEST || keys.iter().any(|key| self.check_size(key, 0).is_err()) {
-            return;
-        }
-        // If it fails each finds out for itself.
-        if let Ok(found) = self.service().db().multi_get(&self.ns, &keys) {
-            for (key, entry) in keys.iter().zip(found) {
-                self.ahead.keys.extend_from_slice(key);
-                self.ahead.found.push((self.ahead.keys.len(), entry));
-            }
-        }
+        self.ahead
+            .look(&self.shared.service, &self.ns, args.get(1), rest);
     }
 
     /// Something else is next: what was read ahead is of no use, or no longer true.
     pub fn forget_ahead(&mut self) {
-        if !self.ahead.found.is_empty() {
-            self.ahead.keys.clear();
-            self.ahead.found.clear();
-            self.ahead.next = 0;
-        }
+        self.ahead.forget();
     }
 
     /// What [`Session::look_ahead`] found for the `GET` that runs.
     pub fn found_ahead(&mut self, key: &[u8]) -> Option<Option<Found>> {
-        let Ahead { keys, found, next } = &mut self.ahead;
-        let start = match next.checked_sub(1) {
-            Some(before) => found.get(before)?.0,
-            None => 0,
-        };
-        let (end, entry) = found.get_mut(*next)?;
-        if keys[start..*end] != *key {
-            self.forget_ahead();
-            return None;
-        }
-        let entry = entry.take();
-        *next += 1;
-        if *next == found.len() {
-            self.forget_ahead();
-        }
-        Some(entry.map(Found::from))
+        Some(self.ahead.take(key)?.map(Found::from))
     }
 
     /// Reads a key to decide; the batch depends on it from now on.
