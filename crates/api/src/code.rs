@@ -137,7 +137,7 @@ codes! {
     RateLimited "rate_limited" 429 "TRYAGAIN" ResourceExhausted 4
         "The client sends more requests than it may",
         "Repeat after the delay of Retry-After; limits.rate and limits.rate_burst say how many there may be.";
-    Unsupported "unsupported" 501 "ERR" Unimplemented 2
+    Unsupported "unsupported" 409 "ERR" Unimplemented 2
         "The server cannot do this as it is set up",
         "The detail says what it would take.";
     Internal "internal" 500 "ERR" Internal 3

@@ -36,6 +36,8 @@
     reason = "nodes are shared with readers that take no lock"
 )]
 
+mod many;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::ptr::{self, NonNull};
@@ -46,7 +48,6 @@ use std::cmp::Ordering as Order;
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::memtable::arena::{Arena, Entry, Header};
 use crate::memtable::pool::ChunkPool;
-use crate::prefetch::prefetch_lines;
 use crate::sync::{
     AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, before_retry, fence,
 };
@@ -527,52 +528,6 @@ impl<const L: usize, const I: usize> Tree<L, I> {
             match place {
                 Some(place) if self.leaf_unchanged(link) => return Some(place.found?.1),
                 _ => before_retry(),
-            }
-        }
-    }
-
-    /// [`Tree::head`] for many keys: each step of the way down is done for all of them before the next,
-    /// so that the processor waits for the memory of many nodes at once.
-    pub(super) fn heads<'a>(
-        &'a self,
-        keys: &[&[u8]],
-        links: &mut Vec<Link>,
-        mut found: impl FnMut(usize, Option<Entry<'a>>),
-    ) {
-        links.clear();
-        links.resize(keys.len(), self.root.load(Ordering::Acquire));
-        let mut on_the_way = true;
-        while on_the_way {
-            on_the_way = false;
-            for (link, key) in links.iter_mut().zip(keys) {
-                if link.is_null() || is_leaf(*link) {
-                    continue;
-                }
-                let index = self.inner(*link).find(key);
-                // It changes just now: from the beginning, below.
-                *link = self.child(*link, index).unwrap_or(ptr::null_mut());
-                if link.is_null() {
-                    continue;
-                }
-                if is_leaf(*link) {
-                    prefetch_lines(self.leaf(*link), 1);
-                } else {
-                    // Of an inner node every other line of the windows, where a search looks first.
-                    prefetch_lines(self.inner(*link), 2);
-                    on_the_way = true;
-                }
-            }
-        }
-        for (at, (&link, key)) in links.iter().zip(keys).enumerate() {
-            let place = (!link.is_null()).then(|| {
-                let leaf = self.leaf(link);
-                leaf.find(leaf.order.load(Ordering::Acquire), key)
-            });
-            match place.flatten() {
-                Some(place) if self.leaf_unchanged(link) => {
-                    found(at, place.found.map(|(_, entry)| entry));
-                }
-                _ => found(at, self.head(key)),
             }
         }
     }

@@ -397,7 +397,7 @@ pub const OPERATIONS: &[Operation] = &[
         body: None,
         replies: &[
             (200, "`lag` and `heard_ms` only from the leader.", "Cluster"),
-            (501, "The server is no node of a cluster.", "Problem"),
+            (409, "The server is no node of a cluster.", "Problem"),
         ],
     },
     Operation {

@@ -314,7 +314,7 @@ async fn what_one_node_takes_all_have() {
         assert_eq!(gone.json()["code"], "namespace_not_found");
     }
     let refused = cluster.send(0, "GET", "/v1/watch", &[], b"").await;
-    assert_eq!(refused.status, 501);
+    assert_eq!(refused.status, 409);
     let ready = cluster.send(2, "GET", "/readyz", &[], b"").await;
     assert_eq!(ready.status, 200, "{}", ready.text());
     // Whoever asks is sent to the leader.
