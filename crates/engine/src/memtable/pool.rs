@@ -2,9 +2,10 @@
 //!
 //! A chunk that comes from the system costs the zeroing of its pages, and one that goes back there
 //! the lock that every page fault of the process takes. A [`ChunkPool`] lets the memtable that fills
-//! take what the flushed one gave up. Since that was part of the process a moment ago, the pool adds
-//! nothing to its peak; so that it adds nothing to its rest either, [`LINGER`] after chunks came, as
-//! many as were not needed since go back to the system, and so on until it is empty.
+//! take what the flushed one gave up, at most one memtable's worth, which was part of the process a
+//! moment ago. (Values that get chunks of their own do not take from it; memory is then larger by what
+//! waits here.) Every [`LINGER`] what was not needed since the last time goes back to the system, until
+//! the pool is empty.
 
 use std::fmt;
 use std::sync::{Arc, Weak};

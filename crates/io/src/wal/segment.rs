@@ -465,6 +465,7 @@ impl Pool {
                 offset += len;
                 if offset < capacity {
                     // So that a sync of the log waits for a piece of this at most, not for all of it.
+                    // If it fails the file is given up, and nothing was promised of it.
                     file.sync_data()?;
                 }
             }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -219,18 +219,23 @@ fn vote_request(rpc: &RaftVoteRequest<Types>) -> VoteRequest {
 }
 
 /// Requests to a follower, in order, without those that only say what is committed and are followed by
-/// others soon. The library takes an answer for all requests before it that end where it ends.
+/// others soon. The library takes an answer for all requests before it that end where it ends, and
+/// counts the time from when it made the last of them: so none is held while there is one without an
+/// answer, which would else be taken for a later sign of the follower than it is.
 struct Lingering<S> {
     requests: S,
+    /// Requests without an answer.
+    unanswered: Arc<AtomicUsize>,
     /// What was sent last ends here.
     sent: Option<RaftLogId>,
     held: Option<(AppendEntriesRequest<Types>, Pin<Box<Sleep>>)>,
 }
 
 impl<S> Lingering<S> {
-    fn new(requests: S) -> Self {
+    fn new(requests: S, unanswered: Arc<AtomicUsize>) -> Self {
         Self {
             requests,
+            unanswered,
             sent: None,
             held: None,
         }
@@ -255,7 +260,8 @@ impl<S: FusedStream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for Ling
             };
             let Some(request) = next else { break };
             let has_all = this.sent.is_some() && request.prev_log_id == this.sent;
-            if request.entries.is_empty() && has_all {
+            let is_answered = this.unanswered.load(Ordering::Relaxed) == 0;
+            if request.entries.is_empty() && has_all && is_answered {
                 match &mut this.held {
                     Some((held, _)) => *held = request,
                     None => this.held = Some((request, Box::pin(sleep(LINGER)))),
@@ -263,11 +269,16 @@ impl<S: FusedStream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for Ling
                 continue;
             }
             this.held = None;
+            this.unanswered.fetch_add(1, Ordering::Relaxed);
             let last = request.entries.last().map(|entry| entry.log_id);
             this.sent = last.or(request.prev_log_id);
             return Poll::Ready(Some(request));
         }
-        Poll::Ready(this.held.take().map(|(request, _)| request))
+        let held = this.held.take();
+        if held.is_some() {
+            this.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+        Poll::Ready(held.map(|(request, _)| request))
     }
 }
 
@@ -304,13 +315,19 @@ impl RaftNetworkV2<Types> for RaftPeer {
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         let peer: &'s Self = self;
+        let unanswered = Arc::new(AtomicUsize::new(0));
+        let unanswered_too = Arc::clone(&unanswered);
         let send = move |rpc: AppendEntriesRequest<Types>| {
             let previous = rpc.prev_log_id;
             let last = rpc.entries.last().map(|entry| entry.log_id).or(previous);
             let answer = peer.append(&rpc, &option);
-            answer.map(move |answer| -> Appended { (previous, last, answer) })
+            let unanswered = Arc::clone(&unanswered_too);
+            answer.map(move |answer| -> Appended {
+                unanswered.fetch_sub(1, Ordering::Relaxed);
+                (previous, last, answer)
+            })
         };
-        let requests = Lingering::new(input.fuse());
+        let requests = Lingering::new(input.fuse(), Arc::clone(&unanswered));
         let answers = requests.map(send).buffered(PIPELINE);
         let take = |answers: Option<_>| async move {
             let mut answers = answers?;
@@ -447,7 +464,9 @@ mod tests {
             let request = requests.recv().await?;
             Some((request, requests))
         });
-        let mut lingering = Lingering::new(requests.boxed().fuse());
+        let unanswered = Arc::new(AtomicUsize::new(0));
+        let mut lingering = Lingering::new(requests.boxed().fuse(), Arc::clone(&unanswered));
+        let answered = || unanswered.store(0, Ordering::Relaxed);
         let shape = |request: AppendEntriesRequest<Types>| {
             let committed = request.leader_commit.unwrap().index();
             (request.entries.len(), committed)
@@ -457,18 +476,25 @@ mod tests {
         // What looks for where the logs agree is not held up.
         send.send(request(4, 4, 3)).unwrap();
         assert_eq!(next().await, Some((0, 3)));
+        answered();
         send.send(request(4, 6, 4)).unwrap();
+        assert_eq!(next().await, Some((2, 4)));
+        // Nor are marks before the answer.
+        send.send(request(6, 6, 4)).unwrap();
+        assert_eq!(next().await, Some((0, 4)));
+        answered();
         // Two marks, and entries with a newer one.
         send.send(request(6, 6, 5)).unwrap();
         send.send(request(6, 6, 6)).unwrap();
         send.send(request(6, 7, 6)).unwrap();
-        assert_eq!(next().await, Some((2, 4)));
         assert_eq!(next().await, Some((1, 6)));
         assert_eq!(begin.elapsed(), Duration::ZERO);
+        answered();
         // A mark, and nothing behind it.
         send.send(request(7, 7, 7)).unwrap();
         assert_eq!(next().await, Some((0, 7)));
         assert!(begin.elapsed() >= LINGER);
+        answered();
         // A mark at the end.
         send.send(request(7, 7, 7)).unwrap();
         drop(send);

@@ -56,10 +56,6 @@ impl Wiring for Sockets {
         identity: Identity,
         dir: &Path,
     ) -> Result<Arc<dyn Network>, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| error.to_string())?;
         let home = Home::open(Arc::clone(&env.fs), dir, identity.node, &*env.entropy);
         let home = home.map_err(|error| error.to_string())?;
         let cluster = firn_peer::ClusterId(identity.cluster.to_bytes());
@@ -73,11 +69,25 @@ impl Wiring for Sockets {
             ..PeerOptions::new(cluster, identity.node, home.incarnation())
         };
         let options = options.timed(&self.timing);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
         let handle = runtime.handle().clone();
-        let peers = Peers::new(options, env, dir, handle.clone()).map_err(|e| e.to_string())?;
         let address = self.address.lock().clone();
-        let listening = tokio::task::block_in_place(|| runtime.block_on(peers.listen(&address)));
-        let listener = listening.map_err(|error| error.to_string())?;
+        let made = Peers::new(options, env, dir, handle.clone()).and_then(|peers| {
+            let listening = || runtime.block_on(peers.listen(&address));
+            let listener = tokio::task::block_in_place(listening)?;
+            Ok((peers, listener))
+        });
+        let (peers, listener) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                // Dropped here it would wait, which tasks must not.
+                runtime.shutdown_background();
+                return Err(error.to_string());
+            }
+        };
         Ok(Arc::new(Connected {
             peers,
             listener: Mutex::new(Some(listener)),

@@ -55,8 +55,6 @@ pub struct Client {
     /// When it began, on the monotonic clock.
     pub since: Duration,
     mailbox: UnboundedSender<Mail>,
-    /// How much was put into the mailbox; counted before it is.
-    mails: AtomicUsize,
     queued_bytes: AtomicUsize,
     names: Mutex<Names>,
     db: AtomicUsize,
@@ -83,7 +81,6 @@ impl Client {
             local,
             since,
             mailbox,
-            mails: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
             names: Mutex::default(),
             db: AtomicUsize::new(0),
@@ -98,14 +95,7 @@ impl Client {
 
     /// Puts something into its mailbox. It may be gone already.
     pub fn send(&self, mail: Mail) {
-        self.mails.fetch_add(1, Ordering::Release);
         let _ = self.mailbox.send(mail);
-    }
-
-    /// How much was put into its mailbox so far, or is about to be.
-    #[inline]
-    pub fn mails(&self) -> usize {
-        self.mails.load(Ordering::Acquire)
     }
 
     /// Counts bytes into the mailbox; returns how many are there.

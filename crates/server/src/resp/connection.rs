@@ -205,7 +205,6 @@ pub(crate) async fn serve_connection(
         stream,
         client: Arc::clone(&place.client),
         mail,
-        mails: None,
         pace,
         messages: Vec::new(),
         leaving: false,
@@ -239,7 +238,6 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                     }
                     if next == Next::Flush && !connection.session.closing {
                         socket.write(&mut connection.session.out.bytes).await?;
-                        connection.session.sent();
                         next = connection.run();
                         continue;
                     }
@@ -269,7 +267,6 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
                     settle(&mut connection.session).await;
                     connection.session.acked();
                     socket.write(&mut connection.session.out.bytes).await?;
-                    connection.session.sent();
                     socket.wait(delay).await?;
                     connection.session.delay_is_over(reply);
                     connection.has_request = false;
@@ -301,7 +298,6 @@ async fn talk(connection: Box<Connection>, socket: &mut Socket) -> io::Result<()
         let shared = Arc::clone(&session.shared);
         shared.count(&mut session.counts, took);
         socket.write(&mut session.out.bytes).await?;
-        session.sent();
         if session.out.bytes.capacity() > KEPT_BUFFER {
             session.out.bytes = Vec::new();
         }
@@ -359,8 +355,6 @@ struct Socket {
     stream: TcpStream,
     client: Arc<Client>,
     mail: UnboundedReceiver<Mail>,
-    /// How much was taken out of it, once it was found empty.
-    mails: Option<usize>,
     pace: Pace,
     /// Messages that arrived while something else was waited for.
     messages: Vec<bytes::Bytes>,
@@ -373,27 +367,15 @@ fn killed() -> io::Error {
 }
 
 impl Socket {
-    /// Looks into the mailbox.
+    /// Looks into the mailbox, always: whoever wakes this task takes its waker out of there.
     fn poll_mail(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.mails == Some(self.client.mails()) {
-            // It was empty when it was last looked into, and has this task's waker since.
-            return Ok(());
-        }
-        let mut mails = self.mails.unwrap_or(0);
-        loop {
-            // A task that is to let others run would be told that there is nothing, and not be woken.
-            let next = tokio::task::coop::unconstrained(self.mail.recv());
-            let Poll::Ready(mail) = pin!(next).poll(cx) else {
-                break;
-            };
-            mails += 1;
+        while let Poll::Ready(mail) = self.mail.poll_recv(cx) {
             match mail {
                 Some(Mail::Message(message)) => self.messages.push(message),
                 Some(Mail::Drain) => self.leaving = true,
                 Some(Mail::Close) | None => return Err(killed()),
             }
         }
-        self.mails = Some(mails);
         Ok(())
     }
 

@@ -27,7 +27,6 @@ use std::time::Duration;
 use firn_api::code::Code;
 use firn_engine::key::SeqNo;
 use firn_engine::{Condition, Durability, Entry, Namespace, Value, WriteBatch};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::resp::ahead::Ahead;
 use crate::resp::client::Client;
@@ -314,8 +313,6 @@ pub struct Session {
     /// What each row did since it was last told.
     pub counts: Vec<Count>,
     ahead: Ahead,
-    /// The memory of large values in `out`.
-    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Session {
@@ -359,7 +356,6 @@ impl Session {
             held: None,
             counts: Vec::new(),
             ahead: Ahead::default(),
-            room: None,
         }
     }
 
@@ -382,27 +378,6 @@ impl Session {
     /// When the last command ended, or what came after it.
     pub fn clock(&self) -> Duration {
         self.clock
-    }
-
-    /// Replies with a value, or null. A large one counts against `limits.inflight_bytes` until it is sent.
-    ///
-    /// # Errors
-    /// All of that is taken.
-    pub fn value(&mut self, value: Option<&[u8]>) -> Result<(), Stop> {
-        let bytes = value.map_or(0, <[u8]>::len);
-        if let Some(room) = self.service().reserve_reply(bytes)? {
-            match &mut self.room {
-                Some(held) => held.merge(room),
-                None => self.room = Some(room),
-            }
-        }
-        self.out.bulk_or_null(value);
-        Ok(())
-    }
-
-    /// All replies are sent.
-    pub fn sent(&mut self) {
-        self.room = None;
     }
 
     // ---- running --------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ pub(crate) fn set(s: &mut Session, args: Args<'_>) -> Done {
     let found = s.fetch(key)?;
     let holds = options.condition.is_none_or(|c| c.holds(found.as_ref()));
     if options.get {
-        s.value(found.as_ref().map(|f| &*f.value))?;
+        s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
     }
     if holds {
         let kept = found
@@ -342,7 +342,8 @@ pub(crate) fn get(s: &mut Session, args: Args<'_>) -> Done {
         Some(found) => found,
         None => s.view(args.get(1))?,
     };
-    s.value(found.as_ref().map(|f| &*f.value))
+    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
+    Ok(())
 }
 
 pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
@@ -380,7 +381,7 @@ pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
     for key in keys.iter() {
         s.check_size(key, 0)?;
         let entry = snapshot.get_entry(&ns, key)?;
-        s.value(entry.as_ref().map(|e| &*e.value))?;
+        s.out.bulk_or_null(entry.as_ref().map(|e| &*e.value));
         check(s)?;
     }
     Ok(())
@@ -388,12 +389,13 @@ pub(crate) fn mget(s: &mut Session, args: Args<'_>) -> Done {
 
 fn get_one(s: &mut Session, key: &[u8]) -> Done {
     let found = s.fetch(key)?;
-    s.value(found.as_ref().map(|f| &*f.value))
+    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
+    Ok(())
 }
 
 pub(crate) fn getset(s: &mut Session, args: Args<'_>) -> Done {
     let found = s.fetch(args.get(1))?;
-    s.value(found.as_ref().map(|f| &*f.value))?;
+    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
     s.put(args.get(1), args.get(2), None)?;
     set_events(s, args.get(1), false);
     Ok(())
@@ -401,7 +403,7 @@ pub(crate) fn getset(s: &mut Session, args: Args<'_>) -> Done {
 
 pub(crate) fn getdel(s: &mut Session, args: Args<'_>) -> Done {
     let found = s.fetch(args.get(1))?;
-    s.value(found.as_ref().map(|f| &*f.value))?;
+    s.out.bulk_or_null(found.as_ref().map(|f| &*f.value));
     if found.is_some() {
         s.delete(args.get(1))?;
         s.event(notify::GENERIC, "del", args.get(1));
@@ -417,7 +419,7 @@ pub(crate) fn getex(s: &mut Session, args: Args<'_>) -> Done {
         return Ok(());
     };
     let expires_at = options.expires_at(s, "getex")?;
-    s.value(Some(&found.value))?;
+    s.out.bulk_or_null(Some(&found.value));
     let now = s.now_ms();
     match expires_at {
         Some(at) if at <= now => {
@@ -447,7 +449,8 @@ pub(crate) fn getrange(s: &mut Session, args: Args<'_>) -> Done {
     let (start, end) = (int(args.get(2))?, int(args.get(3))?);
     let found = s.view(args.get(1))?;
     let value = found.as_ref().map_or(&[][..], |f| &f.value);
-    s.value(Some(part_of(value, start, end)))
+    s.out.bulk_or_null(Some(part_of(value, start, end)));
+    Ok(())
 }
 
 /// From start to end, both included; negative ones count from the end.

@@ -67,7 +67,8 @@ impl Queue {
         most: usize,
     ) -> Result<(), Stop> {
         let more: usize = args.iter().map(|arg| arg.len() + size_of::<Span>()).sum();
-        let after = self.bytes.len() + self.spans.len() * size_of::<Span>() + more;
+        let rows = (self.commands.len() + 1) * size_of::<(u16, usize)>();
+        let after = self.bytes.len() + self.spans.len() * size_of::<Span>() + rows + more;
         if after > most {
             return Err(refuse_with(format!(
                 "ERR a transaction has at most {most} bytes of commands"
@@ -231,6 +232,9 @@ pub(crate) fn exec(s: &mut Session, _: Args<'_>) -> Done {
         (s.db, s.ns) = place;
         return outcome;
     }
+    if outcome.is_err() {
+        (s.db, s.ns) = place;
+    }
     s.client.note_queued(-1);
     outcome
 }
@@ -276,7 +280,11 @@ fn run(s: &mut Session, queue: &Queue, watched: &[Watched]) -> Done {
         s.batch.clear();
         require(s, watched)?;
         let _locks = shared.service.lock(stripes);
-        run_all(s, queue)?;
+        if let Err(stop) = run_all(s, queue) {
+            s.forget_events(events);
+            (s.db, s.ns) = (db, ns);
+            return Err(stop);
+        }
         match s.submit_batch(before) {
             Ok(()) => return Ok(()),
             Err(error) if error.code == Code::ConditionFailed => {
