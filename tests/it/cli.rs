@@ -211,10 +211,24 @@ fn partials(place: &Place) -> Vec<String> {
 }
 
 /// An export that is told to stop, or cannot go on, leaves neither a file nor a part of one.
+/// Whether this process, and so what it starts, ignores a signal.
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 #[test]
 fn broken_exports_leave_nothing() {
     let place = Place::new();
     for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        // What was ignored before (`nohup`, a job in the background) the command ignores too.
+        if is_ignored(code - 128) {
+            continue;
+        }
         // A server that takes the request and never answers.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = silent.local_addr().unwrap().to_string();
