@@ -639,13 +639,13 @@ fn an_import_that_is_told_to_stop_says_how_to_go_on() {
         writeln!(input, "key{number:06}\tvalue").unwrap();
     }
     let kill = std::process::Command::new("kill")
-        .args(["-INT", &import.id().to_string()])
+        .args(["-TERM", &import.id().to_string()])
         .status();
     assert!(kill.unwrap().success());
     let mut stderr = String::new();
     let mut told = import.stderr.take().unwrap();
     told.read_to_string(&mut stderr).unwrap();
-    assert_eq!(import.wait().unwrap().code(), Some(130), "{stderr}");
+    assert_eq!(import.wait().unwrap().code(), Some(143), "{stderr}");
     let (_, skip) = stderr.trim().rsplit_once(' ').unwrap();
     let skip: u64 = skip.parse().expect(&stderr);
     assert!(skip > 0, "{stderr}");
