@@ -31,7 +31,7 @@ fn insert(tree: &Tiny, key: &str, seqno: u64) {
 }
 
 fn filled(keys: &[&str]) -> Arc<Tiny> {
-    let tree = Arc::new(Tiny::new());
+    let tree = Arc::new(Tiny::new(None));
     for key in keys {
         insert(&tree, key, 1);
     }
@@ -221,7 +221,7 @@ fn a_reader_sees_what_another_thread_finished() {
 fn versions_of_a_key_beside_a_get() {
     for late in [[7, 3], [3, 7], [3, 4]] {
         model(move || {
-            let tree = Arc::new(Tiny::new());
+            let tree = Arc::new(Tiny::new(None));
             insert(&tree, "k", 5);
             let writer = {
                 let tree = Arc::clone(&tree);
@@ -241,7 +241,7 @@ fn versions_of_a_key_beside_a_get() {
 fn versions_of_a_key_beside_walks() {
     for forward in [true, false] {
         model(move || {
-            let tree = Arc::new(Tiny::new());
+            let tree = Arc::new(Tiny::new(None));
             insert(&tree, "k", 5);
             let writer = {
                 let tree = Arc::clone(&tree);
