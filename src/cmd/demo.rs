@@ -175,7 +175,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     env.fs.create_dir_all(&dir)?;
     let report = play(args, &dir);
     // What is left over is in the system's directory for such things.
-    let _ = remove(&env, &dir);
+    let _ = env.fs.remove_dir_all(&dir);
     let report = report?;
     print(args, &report)?;
     if report.lost > 0 {
@@ -183,18 +183,6 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
         return Err(Failure::new(Exit::Corruption, detail));
     }
     Ok(())
-}
-
-fn remove(env: &Env, dir: &Path) -> firn_io::Result<()> {
-    for entry in env.fs.list(dir)? {
-        let path = dir.join(&entry.name);
-        if entry.is_dir {
-            remove(env, &path)?;
-        } else {
-            env.fs.remove_file(&path)?;
-        }
-    }
-    env.fs.remove_dir(dir)
 }
 
 fn play(args: &DemoArgs, dir: &Path) -> Result<Report> {

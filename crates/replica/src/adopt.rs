@@ -132,7 +132,7 @@ pub fn adopt(
         env.fs.sync_dir(root)?;
     }
     if env.fs.exists(&aside)? {
-        home.remove_dir(&aside)?;
+        env.fs.remove_dir_all(&aside)?;
     }
     Ok(true)
 }

@@ -172,28 +172,16 @@ impl Home {
             let number = state_number(&entry.name);
             let is_current = entry.name == self.state_name(self.state);
             if entry.is_dir && number.is_some() && !is_current {
-                self.remove_dir(&self.root.join(&entry.name))?;
+                self.fs.remove_dir_all(&self.root.join(&entry.name))?;
             }
         }
         let snapshots = self.snapshots();
         if self.fs.exists(&snapshots)? {
             for entry in self.fs.list(&snapshots)? {
-                self.remove_dir(&snapshots.join(&entry.name))?;
+                self.fs.remove_dir_all(&snapshots.join(&entry.name))?;
             }
         }
         Ok(())
-    }
-
-    /// Removes a directory with its files; directories in it stay, and then it does.
-    pub(crate) fn remove_dir(&self, dir: &Path) -> Result<()> {
-        for entry in self.fs.list(dir)? {
-            if entry.is_dir {
-                self.remove_dir(&dir.join(&entry.name))?;
-            } else {
-                self.fs.remove_file(&dir.join(&entry.name))?;
-            }
-        }
-        Ok(self.fs.remove_dir(dir)?)
     }
 
     fn state_name(&self, state: u64) -> String {
@@ -249,7 +237,7 @@ impl Home {
         let partial = self.root.join(format!("{name}.partial"));
         for dir in [self.root.join(name), partial.clone()] {
             if self.fs.exists(&dir)? {
-                self.remove_dir(&dir)?;
+                self.fs.remove_dir_all(&dir)?;
             }
         }
         self.fs.create_dir_durable(&partial)?;

@@ -46,7 +46,7 @@ use firn_engine::names::{self, FileKind};
 use firn_io::Env;
 use firn_io::checksum::crc32c;
 use firn_io::exec::Priority;
-use firn_io::fs::{File, Fs, OpenMode};
+use firn_io::fs::{File, OpenMode};
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use xxhash_rust::xxh3::Xxh3;
@@ -542,7 +542,7 @@ impl Inbox {
             for entry in fs.list(&dir)? {
                 let path = dir.join(&entry.name);
                 if entry.is_dir {
-                    remove_dir(fs, &path)?;
+                    fs.remove_dir_all(&path)?;
                 } else if wanted.contains(&entry.name) {
                     found.insert(entry.name, entry.len);
                 } else {
@@ -765,7 +765,7 @@ impl Inbox {
         let (fs, to) = (Arc::clone(&self.env.fs), ready.clone());
         let linked = in_background(&self.env, move || {
             if fs.exists(&to)? {
-                remove_dir(&fs, &to)?;
+                fs.remove_dir_all(&to)?;
             }
             fs.create_dir_durable(&to)?;
             for (from, to) in links {
@@ -804,26 +804,13 @@ impl Inbox {
         let (fs, dir) = (Arc::clone(&self.env.fs), self.dir.clone());
         let removed = in_background(&self.env, move || {
             if fs.exists(&dir)? {
-                remove_dir(&fs, &dir)?;
+                fs.remove_dir_all(&dir)?;
             }
             Ok(())
         });
         // What is left over is in nobody's way, and goes the next time.
         state.is_swept = removed.await.is_ok();
     }
-}
-
-/// Removes a directory with everything in it.
-fn remove_dir(fs: &Arc<dyn Fs>, dir: &Path) -> Result<()> {
-    for entry in fs.list(dir)? {
-        let path = dir.join(&entry.name);
-        if entry.is_dir {
-            remove_dir(fs, &path)?;
-        } else {
-            fs.remove_file(&path)?;
-        }
-    }
-    Ok(fs.remove_dir(dir)?)
 }
 
 #[cfg(test)]

@@ -111,6 +111,18 @@ pub trait Fs: Send + Sync + Debug {
     fn remove_file(&self, path: &Path) -> Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> Result<()>;
+    /// Removes a directory with everything in it. An error leaves what is left.
+    fn remove_dir_all(&self, path: &Path) -> Result<()> {
+        for entry in self.list(path)? {
+            let inner = path.join(&entry.name);
+            if entry.is_dir {
+                self.remove_dir_all(&inner)?;
+            } else {
+                self.remove_file(&inner)?;
+            }
+        }
+        self.remove_dir(path)
+    }
     /// Gives a file or directory another name, atomically replacing a file that has it.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Gives a file a second name.

@@ -171,6 +171,25 @@ fn directory_operations_survive_in_order() {
 }
 
 #[test]
+fn a_directory_is_removed_with_everything_in_it() {
+    let (mem, os) = (MemFs::new(), OsFs::new());
+    let room = tempfile::tempdir().unwrap();
+    let both: [(&dyn Fs, &Path); 2] = [(&mem, Path::new("/r")), (&os, room.path())];
+    for (fs, root) in both {
+        let dir = root.join("d");
+        fs.create_dir_all(&dir.join("a/b")).unwrap();
+        fs.create_dir_all(&root.join("beside")).unwrap();
+        for name in ["f", "a/g", "a/b/h"] {
+            fs.open(&dir.join(name), OpenMode::CreateNew).unwrap();
+        }
+        fs.remove_dir_all(&dir).unwrap();
+        assert!(!fs.exists(&dir).unwrap());
+        assert!(fs.exists(&root.join("beside")).unwrap());
+        assert!(fs.remove_dir_all(&dir).is_err());
+    }
+}
+
+#[test]
 fn a_rename_between_directories_is_never_half_done() {
     let fs = disk();
     fs.create_dir_all(p("/e")).unwrap();
