@@ -47,8 +47,8 @@ class Server:
         os.makedirs(directory)
         kind, mode = name.split("-", 1)
         if kind in ("firn", "base"):
-            command = [args.firn if kind == "firn" else args.base, "serve", "--data-dir", directory, "--http", "127.0.0.1:0",
-                       "--resp", f"127.0.0.1:{self.port}", "--durability", mode, "--log-level", "warn"]
+            command = [args.firn if kind == "firn" else args.base, "serve", "--data-dir", directory,
+                       "--http", "127.0.0.1:0", "--resp", f"127.0.0.1:{self.port}", "--durability", mode, "--log-level", "warn"]
         else:
             command = [args.redis if kind == "redis" else args.valkey, "--port", str(self.port),
                        "--dir", directory, "--save", "", *LOGS[mode]]
