@@ -26,9 +26,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::key::FileId;
+use crate::prefetch::{prefetch_lines, prefetch_span};
 
 /// Memory that a block takes beside its bytes: the allocation's own, and its share of the tables.
 const WEIGHT_BESIDE: usize = 32 + 64;
@@ -47,6 +48,16 @@ impl Block {
     #[inline]
     pub(crate) fn image(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Has the memory fetched that a user of the block reads first.
+    #[inline]
+    fn prefetch(&self) {
+        let image = self.image();
+        // The reference counts lie before the image.
+        prefetch_span(image.as_ptr().wrapping_sub(16), 64);
+        let index = image.len().saturating_sub(INDEX_BYTES);
+        prefetch_span(image.as_ptr().wrapping_add(index), INDEX_BYTES);
     }
 
     /// Memory that it takes, in bytes.
@@ -142,6 +153,9 @@ struct Slot {
     uses: AtomicU8,
 }
 
+/// So much of the end of a block is fetched ahead: the index that is searched first lies there, eight
+/// bytes for each entry.
+const INDEX_BYTES: usize = 256;
 /// More uses are not told apart.
 const MAX_USES: u8 = 3;
 /// Ghosts that share a row.
@@ -208,9 +222,32 @@ impl Shard {
         }
     }
 
+    /// The first slot with this tag, which most likely is that of the only key with it.
+    #[inline]
+    fn probe(&self, tag: u32) -> Option<usize> {
+        let mask = self.mask();
+        let mut place = tag as usize & mask;
+        loop {
+            let entry = self.index[place];
+            if entry == FREE {
+                return None;
+            }
+            if (entry >> 32) as u32 == tag {
+                return Some((entry as u32 - 1) as usize);
+            }
+            place = (place + 1) & mask;
+        }
+    }
+
     #[inline]
     fn get(&self, key: Key, tag: u32) -> Option<Block> {
-        let slot = &self.slots[self.find(key, tag)?];
+        self.take(self.find(key, tag)?)
+    }
+
+    /// The block of a slot, whose use is noted.
+    #[inline]
+    fn take(&self, slot: usize) -> Option<Block> {
+        let slot = &self.slots[slot];
         let uses = slot.uses.load(Ordering::Relaxed);
         // Written only when it changes: readers on all cores share this line.
         if uses < MAX_USES {
@@ -349,6 +386,17 @@ fn no_ghosts(count: usize) -> Vec<[AtomicU32; GHOST_ROW]> {
         .collect()
 }
 
+/// A step of a lookup of several blocks, see [`BlockCache::get_many`].
+struct Lookup<'c> {
+    shard: RwLockReadGuard<'c, Shard>,
+    key: Key,
+    tag: u32,
+    slot: Option<usize>,
+}
+
+/// So many blocks are looked up side by side: about as many as the processor can wait for. At most 32.
+const TOGETHER: usize = 16;
+
 /// How many pairs of counters there are, so that threads rarely share a cache line.
 const STRIPES: usize = 8;
 
@@ -418,15 +466,87 @@ impl BlockCache {
         let key = Key { file, offset };
         let (shard, tag) = self.shard(key.hash());
         let found = shard.read().get(key, tag);
+        let hits = u64::from(found.is_some());
+        self.count(offset, hits, 1 - hits);
+        found
+    }
+
+    #[inline]
+    fn count(&self, offset: u64, hits: u64, misses: u64) {
         // Any spread will do: one hot block is better counted in one place than all in one.
         let counts = &self.counts[(offset >> 10) as usize % STRIPES];
-        let count = if found.is_some() {
-            &counts.hits
-        } else {
-            &counts.misses
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        found
+        for (count, n) in [(&counts.hits, hits), (&counts.misses, misses)] {
+            if n > 0 {
+                count.fetch_add(n, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// [`get`](Self::get) for several blocks of one file. Each step of a lookup is done for up to
+    /// [`TOGETHER`] of them before the next, so that the processor waits for the memory of many at
+    /// once. `found` gets what was found, with its place among the offsets.
+    pub(crate) fn get_many(
+        &self,
+        file: FileId,
+        offsets: &[u64],
+        mut found: impl FnMut(usize, Option<Block>),
+    ) {
+        for (chunk, offsets) in offsets.chunks(TOGETHER).enumerate() {
+            let mut lookups: [Option<Lookup<'_>>; TOGETHER] = [const { None }; TOGETHER];
+            for (lookup, &offset) in lookups.iter_mut().zip(offsets) {
+                let key = Key { file, offset };
+                let (shard, tag) = self.shard(key.hash());
+                // Without waiting: a writer may wait for a shard that is locked here for another block.
+                *lookup = shard.try_read().map(|shard| {
+                    prefetch_lines(&shard.index[tag as usize & shard.mask()], 1);
+                    Lookup {
+                        shard,
+                        key,
+                        tag,
+                        slot: None,
+                    }
+                });
+            }
+            for lookup in lookups.iter_mut().flatten() {
+                lookup.slot = lookup.shard.probe(lookup.tag);
+                if let Some(slot) = lookup.slot {
+                    // It may lie across two lines.
+                    let slot = &lookup.shard.slots[slot];
+                    prefetch_lines(&slot.key, 1);
+                    prefetch_lines(&slot.block, 1);
+                }
+            }
+            for lookup in lookups.iter_mut().flatten() {
+                if let Some(slot) = lookup.slot
+                    && lookup.shard.slots[slot].key != lookup.key
+                {
+                    lookup.slot = lookup.shard.find(lookup.key, lookup.tag);
+                }
+                let slot = lookup.slot.map(|slot| &lookup.shard.slots[slot]);
+                if let Some(block) = slot.and_then(|slot| slot.block.as_ref()) {
+                    block.prefetch();
+                }
+            }
+            let (mut hits, mut misses, mut left) = (0, 0, 0_u32);
+            for (i, lookup) in lookups.into_iter().take(offsets.len()).enumerate() {
+                let Some(lookup) = lookup else {
+                    left |= 1 << i;
+                    continue;
+                };
+                let block = lookup.slot.and_then(|slot| lookup.shard.take(slot));
+                match block {
+                    Some(_) => hits += 1,
+                    None => misses += 1,
+                }
+                found(TOGETHER * chunk + i, block);
+            }
+            self.count(offsets[0], hits, misses);
+            while left != 0 {
+                let i = left.trailing_zeros() as usize;
+                found(TOGETHER * chunk + i, self.get(file, offsets[i]));
+                left &= left - 1;
+            }
+        }
     }
 
     /// Keeps `block` for later, maybe pushing out others.
@@ -563,6 +683,66 @@ mod tests {
         let cache = BlockCache::new(0);
         cache.insert(FileId(1), 0, block(10));
         assert!(cache.get(FileId(1), 0).is_none());
+    }
+
+    #[test]
+    fn several_are_found_as_one_by_one() {
+        let cache = BlockCache::new(8 << 20);
+        // Every third is here, and another file's of the same offset is not confused with it.
+        for i in 0..300 {
+            cache.insert(FileId(1 + i % 3), i * 4096, block(1 + i as usize));
+        }
+        let offsets: Vec<u64> = (0..300).rev().map(|i| i * 4096).collect();
+        let before = cache.stats();
+        let mut told = Vec::new();
+        cache.get_many(FileId(1), &offsets, |i, found| {
+            told.push((i, found.map(|b| b.image().len())));
+        });
+        told.sort_unstable();
+        let one = |offset| cache.get(FileId(1), offset).map(|b| b.image().len());
+        assert_eq!(
+            told,
+            offsets
+                .iter()
+                .map(|&o| one(o))
+                .enumerate()
+                .collect::<Vec<_>>()
+        );
+        // Both were counted alike.
+        let after = cache.stats();
+        assert_eq!(
+            (after.hits - before.hits, after.misses - before.misses),
+            (200, 400)
+        );
+        cache.get_many(FileId(1), &[], |_, _| panic!("nothing was asked for"));
+    }
+
+    /// Those whose shard is locked are found when it is free again.
+    #[test]
+    fn several_beside_writers() {
+        let cache = BlockCache::new(4 << 20);
+        assert_eq!(cache.shards.len(), 2);
+        let offsets: Vec<u64> = (0..64).map(|i| i * 4096).collect();
+        for &offset in &offsets {
+            cache.insert(FileId(1), offset, block(100));
+        }
+        let locked = cache.shards[0].write();
+        std::thread::scope(|scope| {
+            let (asked, told) = std::sync::mpsc::channel();
+            let (cache, offsets) = (&cache, &offsets);
+            let reader = scope.spawn(move || {
+                let mut seen = vec![false; offsets.len()];
+                cache.get_many(FileId(1), offsets, |i, found| {
+                    seen[i] = found.is_some();
+                    asked.send(i).unwrap();
+                });
+                seen
+            });
+            // One of the other shard comes through.
+            told.recv().unwrap();
+            drop(locked);
+            assert!(reader.join().unwrap().iter().all(|&seen| seen));
+        });
     }
 
     /// A shard's parts agree with each other.

@@ -127,9 +127,51 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
+/// Eight bytes of `key` from `skip` on, as an integer that orders like them. Where the key ends
+/// zeros stand in, so equal windows do not mean equal keys: `a` and `a\0` have the same.
+#[inline]
+pub(crate) fn window(key: &[u8], skip: usize) -> u64 {
+    let len = key.len().saturating_sub(skip);
+    if len >= 8
+        && let Some(bytes) = key[skip..].first_chunk()
+    {
+        return u64::from_le_bytes(*bytes).swap_bytes();
+    }
+    match key.last_chunk() {
+        _ if len == 0 => 0,
+        // The last eight bytes, without those before `skip`: one read, unlike a copy of a few bytes.
+        Some(bytes) => u64::from_le_bytes(*bytes).swap_bytes() << (64 - 8 * len),
+        None => {
+            let bytes = key[skip..].iter().zip((0..64).step_by(8).rev());
+            bytes.fold(0, |word, (&byte, shift)| word | u64::from(byte) << shift)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_order_like_the_bytes() {
+        let key = b"0123456789";
+        for len in 0..=key.len() {
+            for skip in 0..=12 {
+                let mut bytes = [0; 8];
+                let rest = key[..len].get(skip..).unwrap_or_default();
+                let kept = rest.len().min(8);
+                bytes[..kept].copy_from_slice(&rest[..kept]);
+                let wanted = u64::from_le_bytes(bytes).swap_bytes();
+                assert_eq!(
+                    window(&key[..len], skip),
+                    wanted,
+                    "{len} bytes from {skip} on"
+                );
+            }
+        }
+        assert!(window(b"a", 0) < window(b"a\x01", 0));
+        assert!(window(b"a\xff", 0) < window(b"b", 0));
+    }
 
     #[test]
     fn trailer_packs_and_orders() {

@@ -72,7 +72,7 @@ impl Core {
         let mut left: Vec<&[u8]> = keys.to_vec();
         let mut places: Vec<(usize, SeqNo)> =
             (0..keys.len()).map(|place| (place, SeqNo::ZERO)).collect();
-        let mut links = Vec::new();
+        let mut ways = Vec::new();
         for memtable in &memtables {
             if memtable.has_range_tombstones() {
                 let tombstones = memtable.range_tombstones();
@@ -84,7 +84,7 @@ impl Core {
             let mut kept = 0;
             let mut failed = None;
             let mut misses = Vec::with_capacity(left.len());
-            memtable.get_many(&left, snapshot, &mut links, |at, found| {
+            memtable.get_many(&left, snapshot, &mut ways, |at, found| {
                 let Some((trailer, value)) = found else {
                     misses.push(at);
                     return;

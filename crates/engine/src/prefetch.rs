@@ -1,33 +1,33 @@
-//! A word to the processor: this memory will be read soon.
+//! A word to the processor: this memory will be read soon. Costs an instruction for each cache line and
+//! never a wait for it. Does nothing on processors other than x86-64.
 #![allow(unsafe_code, reason = "there is no safe prefetch")]
 
-/// The same for a value, up to its first eight lines, every `step`th of them.
+/// The memory of a value, up to its first eight lines, every `step`th of them.
 #[inline]
 pub(crate) fn prefetch_lines<T>(value: &T, step: usize) {
-    #[cfg(target_arch = "x86_64")]
+    let at = std::ptr::from_ref(value).cast::<u8>();
     for line in (0..size_of::<T>().div_ceil(64).min(8)).step_by(step) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let at = std::ptr::from_ref(value)
-            .cast::<i8>()
-            .wrapping_add(64 * line);
-        // SAFETY: as below; the address is inside of the value.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        prefetch(at.wrapping_add(64 * line));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (value, step);
 }
 
-/// Asks the processor to have the cache line of `byte` ready, if there is a byte. Costs one instruction
-/// and never a wait. Does nothing on processors other than x86-64.
+/// The `len` bytes from `at` on, in steps of a line; there need be nothing.
 #[inline]
-pub(crate) fn prefetch(byte: Option<&u8>) {
+pub(crate) fn prefetch_span(at: *const u8, len: usize) {
+    for offset in (0..len).step_by(64) {
+        prefetch(at.wrapping_add(offset));
+    }
+}
+
+#[inline]
+fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(byte) = byte {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch changes nothing that the program could see and cannot fault, whatever the
-        // address; this one is a reference's besides. Not run under Miri, which has no prefetch.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()) };
+        // address. Not run under Miri, which has no prefetch.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = byte;
+    let _ = at;
 }

@@ -36,7 +36,7 @@
     reason = "nodes are shared with readers that take no lock"
 )]
 
-mod many;
+pub(crate) mod many;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -45,7 +45,7 @@ use std::sync::Arc;
 
 use std::cmp::Ordering as Order;
 
-use crate::key::{Kind, SeqNo, Trailer};
+use crate::key::{Kind, SeqNo, Trailer, window};
 use crate::memtable::arena::{Arena, Entry, Header};
 use crate::memtable::pool::ChunkPool;
 use crate::sync::{
@@ -90,7 +90,7 @@ struct Inner<const I: usize> {
 }
 
 /// A pointer to a node: bit 0 tells a leaf, bits 1 to 7 are the generation.
-pub(crate) type Link = *mut u8;
+type Link = *mut u8;
 
 fn link_to_leaf<const L: usize>(leaf: &Leaf<L>) -> Link {
     let generation = leaf.generation.load(Ordering::Relaxed) as usize;
@@ -114,29 +114,6 @@ fn is_leaf(link: Link) -> bool {
 
 fn generation(link: Link) -> u32 {
     (link.addr() as u32 & 0xff) >> 1
-}
-
-/// Eight bytes of `key` from `skip` on, as an integer that orders like them. Where the key ends
-/// zeros stand in, so equal windows do not mean equal keys: `a` and `a\0` have the same.
-#[inline]
-pub(super) fn window(key: &[u8], skip: usize) -> u64 {
-    let rest = key.get(skip..).unwrap_or_default();
-    if let Some(bytes) = rest.first_chunk() {
-        u64_from_big_endian(*bytes)
-    } else {
-        let mut bytes = [0; 8];
-        bytes[..rest.len()].copy_from_slice(rest);
-        u64_from_big_endian(bytes)
-    }
-}
-
-#[inline]
-#[allow(
-    clippy::big_endian_bytes,
-    reason = "big-endian integers order like the bytes; not stored"
-)]
-const fn u64_from_big_endian(bytes: [u8; 8]) -> u64 {
-    u64::from_be_bytes(bytes)
 }
 
 fn common_prefix(a: &[u8], b: &[u8]) -> usize {
@@ -304,18 +281,22 @@ impl<const I: usize> Inner<I> {
             }
         }
         let wanted = window(key, (skip & !VERIFY) as usize);
-        // The last child whose separator's window is smaller: steps without branches.
-        let (mut base, mut size) = (0, len);
-        while size > 1 {
-            let half = size / 2;
-            let middle = base + half;
-            base = if self.window[middle].load(Ordering::Relaxed) < wanted {
-                middle
-            } else {
-                base
-            };
-            size -= half;
+        // The last child whose separator's window is smaller: how many of them are, first of every
+        // eighth, then of the eight behind the last of these. No step waits for the one before, and
+        // none is a branch.
+        let smaller = |i: usize| {
+            let less = self.window[i].load(Ordering::Relaxed) < wanted;
+            usize::from(i < len) & usize::from(less)
+        };
+        let mut base = 0;
+        for i in (8..I).step_by(8) {
+            base += 8 * smaller(i);
         }
+        let mut near = 0;
+        for i in base + 1..(base + 8).min(I) {
+            near += smaller(i);
+        }
+        base += near;
         let mut ties = base + 1;
         while ties < len && self.window[ties].load(Ordering::Relaxed) == wanted {
             ties += 1;

@@ -15,9 +15,9 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::key::{Kind, SeqNo};
+use crate::key::{Kind, SeqNo, window};
 use crate::memtable::arena::{Entry, Header};
-use crate::memtable::btree::{Counts, Sorted, Tree, window};
+use crate::memtable::btree::{Counts, Sorted, Tree};
 use crate::memtable::{INNER, LEAF, Memtable};
 
 /// Entries in a run: their notes fit into a processor's cache.

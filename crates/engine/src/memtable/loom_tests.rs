@@ -46,6 +46,19 @@ fn get(tree: &Tiny, key: &str, snapshot: u64) -> Option<u64> {
     Some(entry.seqno().0)
 }
 
+/// The same for the newest versions of keys that are looked for together.
+fn get_many<const N: usize>(tree: &Tiny, keys: [&str; N]) -> [Option<u64>; N] {
+    let mut seen = [None; N];
+    tree.heads(&keys.map(str::as_bytes), &mut Vec::new(), |at, head| {
+        seen[at] = head.map(|entry| {
+            assert_eq!(entry.key(), keys[at].as_bytes());
+            assert_eq!(entry.value(), value(keys[at], entry.seqno().0));
+            entry.seqno().0
+        });
+    });
+    seen
+}
+
 /// All keys, in order of the walk. Entries are whole, no (key, number) comes twice.
 fn walk(tree: &Arc<Tiny>, forward: bool) -> Vec<(String, u64)> {
     let mut cursor = Cursor::new(Arc::clone(tree));
@@ -178,6 +191,24 @@ fn an_inner_node_that_is_used_again_beside_gets() {
     });
     beside_inserts(&["b", "h", "d"], &["f", "g"], |tree| {
         assert_eq!(get(tree, "b", 9), Some(1));
+    });
+}
+
+#[test]
+fn leaves_that_are_split_and_used_again_beside_keys_together() {
+    beside_inserts(&["b", "f"], &["d", "e"], |tree| {
+        let [b, d, f] = get_many(tree, ["b", "d", "f"]);
+        assert_eq!((b, f), (Some(1), Some(1)));
+        assert!(d.is_none_or(|seqno| seqno == 2));
+        // What was seen stays.
+        assert!(d.is_none() || get(tree, "d", 9) == d);
+    });
+}
+
+#[test]
+fn an_inner_node_that_is_used_again_beside_keys_together() {
+    beside_inserts(&["b", "h", "d"], &["f", "g"], |tree| {
+        assert_eq!(get_many(tree, ["h", "b"]), [Some(1), Some(1)]);
     });
 }
 

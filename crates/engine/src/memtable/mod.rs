@@ -31,7 +31,7 @@ use crate::iterator::InternalIterator;
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::memtable::btree::{Cursor, Tree};
 
-pub(crate) use crate::memtable::btree::Link;
+pub(crate) use crate::memtable::btree::many::Way;
 use crate::range_del::{RangeTombstone, RangeTombstones};
 
 pub use self::load::{Loader, Run};
@@ -101,15 +101,15 @@ impl Memtable {
     }
 
     /// [`get`](Self::get) for many keys, which is faster than one by one. `found` is told of each, by its
-    /// place in `keys`; `links` is room to work in.
+    /// place in `keys`; `ways` is room to work in.
     pub(crate) fn get_many<'a>(
         &'a self,
         keys: &[&[u8]],
         snapshot: SeqNo,
-        links: &mut Vec<Link>,
+        ways: &mut Vec<Way>,
         mut found: impl FnMut(usize, Option<(Trailer, &'a [u8])>),
     ) {
-        self.tree.heads(keys, links, |at, head| {
+        self.tree.heads(keys, ways, |at, head| {
             let entry = head.and_then(|head| head.visible(snapshot));
             found(at, entry.map(|entry| (entry.trailer(), entry.value())));
         });

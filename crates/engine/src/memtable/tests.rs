@@ -425,6 +425,18 @@ fn stress<const L: usize, const I: usize>(writers: u64, keys_each: u64) {
                         cursor.seek(&key);
                         assert_eq!(cursor.entry().unwrap().key(), key);
                     }
+                    // Several together.
+                    let mut wanted = Vec::new();
+                    for (writer, announced) in (0..writers).zip(announced) {
+                        let count = announced.load(Ordering::Acquire);
+                        let some = (0..count.min(20)).map(|_| random(&mut state) % count);
+                        wanted.extend(some.map(|n| key_of(writer, n)));
+                    }
+                    let keys: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
+                    tree.heads(&keys, &mut Vec::new(), |at, head| {
+                        let entry = head.expect("announced");
+                        assert_eq!((entry.key(), entry.value()), (keys[at], keys[at]));
+                    });
                     let counts: Vec<_> = announced
                         .iter()
                         .map(|a| a.load(Ordering::Acquire))

@@ -47,14 +47,17 @@ use firn_io::codec::{
     get_u32, get_u64, get_varint_u32, get_varint_u64, put_varint_u32, put_varint_u64,
 };
 
-use crate::key::SeqNo;
+use crate::key::{SeqNo, window};
 use crate::options::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::prefetch::prefetch_span;
 use crate::sstable::stored::{self, Bad};
 
 /// The least bytes of an entry: three lengths and a kind.
 const MIN_ENTRY_BYTES: usize = 4;
 /// The most bytes before the columns.
 const MAX_HEAD_BYTES: usize = 3 * 5 + 1 + 10;
+/// So much of an entry is fetched ahead: a short key and a short value.
+const BODY_BYTES: usize = 128;
 /// No block is larger: one entry with the longest key and value fits, with room for a block's worth
 /// of entries before it.
 pub(crate) const MAX_BLOCK_BYTES: usize = MAX_VALUE_BYTES + 2 * MAX_KEY_BYTES + (16 << 20);
@@ -480,7 +483,7 @@ fn ordered_prefix(bytes: &[u8], offset: usize, len: usize) -> u32 {
         Some(chunk) => u32::from_le_bytes(*chunk).swap_bytes(),
         None => {
             let rest = bytes.get(offset..).unwrap_or_default();
-            return ordered_prefix_of(&rest[..len.min(rest.len())]);
+            return first_window(&rest[..len.min(rest.len())], 0);
         }
     };
     if len >= 4 {
@@ -490,19 +493,10 @@ fn ordered_prefix(bytes: &[u8], offset: usize, len: usize) -> u32 {
     }
 }
 
-/// The first four bytes as an integer in the order of bytes, filled with zeros.
+/// The upper half of [`window`].
 #[inline]
-fn ordered_prefix_of(bytes: &[u8]) -> u32 {
-    match bytes.first_chunk() {
-        Some(chunk) => u32::from_le_bytes(*chunk).swap_bytes(),
-        None => {
-            let mut word = 0;
-            for (i, &byte) in bytes.iter().enumerate() {
-                word |= u32::from(byte) << (24 - 8 * i);
-            }
-            word
-        }
-    }
+fn first_window(bytes: &[u8], skip: usize) -> u32 {
+    (window(bytes, skip) >> 32) as u32
 }
 
 /// What a search for one key in a block found.
@@ -774,10 +768,10 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The entries (from, to) whose prefix is that of `tail`.
+    /// The entries (from, to) whose prefix is that of a key, which is at least as long as the common prefix.
     #[inline]
-    fn same_prefix(&self, tail: &[u8]) -> (usize, usize) {
-        let wanted = ordered_prefix_of(tail);
+    fn same_prefix(&self, key: &[u8]) -> (usize, usize) {
+        let wanted = first_window(key, self.layout.common as usize);
         let from = self.index.partition_point(|p| prefix_in(p) < wanted);
         // Usually none or one: look at a few before halving the rest.
         let rest = &self.index[from..];
@@ -832,20 +826,52 @@ impl<'a> View<'a> {
         match head.cmp(prefix) {
             Ordering::Less => 0,
             Ordering::Greater => n,
-            Ordering::Equal => self.halve(self.same_prefix(tail), tail, trailer).0,
+            Ordering::Equal => self.halve(self.same_prefix(key), tail, trailer).0,
         }
     }
 
     /// The newest entry of `key` whose trailer is at most `trailer`.
+    #[inline]
+    pub(crate) fn get(&self, key: &[u8], trailer: u64) -> Found {
+        self.get_among(self.candidates(key), key, trailer)
+    }
+
+    /// The entries (from, to) that may be of `key`, by what the index has of them.
+    #[inline]
+    pub(crate) fn candidates(&self, key: &[u8]) -> (usize, usize) {
+        if key.len() < self.layout.common as usize {
+            return (0, 0);
+        }
+        self.same_prefix(key)
+    }
+
+    /// Has what [`get_among`](Self::get_among) reads of the first candidate fetched, and its value.
+    #[inline]
+    pub(crate) fn prefetch(&self, (from, to): (usize, usize)) {
+        if from < to {
+            let layout = &self.layout;
+            let base = self.bytes.as_ptr();
+            // The columns, from the lengths of the entry to its sequence number.
+            let first = layout.columns as usize + from;
+            let last = layout.kinds() + layout.count() + usize::from(layout.seqno_width) * from;
+            prefetch_span(base.wrapping_add(first), last - first);
+            let restart = from - from % self.layout.restart_interval as usize;
+            for i in [restart, from] {
+                let at = self.layout.offset(self.bytes, i);
+                prefetch_span(base.wrapping_add(at), BODY_BYTES);
+            }
+        }
+    }
+
+    /// [`get`](Self::get) among the [`candidates`](Self::candidates).
     ///
     /// What the keys of the block have in common is compared last, and with the restart point of
     /// the entry found, not with the first key: that spares a cache line.
     #[inline]
-    pub(crate) fn get(&self, key: &[u8], trailer: u64) -> Found {
+    pub(crate) fn get_among(&self, range: (usize, usize), key: &[u8], trailer: u64) -> Found {
         let Some((head, tail)) = key.split_at_checked(self.layout.common as usize) else {
             return Found::Nothing;
         };
-        let range = self.same_prefix(tail);
         if range.0 == range.1 {
             return Found::Nothing;
         }
@@ -964,9 +990,7 @@ mod tests {
 
     #[test]
     fn prefixes_keep_the_order_of_bytes() {
-        assert_eq!(ordered_prefix_of(b""), 0);
-        assert_eq!(ordered_prefix_of(b"\x01\x02"), 0x0102_0000);
-        assert_eq!(ordered_prefix_of(b"\x01\x02\x03\x04\x05"), 0x0102_0304);
+        assert_eq!(first_window(b"\x01\x02\x03\x04\x05", 1), 0x0203_0405);
         assert_eq!(ordered_prefix(b"\x01\x02\x03\x04\x05", 1, 2), 0x0203_0000);
         assert_eq!(ordered_prefix(b"\x01\x02\x03\x04\x05", 1, 0), 0);
         assert_eq!(common_prefix(b"abcdefghij", b"abcdefghiX"), 9);

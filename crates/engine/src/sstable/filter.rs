@@ -19,6 +19,8 @@
 use firn_io::checksum::xxh3_64;
 use firn_io::codec::{Reader, put_u32};
 
+use crate::prefetch::prefetch_lines;
+
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 8;
 const LINE_BYTES: usize = 64;
@@ -110,6 +112,14 @@ impl Filter {
             }
         }
         filter
+    }
+
+    /// Has the line that [`may_contain`](Self::may_contain) reads fetched.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        if let Some(line) = self.lines.get(line_of(hash, self.lines.len())) {
+            prefetch_lines(line, 1);
+        }
     }
 
     /// Whether the key with this hash may be in the table; `false` is certain.

@@ -18,6 +18,8 @@
 
 use firn_io::codec::{Reader, put_bytes, put_varint_u64};
 
+use crate::key::window;
+use crate::prefetch::prefetch_lines;
 use crate::sstable::block::common_prefix;
 use crate::sstable::stored::ENVELOPE_BYTES;
 
@@ -122,21 +124,6 @@ pub(crate) struct Index {
     long_ends: Vec<u32>,
 }
 
-/// The first eight bytes as an integer in the order of bytes, filled with zeros.
-#[inline]
-fn ordered_prefix(bytes: &[u8]) -> u64 {
-    match bytes.first_chunk() {
-        Some(chunk) => u64::from_le_bytes(*chunk).swap_bytes(),
-        None => {
-            let mut word = 0;
-            for (i, &byte) in bytes.iter().enumerate() {
-                word |= u64::from(byte) << (56 - 8 * i);
-            }
-            word
-        }
-    }
-}
-
 impl Index {
     /// Decodes an index whose blocks lie in the first `data_bytes` of the file and fill them.
     pub(crate) fn decode(bytes: &[u8], data_bytes: u64) -> Result<Self, &'static str> {
@@ -175,7 +162,7 @@ impl Index {
                 });
             }
             if let Some(group) = groups.last_mut() {
-                group.prefixes[i % FANOUT] = ordered_prefix(tail);
+                group.prefixes[i % FANOUT] = window(tail, 0);
                 group.ends[i % FANOUT] = u32::try_from(offset - group.base).or(Err(OUTSIDE))?;
                 group.lens[i % FANOUT] = tail.len().min(8) as u8;
             }
@@ -298,7 +285,7 @@ impl Index {
     #[inline]
     pub(crate) fn separator_is(&self, i: usize, key: &[u8]) -> bool {
         key.strip_prefix(&self.common[..]).is_some_and(|tail| {
-            ordered_prefix(tail) == self.prefix(i) && rest_of(tail) == self.rest(i)
+            window(key, self.common.len()) == self.prefix(i) && rest_of(tail) == self.rest(i)
         })
     }
 
@@ -306,14 +293,25 @@ impl Index {
     /// before it. The number of blocks if there is none.
     #[inline]
     pub(crate) fn find(&self, key: &[u8]) -> usize {
+        match self.descend(key) {
+            Ok(from) => self.find_from(from, key),
+            Err(block) => block,
+        }
+    }
+
+    /// The way of [`find`](Self::find) down to a group, whose memory is fetched: the number of its
+    /// first block, for [`find_from`](Self::find_from). An error is the answer of `find`, for a key
+    /// that has not what all separators have in common.
+    #[inline]
+    pub(crate) fn descend(&self, key: &[u8]) -> Result<usize, usize> {
         let n = self.len;
-        let Some((head, tail)) = key.split_at_checked(self.common.len()) else {
-            return if key < &self.common[..] { 0 } else { n };
+        let Some((head, _)) = key.split_at_checked(self.common.len()) else {
+            return Err(if key < &self.common[..] { 0 } else { n });
         };
         if common_prefix(head, &self.common) < head.len() {
-            return if *head < self.common[..] { 0 } else { n };
+            return Err(if *head < self.common[..] { 0 } else { n });
         }
-        let wanted = ordered_prefix(tail);
+        let wanted = window(key, self.common.len());
         // Of the entries below one, all before the last smaller one are smaller too.
         let mut from = 0;
         for step in &self.pyramid {
@@ -321,6 +319,18 @@ impl Index {
             let smaller = part.iter().filter(|&&p| p < wanted).count();
             from = (from + smaller.saturating_sub(1)) * FANOUT;
         }
+        if let Some(group) = self.groups.get(from / FANOUT) {
+            prefetch_lines(group, 1);
+        }
+        Ok(from)
+    }
+
+    /// The rest of the way; see [`descend`](Self::descend).
+    #[inline]
+    pub(crate) fn find_from(&self, from: usize, key: &[u8]) -> usize {
+        let n = self.len;
+        let tail = key.get(self.common.len()..).unwrap_or_default();
+        let wanted = window(key, self.common.len());
         let Some(group) = self.groups.get(from / FANOUT) else {
             return n;
         };

@@ -13,7 +13,6 @@ use firn_io::fs::Advice;
 use crate::cache::Block;
 use crate::error::Result;
 use crate::key::SeqNo;
-use crate::prefetch::prefetch;
 use crate::sstable::reader::{Search, Table, TableEntry, newest_trailer};
 
 /// A key that is looked for.
@@ -24,9 +23,13 @@ pub(crate) struct Wanted<'k> {
     pub(crate) hash: u64,
     /// What was found.
     pub(crate) found: Option<TableEntry>,
+    /// See [`Index::descend`](crate::sstable::index::Index::descend).
+    way: std::result::Result<usize, usize>,
     /// Which block may have it, and that block, if it is cached.
     block: usize,
     cached: Option<Block>,
+    /// Where in it.
+    candidates: (usize, usize),
 }
 
 /// No block has it.
@@ -38,8 +41,10 @@ impl<'k> Wanted<'k> {
             key,
             hash,
             found: None,
+            way: Err(NONE),
             block: NONE,
             cached: None,
+            candidates: (0, 0),
         }
     }
 }
@@ -49,36 +54,43 @@ impl Table {
     /// [`Table::get`] for one. Does not look at range tombstones.
     pub(crate) fn get_many(&self, wanted: &mut [Wanted<'_>], snapshot: SeqNo) -> Result<()> {
         let newest = newest_trailer(snapshot);
-        let blocks = self.index().len();
+        let index = self.index();
+        for w in wanted.iter() {
+            self.prefetch_filter(w.hash);
+        }
         for w in wanted.iter_mut() {
-            w.block = if self.may_contain(w.hash) { 0 } else { NONE };
+            w.way = match self.may_contain(w.hash) {
+                true => index.descend(w.key),
+                false => Err(NONE),
+            };
         }
-        for w in wanted.iter_mut().filter(|w| w.block != NONE) {
-            let block = self.index().find(w.key);
-            w.block = if block < blocks { block } else { NONE };
-        }
-        for w in wanted.iter_mut().filter(|w| w.block != NONE) {
-            w.cached = self.cache().get(self.id(), self.index().block(w.block).0);
-            if let Some(block) = &w.cached {
-                // The header, and the index at the end, which is searched first.
-                let image = block.image();
-                prefetch(image.first());
-                prefetch(image.get(image.len().saturating_sub(64)));
-                prefetch(image.last());
+        let mut asked = Vec::with_capacity(wanted.len());
+        let mut offsets = Vec::with_capacity(wanted.len());
+        for (i, w) in wanted.iter_mut().enumerate() {
+            w.block = match w.way {
+                Ok(from) => index.find_from(from, w.key),
+                Err(block) => block,
+            };
+            if w.block < index.len() {
+                asked.push(i);
+                offsets.push(index.block(w.block).0);
             }
         }
         let mut missing = Vec::new();
-        for (i, w) in wanted
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, w)| w.block != NONE)
-        {
-            match w.cached.take() {
+        self.cache().get_many(self.id(), &offsets, |i, block| {
+            let w = &mut wanted[asked[i]];
+            match block {
                 Some(block) => {
-                    let found = block.search(w.key, newest);
-                    self.take(w, found, snapshot)?;
+                    w.candidates = block.candidates(w.key);
+                    w.cached = Some(block);
                 }
-                None => missing.push((w.block, i)),
+                None => missing.push((w.block, asked[i])),
+            }
+        });
+        for w in wanted.iter_mut() {
+            if let Some(block) = w.cached.take() {
+                let found = block.search_among(w.candidates, w.key, newest);
+                self.take(w, found, snapshot)?;
             }
         }
         if missing.is_empty() {

@@ -40,13 +40,36 @@ pub(crate) enum Search {
 impl Block {
     /// Looks for a key in a shared block; a value that is found is a slice of it.
     #[inline]
-    pub(crate) fn search(&self, key: &[u8], newest: u64) -> Search {
-        match View::new(self.image()).get(key, newest) {
+    pub(crate) fn search(self, key: &[u8], newest: u64) -> Search {
+        let found = View::new(self.image()).get(key, newest);
+        self.into_found(found)
+    }
+
+    /// The entries that may be of a key, what is read of which is fetched: the first step of
+    /// [`search`](Self::search).
+    #[inline]
+    pub(crate) fn candidates(&self, key: &[u8]) -> (usize, usize) {
+        let view = View::new(self.image());
+        let range = view.candidates(key);
+        view.prefetch(range);
+        range
+    }
+
+    /// The second step.
+    #[inline]
+    pub(crate) fn search_among(self, range: (usize, usize), key: &[u8], newest: u64) -> Search {
+        let found = View::new(self.image()).get_among(range, key, newest);
+        self.into_found(found)
+    }
+
+    #[inline]
+    fn into_found(self, found: Found) -> Search {
+        match found {
             Found::Entry(entry) => {
                 let (start, end) = in_image(&entry);
                 Search::Entry(TableEntry {
                     trailer: Trailer(entry.trailer),
-                    value: TableValue::Slice(BlockSlice::new(self.clone(), start, end)),
+                    value: TableValue::Slice(BlockSlice::new(self, start, end)),
                 })
             }
             Found::Nothing => Search::Nothing,
@@ -337,6 +360,14 @@ impl Table {
             .is_none_or(|filter| filter.may_contain(hash))
     }
 
+    /// Has the memory fetched that [`may_contain`](Self::may_contain) reads.
+    #[inline]
+    pub(crate) fn prefetch_filter(&self, hash: u64) {
+        if let Some(filter) = &self.filter {
+            filter.prefetch(hash);
+        }
+    }
+
     /// The newest entry of `key` that a reader at `snapshot` sees; `hash` is its
     /// [`key_hash`](crate::sstable::filter::key_hash). Does not look at range tombstones.
     #[inline]
@@ -444,7 +475,7 @@ impl Table {
             if self.cache.admits(self.id, offset, image) {
                 let block = Block::new(image);
                 self.cache.insert(self.id, offset, block.clone());
-                keys.for_each(|key| found(block.search(key, newest)));
+                keys.for_each(|key| found(block.clone().search(key, newest)));
             } else {
                 keys.for_each(|key| found(search_image(image, key, newest)));
             }
