@@ -106,8 +106,16 @@ impl<'a> Params<'a> {
 
     /// `name`, `name=true`, `name=1`, `name=false`, `name=0`.
     pub(crate) fn flag(&self, name: &str) -> Result<bool> {
+        match self.bytes(name) {
+            Some([]) => Ok(true),
+            _ => self.spelled_flag(name),
+        }
+    }
+
+    /// The same where leaving the value empty is more likely a mistake.
+    pub(crate) fn spelled_flag(&self, name: &str) -> Result<bool> {
         let flag = self.parsed(name, |text| match text {
-            "" | "true" | "1" => Ok(true),
+            "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
             _ => Err(format!("{text:?} is neither true nor false")),
         });
@@ -196,6 +204,12 @@ mod tests {
         let params = params.unwrap();
         assert_eq!(params.bytes("start"), Some(&b"a b+c"[..]));
         assert!(params.flag("reverse").unwrap());
+        let error = params.spelled_flag("reverse").unwrap_err();
+        assert!(
+            error.detail.contains("reverse: \"\" is neither"),
+            "{}",
+            error.detail
+        );
         assert_eq!(params.number("limit").unwrap(), Some(5));
         for (raw, code, part) in [
             ("x=1", Code::UnknownParameter, "\"x\" is not a parameter"),

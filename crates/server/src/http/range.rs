@@ -84,7 +84,7 @@ pub(crate) async fn delete(door: &Door, ns: &str, query: Option<&str>) -> Result
     let bounded = ["start", "end", "prefix"]
         .iter()
         .any(|name| params.bytes(name).is_some());
-    if bounded == params.flag("all")? {
+    if bounded == params.spelled_flag("all")? {
         let detail = "give start, end or prefix, or all=true to delete every key of the namespace";
         return Err(Error::invalid(detail));
     }

@@ -136,9 +136,15 @@ async fn ranges_are_deleted_at_once() {
         .await
         .problem(400, "invalid_argument");
     server
-        .send("DELETE", "/v1/range?prefix=b&all", &[], b"")
+        .send("DELETE", "/v1/range?prefix=b&all=true", &[], b"")
         .await
         .problem(400, "invalid_argument");
+    // What a script leaves of `all=$EVERYTHING` deletes nothing.
+    for all in ["all=", "all", "all=false", "all=yes"] {
+        let target = format!("/v1/range?{all}");
+        let reply = server.send("DELETE", &target, &[], b"").await;
+        reply.problem(400, "invalid_argument");
+    }
     let reply = server.send("DELETE", "/v1/range?prefix=b", &[], b"").await;
     assert_eq!(reply.status, 204);
     assert!(reply.header("kv-version").is_some());
