@@ -34,6 +34,10 @@ use crate::prefetch::{prefetch_lines, prefetch_span};
 /// Memory that a block takes beside its bytes: the allocation's own, and its share of the tables.
 const WEIGHT_BESIDE: usize = 32 + 64;
 
+/// So much of the end of a block is fetched ahead: the index that is searched first lies there, eight
+/// bytes for each entry.
+const INDEX_BYTES: usize = 256;
+
 /// A decoded data block, shared. What is in it and how it is searched is told in `sstable::block`.
 #[derive(Clone)]
 pub struct Block(Arc<[u8]>);
@@ -153,9 +157,6 @@ struct Slot {
     uses: AtomicU8,
 }
 
-/// So much of the end of a block is fetched ahead: the index that is searched first lies there, eight
-/// bytes for each entry.
-const INDEX_BYTES: usize = 256;
 /// More uses are not told apart.
 const MAX_USES: u8 = 3;
 /// Ghosts that share a row.
@@ -202,40 +203,38 @@ impl Shard {
         self.index.len() - 1
     }
 
+    /// The slots with a tag, in the order in which they are probed.
+    #[inline]
+    fn probe(&self, tag: u32) -> impl Iterator<Item = usize> {
+        let mask = self.mask();
+        let mut place = tag as usize & mask;
+        std::iter::from_fn(move || {
+            loop {
+                let entry = self.index[place];
+                if entry == FREE {
+                    return None;
+                }
+                place = (place + 1) & mask;
+                if (entry >> 32) as u32 == tag {
+                    return Some((entry as u32 - 1) as usize);
+                }
+            }
+        })
+    }
+
     /// The slot of a key.
     #[inline]
     fn find(&self, key: Key, tag: u32) -> Option<usize> {
-        let mask = self.mask();
-        let mut place = tag as usize & mask;
-        loop {
-            let entry = self.index[place];
-            if entry == FREE {
-                return None;
-            }
-            if (entry >> 32) as u32 == tag {
-                let slot = (entry as u32 - 1) as usize;
-                if self.slots[slot].key == key {
-                    return Some(slot);
-                }
-            }
-            place = (place + 1) & mask;
-        }
+        self.probe(tag).find(|&slot| self.slots[slot].key == key)
     }
 
-    /// The first slot with this tag, which most likely is that of the only key with it.
+    /// The same for one that knows the first slot with the tag, which most likely is it.
     #[inline]
-    fn probe(&self, tag: u32) -> Option<usize> {
-        let mask = self.mask();
-        let mut place = tag as usize & mask;
-        loop {
-            let entry = self.index[place];
-            if entry == FREE {
-                return None;
-            }
-            if (entry >> 32) as u32 == tag {
-                return Some((entry as u32 - 1) as usize);
-            }
-            place = (place + 1) & mask;
+    fn confirm(&self, first: usize, key: Key, tag: u32) -> Option<usize> {
+        if self.slots[first].key == key {
+            Some(first)
+        } else {
+            self.find(key, tag)
         }
     }
 
@@ -386,7 +385,7 @@ fn no_ghosts(count: usize) -> Vec<[AtomicU32; GHOST_ROW]> {
         .collect()
 }
 
-/// A step of a lookup of several blocks, see [`BlockCache::get_many`].
+/// How far the lookup of one of several blocks has come, see [`BlockCache::get_many`].
 struct Lookup<'c> {
     shard: RwLockReadGuard<'c, Shard>,
     key: Key,
@@ -394,7 +393,7 @@ struct Lookup<'c> {
     slot: Option<usize>,
 }
 
-/// So many blocks are looked up side by side: about as many as the processor can wait for. At most 32.
+/// So many blocks are looked up side by side: about as many as the processor can wait for.
 const TOGETHER: usize = 16;
 
 /// How many pairs of counters there are, so that threads rarely share a cache line.
@@ -463,14 +462,21 @@ impl BlockCache {
     /// The block at `offset` of `file`, if it is here.
     #[inline]
     pub fn get(&self, file: FileId, offset: u64) -> Option<Block> {
-        let key = Key { file, offset };
-        let (shard, tag) = self.shard(key.hash());
-        let found = shard.read().get(key, tag);
+        let found = self.look(file, offset);
         let hits = u64::from(found.is_some());
         self.count(offset, hits, 1 - hits);
         found
     }
 
+    /// [`get`](Self::get) without counting.
+    #[inline]
+    fn look(&self, file: FileId, offset: u64) -> Option<Block> {
+        let key = Key { file, offset };
+        let (shard, tag) = self.shard(key.hash());
+        shard.read().get(key, tag)
+    }
+
+    /// Counts lookups, one of which was of this offset.
     #[inline]
     fn count(&self, offset: u64, hits: u64, misses: u64) {
         // Any spread will do: one hot block is better counted in one place than all in one.
@@ -484,7 +490,7 @@ impl BlockCache {
 
     /// [`get`](Self::get) for several blocks of one file. Each step of a lookup is done for up to
     /// [`TOGETHER`] of them before the next, so that the processor waits for the memory of many at
-    /// once. `found` gets what was found, with its place among the offsets.
+    /// once. `found` gets what was found, with its place among the offsets, in their order.
     pub(crate) fn get_many(
         &self,
         file: FileId,
@@ -508,7 +514,7 @@ impl BlockCache {
                 });
             }
             for lookup in lookups.iter_mut().flatten() {
-                lookup.slot = lookup.shard.probe(lookup.tag);
+                lookup.slot = lookup.shard.probe(lookup.tag).next();
                 if let Some(slot) = lookup.slot {
                     // It may lie across two lines.
                     let slot = &lookup.shard.slots[slot];
@@ -517,23 +523,24 @@ impl BlockCache {
                 }
             }
             for lookup in lookups.iter_mut().flatten() {
-                if let Some(slot) = lookup.slot
-                    && lookup.shard.slots[slot].key != lookup.key
-                {
-                    lookup.slot = lookup.shard.find(lookup.key, lookup.tag);
-                }
+                let first = lookup.slot;
+                lookup.slot =
+                    first.and_then(|first| lookup.shard.confirm(first, lookup.key, lookup.tag));
                 let slot = lookup.slot.map(|slot| &lookup.shard.slots[slot]);
                 if let Some(block) = slot.and_then(|slot| slot.block.as_ref()) {
                     block.prefetch();
                 }
             }
-            let (mut hits, mut misses, mut left) = (0, 0, 0_u32);
-            for (i, lookup) in lookups.into_iter().take(offsets.len()).enumerate() {
-                let Some(lookup) = lookup else {
-                    left |= 1 << i;
-                    continue;
+            // No lock is held any more when what was found is told.
+            let blocks = lookups.map(|lookup| {
+                lookup.map(|Lookup { shard, slot, .. }| slot.and_then(|slot| shard.take(slot)))
+            });
+            let (mut hits, mut misses) = (0, 0);
+            for (i, (block, &offset)) in blocks.into_iter().zip(offsets).enumerate() {
+                let block = match block {
+                    Some(block) => block,
+                    None => self.look(file, offset),
                 };
-                let block = lookup.slot.and_then(|slot| lookup.shard.take(slot));
                 match block {
                     Some(_) => hits += 1,
                     None => misses += 1,
@@ -541,11 +548,6 @@ impl BlockCache {
                 found(TOGETHER * chunk + i, block);
             }
             self.count(offsets[0], hits, misses);
-            while left != 0 {
-                let i = left.trailing_zeros() as usize;
-                found(TOGETHER * chunk + i, self.get(file, offsets[i]));
-                left &= left - 1;
-            }
         }
     }
 
@@ -698,7 +700,6 @@ mod tests {
         cache.get_many(FileId(1), &offsets, |i, found| {
             told.push((i, found.map(|b| b.image().len())));
         });
-        told.sort_unstable();
         let one = |offset| cache.get(FileId(1), offset).map(|b| b.image().len());
         assert_eq!(
             told,
@@ -723,26 +724,33 @@ mod tests {
         let cache = BlockCache::new(4 << 20);
         assert_eq!(cache.shards.len(), 2);
         let offsets: Vec<u64> = (0..64).map(|i| i * 4096).collect();
-        for &offset in &offsets {
-            cache.insert(FileId(1), offset, block(100));
+        for (i, &offset) in offsets.iter().enumerate() {
+            cache.insert(FileId(1), offset, block(1 + i));
         }
         let locked = cache.shards[0].write();
         std::thread::scope(|scope| {
-            let (asked, told) = std::sync::mpsc::channel();
+            let (asks, asked) = std::sync::mpsc::channel();
             let (cache, offsets) = (&cache, &offsets);
             let reader = scope.spawn(move || {
-                let mut seen = vec![false; offsets.len()];
+                asks.send(()).unwrap();
+                let mut told = Vec::new();
                 cache.get_many(FileId(1), offsets, |i, found| {
-                    seen[i] = found.is_some();
-                    asked.send(i).unwrap();
+                    told.push((i, found.map(|b| b.image().len())));
                 });
-                seen
+                told
             });
-            // One of the other shard comes through.
-            told.recv().unwrap();
+            asked.recv().unwrap();
+            // It waits, but does not keep the other shard meanwhile.
+            for _ in 0..1000 {
+                let longest = std::time::Duration::from_secs(60);
+                assert!(cache.shards[1].try_write_for(longest).is_some());
+            }
             drop(locked);
-            assert!(reader.join().unwrap().iter().all(|&seen| seen));
+            let all = (0..offsets.len()).map(|i| (i, Some(1 + i)));
+            assert_eq!(reader.join().unwrap(), all.collect::<Vec<_>>());
         });
+        let stats = cache.stats();
+        assert_eq!((stats.hits, stats.misses), (64, 0));
     }
 
     /// A shard's parts agree with each other.
@@ -759,6 +767,8 @@ mod tests {
         for (i, slot) in shard.slots.iter().enumerate() {
             if slot.block.is_some() {
                 assert_eq!(shard.find(slot.key, slot.tag), Some(i));
+                let first = shard.probe(slot.tag).next().unwrap();
+                assert_eq!(shard.confirm(first, slot.key, slot.tag), Some(i));
             } else {
                 assert!(shard.free.contains(&(i as u32)));
             }

@@ -205,14 +205,8 @@ fn link(core: &Arc<Core>, from: &Path, to: &Path) -> Result<()> {
 
 /// Removes a half-made copy, if there is one.
 fn clear(core: &Arc<Core>, dir: &Path) -> Result<()> {
-    if !core.env.fs.exists(dir)? {
-        return Ok(());
+    if core.env.fs.exists(dir)? {
+        core.env.fs.remove_dir_all(dir)?;
     }
-    for entry in core.env.fs.list(dir)? {
-        if !entry.is_dir {
-            core.env.fs.remove_file(&dir.join(&entry.name))?;
-        }
-    }
-    core.env.fs.remove_dir(dir)?;
     Ok(())
 }

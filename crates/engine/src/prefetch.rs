@@ -11,23 +11,24 @@ pub(crate) fn prefetch_lines<T>(value: &T, step: usize) {
     }
 }
 
-/// The `len` bytes from `at` on, in steps of a line; there need be nothing.
+/// The lines of the `len` bytes from `at` on; there need be nothing.
 #[inline]
 pub(crate) fn prefetch_span(at: *const u8, len: usize) {
-    for offset in (0..len).step_by(64) {
-        prefetch(at.wrapping_add(offset));
+    let before = at.addr() % 64;
+    for offset in (0..before + len).step_by(64) {
+        prefetch(at.wrapping_sub(before).wrapping_add(offset));
     }
 }
 
 #[inline]
 fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch changes nothing that the program could see and cannot fault, whatever the
-        // address. Not run under Miri, which has no prefetch.
+        // address. Miri, which has no prefetch, leaves it out.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;
 }

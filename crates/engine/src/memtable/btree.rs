@@ -281,9 +281,9 @@ impl<const I: usize> Inner<I> {
             }
         }
         let wanted = window(key, (skip & !VERIFY) as usize);
-        // The last child whose separator's window is smaller: how many of them are, first of every
-        // eighth, then of the eight behind the last of these. No step waits for the one before, and
-        // none is a branch.
+        // The last child whose separator's window is smaller, in two passes: how many of every eighth
+        // are, and how many behind the last of these. Within a pass no comparison waits for another,
+        // and none is a branch.
         let smaller = |i: usize| {
             let less = self.window[i].load(Ordering::Relaxed) < wanted;
             usize::from(i < len) & usize::from(less)

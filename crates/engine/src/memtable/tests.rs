@@ -433,10 +433,13 @@ fn stress<const L: usize, const I: usize>(writers: u64, keys_each: u64) {
                         wanted.extend(some.map(|n| key_of(writer, n)));
                     }
                     let keys: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
+                    let mut told = 0;
                     tree.heads(&keys, &mut Vec::new(), |at, head| {
                         let entry = head.expect("announced");
                         assert_eq!((entry.key(), entry.value()), (keys[at], keys[at]));
+                        told += 1;
                     });
+                    assert_eq!(told, keys.len());
                     let counts: Vec<_> = announced
                         .iter()
                         .map(|a| a.load(Ordering::Acquire))

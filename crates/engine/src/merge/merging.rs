@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::iterator::InternalIterator;
-use crate::key::{SeqNo, Trailer};
+use crate::key::{SeqNo, Trailer, window};
 use crate::merge::prefix_of;
 use crate::range_del::{Fragment, RangeTombstones};
 
@@ -145,8 +145,7 @@ impl<I: InternalIterator> MergingIter<I> {
 
     #[inline]
     fn slot(&self, child: usize) -> Slot {
-        let key = self.children[child].key();
-        let prefix = prefix_of(key.get(self.common.len()..).unwrap_or_default());
+        let prefix = window(self.children[child].key(), self.common.len());
         Slot {
             prefix: if self.reverse { !prefix } else { prefix },
             child: child as u32,

@@ -17,27 +17,16 @@
 //! A compaction uses the first two without range tombstones and `compaction::drop` instead of the
 //! third. All are generic over the iterators below them, so a scan makes no dynamic call.
 
+use crate::key::window;
+
 pub mod concat;
 pub mod merging;
 pub mod visible;
 
-/// The first eight bytes of a key as a number that orders as they do; a shorter key is filled up
-/// with zeros. Keys with different prefixes are ordered as the prefixes; equal prefixes decide
-/// nothing.
+/// The first eight bytes of a key as a number; see [`window`].
 #[inline(always)]
-#[allow(
-    clippy::big_endian_bytes,
-    reason = "the order of bytes is that of big-endian numbers"
-)]
 fn prefix_of(key: &[u8]) -> u64 {
-    if let Some(first) = key.first_chunk::<8>() {
-        return u64::from_be_bytes(*first);
-    }
-    let mut prefix = 0;
-    for (i, &byte) in key.iter().enumerate() {
-        prefix |= u64::from(byte) << (56 - 8 * i);
-    }
-    prefix
+    window(key, 0)
 }
 
 /// The source that the tests of this folder merge.

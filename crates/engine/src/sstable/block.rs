@@ -851,10 +851,18 @@ impl<'a> View<'a> {
         if from < to {
             let layout = &self.layout;
             let base = self.bytes.as_ptr();
-            // The columns, from the lengths of the entry to its sequence number.
-            let first = layout.columns as usize + from;
-            let last = layout.kinds() + layout.count() + usize::from(layout.seqno_width) * from;
-            prefetch_span(base.wrapping_add(first), last - first);
+            // Its places in the columns.
+            let (columns, count) = (layout.columns as usize, layout.count());
+            let (key_width, value_width) = (layout.key_width, layout.value_width);
+            for at in [
+                columns + (from << key_width),
+                columns + ((count + from) << key_width),
+                columns + (count << (key_width + 1)) + (from << value_width),
+                layout.kinds() + from,
+                layout.kinds() + count + usize::from(layout.seqno_width) * from,
+            ] {
+                prefetch_span(base.wrapping_add(at), 1);
+            }
             let restart = from - from % self.layout.restart_interval as usize;
             for i in [restart, from] {
                 let at = self.layout.offset(self.bytes, i);

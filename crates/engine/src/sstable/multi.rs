@@ -23,7 +23,8 @@ pub(crate) struct Wanted<'k> {
     pub(crate) hash: u64,
     /// What was found.
     pub(crate) found: Option<TableEntry>,
-    /// See [`Index::descend`](crate::sstable::index::Index::descend).
+    /// What [`Index::descend`](crate::sstable::index::Index::descend) said; `Err(NONE)` if the filter
+    /// has let the key pass by.
     way: std::result::Result<usize, usize>,
     /// Which block may have it, and that block, if it is cached.
     block: usize,

@@ -42,11 +42,11 @@ impl Block {
     #[inline]
     pub(crate) fn search(self, key: &[u8], newest: u64) -> Search {
         let found = View::new(self.image()).get(key, newest);
-        self.into_found(found)
+        self.into_search(found)
     }
 
-    /// The entries that may be of a key, what is read of which is fetched: the first step of
-    /// [`search`](Self::search).
+    /// The first step of [`search`](Self::search): the entries that may be of a key. Has the memory
+    /// fetched that the second step reads.
     #[inline]
     pub(crate) fn candidates(&self, key: &[u8]) -> (usize, usize) {
         let view = View::new(self.image());
@@ -55,15 +55,15 @@ impl Block {
         range
     }
 
-    /// The second step.
+    /// The second step, among the [`candidates`](Self::candidates) of the same key in this block.
     #[inline]
     pub(crate) fn search_among(self, range: (usize, usize), key: &[u8], newest: u64) -> Search {
         let found = View::new(self.image()).get_among(range, key, newest);
-        self.into_found(found)
+        self.into_search(found)
     }
 
     #[inline]
-    fn into_found(self, found: Found) -> Search {
+    fn into_search(self, found: Found) -> Search {
         match found {
             Found::Entry(entry) => {
                 let (start, end) = in_image(&entry);

@@ -13,7 +13,7 @@ use crate::key::{FileId, Kind, SeqNo, Trailer};
 use crate::options::Compression;
 use crate::range_del::{RangeTombstone, RangeTombstones};
 use crate::sstable::{
-    ReadOptions, Table, TableIter, TableOptions, TableSummary, TableWriter, key_hash,
+    ReadOptions, Table, TableIter, TableOptions, TableSummary, TableWriter, Wanted, key_hash,
 };
 
 /// A file that is a vector.
@@ -123,6 +123,24 @@ fn compressions() -> Vec<Compression> {
 fn get(table: &Table, key: &[u8], snapshot: u64) -> Result<Option<(Trailer, Vec<u8>)>> {
     let found = table.get(key, key_hash(key), SeqNo(snapshot))?;
     Ok(found.map(|entry| (entry.trailer, entry.value.to_vec())))
+}
+
+/// Many keys together are found as one by one, at each of the snapshots, whether their blocks are
+/// cached or not.
+fn check_many(table: &Table, keys: &[&[u8]], snapshots: &[u64]) {
+    let mut keys = keys.to_vec();
+    keys.sort_unstable();
+    for _ in 0..2 {
+        for &snapshot in snapshots {
+            let wanted = keys.iter().map(|key| Wanted::new(key, key_hash(key)));
+            let mut wanted: Vec<_> = wanted.collect();
+            table.get_many(&mut wanted, SeqNo(snapshot)).unwrap();
+            for w in wanted {
+                let found = w.found.map(|entry| (entry.trailer, entry.value.to_vec()));
+                assert_eq!(found, get(table, w.key, snapshot).unwrap(), "{:?}", w.key);
+            }
+        }
+    }
 }
 
 /// All entries, forward.
@@ -271,6 +289,9 @@ proptest! {
         prop_assert_eq!((check.entries, check.bytes), (items.len() as u64, bytes.len() as u64));
         prop_assert_eq!(told, check.bytes);
 
+        let keys = items.iter().map(|item| &item.0[..]);
+        let keys: Vec<&[u8]> = keys.chain(probes.iter().map(|(key, _)| &key[..])).collect();
+        check_many(&table, &keys, &[1, 20, 60, SeqNo::MAX.0]);
         let around = items.iter().flat_map(|item| {
             let seqno = item.1.seqno().0;
             [(item.0.clone(), seqno), (item.0.clone(), seqno - 1), (item.0.clone(), SeqNo::MAX.0)]
@@ -389,6 +410,12 @@ fn versions_of_one_key_cross_blocks() {
             get(&table, b"m", snapshot).unwrap(),
             expected.map(|i| (i.1, i.2.clone()))
         );
+    }
+    let snapshots = [0, 1, 3001, 4000, 4999, 5001, 9999];
+    for cache_bytes in [0, 1 << 20] {
+        let table = open(&bytes, cache_bytes).unwrap();
+        let keys: [&[u8]; 8] = [b"", b"a", b"b", b"m", b"m", b"n", b"o", b"p"];
+        check_many(&table, &keys, &snapshots);
     }
     let mut iter = table.iter(ReadOptions::default());
     iter.seek(b"m").unwrap();

@@ -32,7 +32,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, OnceLock};
 
-use crate::key::{FileId, SeqNo};
+use crate::key::{FileId, SeqNo, window};
 use crate::options::LEVELS;
 
 pub mod edit;
@@ -481,24 +481,12 @@ fn order_of_heads(a: &[u8], b: &[u8]) -> Ordering {
     match (a.last_chunk::<8>(), b.last_chunk::<8>()) {
         (Some(end_a), Some(end_b)) if a.len() <= 16 => {
             let same_end = u64::from_le_bytes(*end_a) == u64::from_le_bytes(*end_b);
-            if same_end && prefix(a) == prefix(b) {
+            if same_end && window(a, 0) == window(b, 0) {
                 return Ordering::Equal;
             }
             a.cmp(b)
         }
         _ => a.cmp(b),
-    }
-}
-
-#[inline]
-fn prefix(bytes: &[u8]) -> u64 {
-    match bytes.first_chunk::<8>() {
-        Some(chunk) => u64::from_le_bytes(*chunk).swap_bytes(),
-        None => {
-            let mut padded = [0; 8];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            u64::from_le_bytes(padded).swap_bytes()
-        }
     }
 }
 
@@ -531,7 +519,7 @@ impl<T> Level<T> {
             }
             _ => [].into(),
         };
-        let prefix_of = |key: &[u8]| prefix(key.get(common.len()..).unwrap_or(&[]));
+        let prefix_of = |key: &[u8]| window(key, common.len());
         let ends = files.iter().map(|f| prefix_of(&f.meta.largest)).collect();
         let starts = files.iter().map(|f| prefix_of(&f.meta.smallest));
         let starts = starts.collect();
@@ -595,7 +583,7 @@ impl<T> Level<T> {
             Ordering::Equal if key.len() < self.common.len() => return Err(0),
             Ordering::Equal => {}
         }
-        let wanted = prefix(&key[head..]);
+        let wanted = window(key, head);
         let low = if self.ends.len() <= COUNTED {
             self.ends.iter().filter(|&&end| end < wanted).count()
         } else {

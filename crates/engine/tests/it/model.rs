@@ -469,9 +469,21 @@ impl Run {
                 let count = self.rng.below(40);
                 let keys: Vec<Vec<u8>> = (0..count).map(|_| key(&mut self.rng)).collect();
                 let slices: Vec<&[u8]> = keys.iter().map(|k| &k[..]).collect();
-                let found = self.db().multi_get(&ns, &slices).unwrap();
-                for (key, entry) in keys.iter().zip(found) {
-                    let expected = self.visible(&self.model[ns.name()], key);
+                // Now, and as a snapshot has it.
+                let mut found = vec![(self.db().multi_get(&ns, &slices).unwrap(), &self.model)];
+                if let Some((snapshot, model)) = self.snapshots.first() {
+                    found.push((snapshot.multi_get(&ns, &slices).unwrap(), model));
+                }
+                let found = found.into_iter().flat_map(|(found, model)| {
+                    keys.iter()
+                        .zip(found)
+                        .map(move |(key, entry)| (model, key, entry))
+                });
+                for (model, key, entry) in found {
+                    let Some(model) = model.get(ns.name()) else {
+                        continue;
+                    };
+                    let expected = self.visible(model, key);
                     assert_eq!(
                         entry.map(|e| e.value.to_vec()),
                         expected.map(|c| c.value),

@@ -111,7 +111,7 @@ pub trait Fs: Send + Sync + Debug {
     fn remove_file(&self, path: &Path) -> Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> Result<()>;
-    /// Removes a directory with everything in it. An error leaves what is left.
+    /// Removes a directory with everything in it. After an error some of it may be gone.
     fn remove_dir_all(&self, path: &Path) -> Result<()> {
         for entry in self.list(path)? {
             let inner = path.join(&entry.name);

@@ -119,8 +119,13 @@ pub(crate) fn some_range(asked: Option<KeyRange>) -> Result<Range> {
     Ok(range)
 }
 
-fn is_bounded(range: &KeyRange) -> bool {
-    range.start.is_some() || range.end.is_some() || range.prefix.is_some()
+/// Whether a range leaves something out. Empty bounds do not: what a caller leaves of a variable must
+/// not delete everything.
+fn is_bounded(KeyRange { start, end, prefix }: &KeyRange) -> bool {
+    let bounds = [start, end, prefix];
+    bounds
+        .iter()
+        .any(|bound| bound.as_ref().is_some_and(|bytes| !bytes.is_empty()))
 }
 
 pub(crate) async fn get(door: Arc<Door>, asked: GetRequest) -> Result<GetResponse> {

@@ -123,7 +123,7 @@ pub const PARAMETERS: &[Parameter] = &[
         "all",
         "query",
         "boolean",
-        "Delete every key of the namespace; needed where no bound is given, and with a value: `all=true`.",
+        "Delete every key of the namespace; needed where no bound is given or all are empty, and with a value: `all=true`.",
     ),
     parameter("ns", "query", "string", "The namespace; default `default`."),
     parameter(
@@ -674,8 +674,10 @@ fn parameter_schema(parameter: &Parameter) -> Value {
             return json!({ "type": kind, "pattern": pattern });
         }
         // As it may be written in a query; an empty one, as in `?verbose`, is true.
-        "all" => return json!({ "enum": [true, false, 1, 0, "1", "0"] }),
-        _ if kind == "boolean" => return json!({ "enum": [true, false, 1, 0, "1", "0", ""] }),
+        "all" => return json!({ "anyOf": [{ "type": kind }, { "enum": [1, 0, "1", "0"] }] }),
+        _ if kind == "boolean" => {
+            return json!({ "anyOf": [{ "type": kind }, { "enum": [1, 0, "1", "0", ""] }] });
+        }
         _ => return json!({ "type": kind }),
     };
     json!({ "type": kind, "enum": values })

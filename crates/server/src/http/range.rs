@@ -83,7 +83,7 @@ pub(crate) async fn delete(door: &Door, ns: &str, query: Option<&str>) -> Result
     let durability = params.durability(&door.service)?;
     let bounded = ["start", "end", "prefix"]
         .iter()
-        .any(|name| params.bytes(name).is_some());
+        .any(|name| params.bytes(name).is_some_and(|bound| !bound.is_empty()));
     if bounded == params.spelled_flag("all")? {
         let detail = "give start, end or prefix, or all=true to delete every key of the namespace";
         return Err(Error::invalid(detail));

@@ -139,9 +139,17 @@ async fn ranges_are_deleted_at_once() {
         .send("DELETE", "/v1/range?prefix=b&all=true", &[], b"")
         .await
         .problem(400, "invalid_argument");
-    // What a script leaves of `all=$EVERYTHING` deletes nothing.
-    for all in ["all=", "all", "all=false", "all=yes"] {
-        let target = format!("/v1/range?{all}");
+    // What a script leaves of `all=$EVERYTHING` or `prefix=$PREFIX` deletes nothing.
+    for query in [
+        "all=",
+        "all",
+        "all=false",
+        "all=yes",
+        "prefix=",
+        "start=",
+        "start=&end=&prefix=",
+    ] {
+        let target = format!("/v1/range?{query}");
         let reply = server.send("DELETE", &target, &[], b"").await;
         reply.problem(400, "invalid_argument");
     }

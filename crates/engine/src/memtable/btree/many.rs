@@ -51,8 +51,8 @@ impl<const L: usize, const I: usize> Tree<L, I> {
                 // It changes just now: from the beginning, below.
                 way.link = self.child(way.link, way.index).unwrap_or(ptr::null_mut());
                 if way.is_at_inner() {
-                    // Of an inner node every other line of the windows, where a search looks first.
-                    prefetch_lines(self.inner(way.link), 2);
+                    // Of an inner node the lines of the windows: a search looks at each.
+                    prefetch_lines(self.inner(way.link), 1);
                     on_the_way = true;
                 } else if !way.link.is_null() {
                     prefetch_lines(self.leaf(way.link), 1);
