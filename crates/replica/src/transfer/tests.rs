@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use firn_io::clock::SystemClock;
 use firn_io::exec::ThreadPool;
+use firn_io::fs::Fs;
 use firn_io::fs::mem::{CrashMode, MemFs};
 use firn_io::rng::{Rng, SeededEntropy};
 use parking_lot::Mutex as SyncMutex;
