@@ -358,15 +358,10 @@ impl Run {
         let Some(node) = self.cluster.try_node(leader) else {
             return false;
         };
-        let status = node.status();
-        let [voters] = &status.membership.voters[..] else {
+        let membership = node.status().membership;
+        let [voters] = &membership.voters[..] else {
             return false;
         };
-        // Before the first commit the others may know nothing of the cluster: what was lost with its
-        // first machine cannot be found again.
-        if status.committed.is_none() {
-            return false;
-        }
         let mut lost = self.lost.clone();
         lost.insert(id);
         let are_all_lost_known = lost.iter().all(|id| voters.contains(id));
