@@ -203,10 +203,18 @@ fn link(core: &Arc<Core>, from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a half-made copy, if there is one.
+/// Removes a half-made copy, if there is one. A copy has no directories in it: one that has is
+/// somebody else's, and stays, which is an error.
 fn clear(core: &Arc<Core>, dir: &Path) -> Result<()> {
-    if core.env.fs.exists(dir)? {
-        core.env.fs.remove_dir_all(dir)?;
+    if !core.env.fs.exists(dir)? {
+        return Ok(());
     }
+    let entries = core.env.fs.list(dir)?;
+    if entries.iter().all(|entry| !entry.is_dir) {
+        for entry in &entries {
+            core.env.fs.remove_file(&dir.join(&entry.name))?;
+        }
+    }
+    core.env.fs.remove_dir(dir)?;
     Ok(())
 }

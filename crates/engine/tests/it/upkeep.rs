@@ -329,6 +329,25 @@ fn two_checkpoints_of_one_name_do_not_mix() {
     assert!(report.is_clean(), "{:?}", report.problems);
 }
 
+#[test]
+fn a_checkpoint_removes_a_half_made_one_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(dir.path().join("db"), tiny()).unwrap();
+    fill(&db, 3000);
+    let (copy, partial) = (dir.path().join("copy"), dir.path().join("copy.partial"));
+    // Somebody's directory of that name stays as it is.
+    std::fs::create_dir_all(partial.join("theirs")).unwrap();
+    std::fs::write(partial.join("file"), b"x").unwrap();
+    db.checkpoint(&copy).unwrap_err();
+    assert!(partial.join("file").exists() && partial.join("theirs").exists());
+    assert!(!copy.exists());
+    // What a checkpoint left that was cut short goes.
+    std::fs::remove_dir(partial.join("theirs")).unwrap();
+    db.checkpoint(&copy).unwrap();
+    assert!(!partial.exists());
+    check(&copy);
+}
+
 fn check(dir: &Path) {
     let db = Db::open(dir, tiny()).unwrap();
     for number in 0..3000u64 {
