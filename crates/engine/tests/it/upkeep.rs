@@ -10,9 +10,10 @@ use firn_engine::{
     Db, Error, Event, EventListener, Options, ScanOptions, WriteBatch, WriteOptions,
 };
 
-use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
 use firn_io::fs::mem::MemFs;
+use firn_io::fs::os::OsFs;
+use firn_io::fs::{Fs, OpenMode};
 
 use crate::world::{World, tiny};
 
@@ -336,15 +337,18 @@ fn a_checkpoint_removes_a_half_made_one_and_nothing_else() {
     fill(&db, 3000);
     let (copy, partial) = (dir.path().join("copy"), dir.path().join("copy.partial"));
     // Somebody's directory of that name stays as it is.
-    std::fs::create_dir_all(partial.join("theirs")).unwrap();
-    std::fs::write(partial.join("file"), b"x").unwrap();
+    let fs = OsFs::new();
+    fs.create_dir_all(&partial.join("theirs")).unwrap();
+    fs.open(&partial.join("file"), OpenMode::CreateNew).unwrap();
     db.checkpoint(&copy).unwrap_err();
-    assert!(partial.join("file").exists() && partial.join("theirs").exists());
-    assert!(!copy.exists());
+    for left in ["file", "theirs"] {
+        assert!(fs.exists(&partial.join(left)).unwrap());
+    }
+    assert!(!fs.exists(&copy).unwrap());
     // What a checkpoint left that was cut short goes.
-    std::fs::remove_dir(partial.join("theirs")).unwrap();
+    fs.remove_dir(&partial.join("theirs")).unwrap();
     db.checkpoint(&copy).unwrap();
-    assert!(!partial.exists());
+    assert!(!fs.exists(&partial).unwrap());
     check(&copy);
 }
 
