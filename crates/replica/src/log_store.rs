@@ -37,7 +37,9 @@
 //!
 //! [`LogStore::open`] reads all segments that are left. It refuses a log that is damaged anywhere but
 //! in its torn tail, has a gap, belongs to another node or to another group, or ends before what the
-//! state machine has in its files: such a node must not vote. It comes back under a new number.
+//! state machine has in its files: such a node must not vote. It comes back under a new number. A
+//! record that turns out to be damaged while the log is in use is made known to that recovery by a
+//! marker behind it: without one, damage to the last record would look like a torn tail.
 //!
 //! # Memory
 //!
@@ -598,7 +600,16 @@ impl LogStore {
                 found.push(entry.clone());
                 continue;
             }
-            let (_, payload) = inner.lookup.read(slot.lsn, slot.len)?;
+            let (_, payload) = match inner.lookup.read(slot.lsn, slot.len) {
+                Ok(read) => read,
+                Err(error) => {
+                    if error.is_corruption() {
+                        // The damage is the error to tell, whether or not the marker arrives.
+                        let _ = self.shared.log.leave_marker();
+                    }
+                    return Err(error.into());
+                }
+            };
             let entry = Entry::decode(&payload.into())?;
             let id = LogId {
                 term: slot.term,

@@ -1,20 +1,21 @@
 //! Damage to files at rest: what a disk may do to bytes that it promised to keep.
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use firn_io::fs::Fs;
-use firn_io::fs::mem::MemFs;
+use firn_io::fs::mem::{CrashMode, MemFs};
 use firn_io::rng::Rng;
+use firn_io::wal::reader::scan;
+use firn_io::wal::{Lsn, Record};
 
 use crate::cluster::ROOT;
 
 /// Which files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Segments of the log that are no longer written: damage in the last one may look like a tail
-    /// that was never synced, and this is the one kind that cannot be told apart (see
-    /// `firn_io::wal::reader`).
-    OldLog,
+    /// Segments of the log.
+    Log,
     /// Tables and blobs.
     Tables,
     /// The manifest, CURRENT, HOME.
@@ -27,28 +28,58 @@ pub fn files(disk: &MemFs, target: Target) -> Vec<PathBuf> {
     let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
     let in_snapshot = |path: &Path| path.to_string_lossy().contains("/snapshots/");
     let all = disk.files().into_iter().filter(|path| !in_snapshot(path));
-    let mut found: Vec<PathBuf> = all
-        .filter(|path| match target {
-            Target::OldLog => ends(path, ".wal"),
-            Target::Tables => ends(path, ".sst") || ends(path, ".blob"),
-            Target::Names => name(path).is_some_and(|name| {
-                name == "HOME" || name == "CURRENT" || name.starts_with("MANIFEST")
-            }),
-        })
-        .collect();
-    if target == Target::OldLog {
-        found.pop();
+    let found = all.filter(|path| match target {
+        Target::Log => ends(path, ".wal"),
+        Target::Tables => ends(path, ".sst") || ends(path, ".blob"),
+        Target::Names => name(path).is_some_and(|name| {
+            name == "HOME" || name == "CURRENT" || name.starts_with("MANIFEST")
+        }),
+    });
+    found.collect()
+}
+
+/// Up to where a log is known to be durable even if the power goes now. Damage behind may look like a
+/// tail that was never synced, and that is the one kind that cannot be told apart (see
+/// `firn_io::wal::reader`). `None` if the log is damaged already, or there is none.
+fn stated(disk: &MemFs) -> Option<Lsn> {
+    let left = disk.crash(0, CrashMode::DropUnsynced);
+    let segments = files(&left, Target::Log);
+    let dir = segments.first()?.parent()?;
+    let nothing = |_: Record<'_>| Ok::<(), firn_io::Error>(());
+    let report = scan(&left, dir, None, nothing).ok()?;
+    Some(report.stated)
+}
+
+/// The files of a kind, and up to where damage to each must be recognized.
+fn within_reach(disk: &MemFs, target: Target) -> Option<Vec<(PathBuf, u64)>> {
+    let files = files(disk, target).into_iter();
+    if target != Target::Log {
+        return Some(files.map(|path| (path, u64::MAX)).collect());
     }
-    found
+    let stated = stated(disk)?;
+    let limit = |path: &Path| {
+        let number = u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()?;
+        match number.cmp(&u64::from(stated.segment())) {
+            Ordering::Less => Some(u64::MAX),
+            Ordering::Equal => Some(u64::from(stated.offset())),
+            Ordering::Greater => None,
+        }
+    };
+    Some(
+        files
+            .filter_map(|path| limit(&path).map(|end| (path, end)))
+            .collect(),
+    )
 }
 
 /// Flips a bit, or puts a page of the file over another one. Says what it did; `None` if there is no
 /// such file.
 pub fn rot(disk: &MemFs, target: Target, rng: &mut Rng) -> Option<String> {
-    let files = files(disk, target);
-    let path = files.get(rng.index(files.len()))?;
+    let files = within_reach(disk, target)?;
+    let (path, end) = files.get(rng.index(files.len()))?;
     let bytes = disk.read_file(path).ok()?;
     let used = bytes.iter().rposition(|&byte| byte != 0)? as u64 + 1;
+    let used = used.min(*end);
     let shown = path
         .strip_prefix(ROOT)
         .unwrap_or(path)

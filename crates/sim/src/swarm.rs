@@ -358,10 +358,15 @@ impl Run {
         let Some(node) = self.cluster.try_node(leader) else {
             return false;
         };
-        let membership = node.status().membership;
-        let [voters] = &membership.voters[..] else {
+        let status = node.status();
+        let [voters] = &status.membership.voters[..] else {
             return false;
         };
+        // Before the first commit the others may know nothing of the cluster: what was lost with its
+        // first machine cannot be found again.
+        if status.committed.is_none() {
+            return false;
+        }
         let mut lost = self.lost.clone();
         lost.insert(id);
         let are_all_lost_known = lost.iter().all(|id| voters.contains(id));
@@ -559,7 +564,7 @@ impl Run {
         if !self.lost.contains(&id) && !self.may_lose(id) {
             return false;
         }
-        let targets = [Target::OldLog, Target::Tables, Target::Names];
+        let targets = [Target::Log, Target::Tables, Target::Names];
         let target = targets[self.rng.index(3)];
         let disk = self.cluster.machines[&id].disk.clone();
         let is_done = damage::rot(&disk, target, &mut self.rng).is_some();

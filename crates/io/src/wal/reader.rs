@@ -63,6 +63,8 @@ pub struct ScanReport {
     pub torn_bytes: u64,
     /// Where the log ends; `Lsn::ZERO` if there is none.
     pub end: Lsn,
+    /// The greatest position that any frame states to be synced: damage before it is recognized.
+    pub stated: Lsn,
     /// Damage, in order of position. Only [`verify`] reports more than none: others stop at it.
     pub problems: Vec<Error>,
 }
@@ -111,8 +113,6 @@ pub(crate) struct Walk {
     pub(crate) listing: Listing,
     /// In order; the last one is the tail.
     pub(crate) chain: Vec<ChainSegment>,
-    /// The greatest position that any frame states to be synced.
-    pub(crate) stated: Lsn,
     /// In the tail, the end of the last valid frame behind the end of the log, or of what looks
     /// like the beginning of one.
     pub(crate) stale_end: u64,
@@ -433,7 +433,7 @@ pub(crate) fn walk<E: From<Error>>(
             let end = Lsn::new(number, offset as u32);
             walk.report.bytes += frame.end() - frame.offset;
             let stated = frame.header.synced.position(number, header.previous);
-            walk.stated = walk.stated.max(stated);
+            walk.report.stated = walk.report.stated.max(stated);
             match frame.header.kind {
                 KIND_END => {
                     let payload = reader.payload(&frame)?;

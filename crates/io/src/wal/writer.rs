@@ -329,11 +329,11 @@ impl Log {
                     let is_tail = header.number == tail.header.number;
                     let end = if is_tail { position } else { piece.end };
                     if is_tail {
-                        rewrite(&*segment.file, header.number, end, walk.stated)?;
-                    } else if header.number >= walk.stated.segment() {
+                        rewrite(&*segment.file, header.number, end, report.stated)?;
+                    } else if header.number >= report.stated.segment() {
                         let path = FileName::Segment(header.number).path(dir);
                         let file = env.fs.open(&path, OpenMode::ReadWrite)?;
-                        rewrite(&*file, header.number, end, walk.stated)?;
+                        rewrite(&*file, header.number, end, report.stated)?;
                     }
                 }
                 (segment, position)
@@ -594,6 +594,18 @@ impl Log {
             sync_micros: shared.sync_micros.load(Ordering::Relaxed),
             sync_max_micros: shared.sync_max_micros.load(Ordering::Relaxed),
         }
+    }
+
+    /// Leaves a frame that states how far the log is synced, and asks for a sync of it: damage before
+    /// that position can no longer be taken for a torn tail. For those who read a record that is
+    /// damaged while the log is still being written.
+    ///
+    /// # Errors
+    /// The log is poisoned or closed, or the write failed, which poisons it.
+    pub fn leave_marker(&self) -> Result<()> {
+        self.shared.append_marker()?;
+        self.request_sync();
+        Ok(())
     }
 
     /// Makes everything durable, leaves a marker that says so, and ends background work. Later

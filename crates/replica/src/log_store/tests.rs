@@ -316,6 +316,34 @@ fn a_log_that_cannot_be_trusted_is_refused_and_left_alone() {
 }
 
 #[test]
+fn damage_to_the_last_entry_that_was_read_is_no_torn_tail() {
+    let disk = MemFs::new();
+    let (env, exec) = world(Arc::new(disk.clone()), 1);
+    let uncached = LogStoreOptions {
+        cache_bytes: 0,
+        ..options()
+    };
+    let store = LogStore::open(env, Path::new(DIR), 1, None, &uncached).unwrap();
+    store.append(vec![entry(1, 0, 9)], ignore()).unwrap();
+    let last_two = vec![entry(1, 1, 200), entry(1, 2, 200)];
+    store.append(last_two, ignore()).unwrap();
+    // No time passes: once idle, it would leave a marker anyway.
+    exec.run_all();
+    let first = "/raft/0000000000000001.wal";
+    let bytes = disk.read_file(first).unwrap();
+    let last = bytes.iter().rposition(|&byte| byte == 2).unwrap() as u64;
+    disk.flip_bit(first, last, 3).unwrap();
+    let torn = disk.crash(1, CrashMode::DropUnsynced);
+    assert_eq!(all(&open(Arc::new(torn), 2).0.unwrap()).len(), 2);
+    let error = store.entries(2, 3, 1).unwrap_err().to_string();
+    assert!(error.contains("checksum is wrong"), "{error}");
+    exec.run_all();
+    let told = disk.crash(1, CrashMode::DropUnsynced);
+    let error = open(Arc::new(told), 2).0.unwrap_err().to_string();
+    assert!(error.contains("no valid record here"), "{error}");
+}
+
+#[test]
 fn a_failed_sync_is_told_to_all_and_is_final() {
     let disk = MemFs::new();
     let fault = Arc::new(FaultFs::new(Arc::new(disk), 1));

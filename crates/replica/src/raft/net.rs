@@ -282,11 +282,42 @@ impl<S: FusedStream<Item = AppendEntriesRequest<Types>> + Unpin> Stream for Ling
     }
 }
 
-type Appended = (
-    Option<RaftLogId>,
-    Option<RaftLogId>,
-    Result<AppendEntriesResponse<Types>, RPCError<Types>>,
-);
+/// A request that was answered.
+struct Appended {
+    previous: Option<RaftLogId>,
+    last: Option<RaftLogId>,
+    answer: Result<AppendEntriesResponse<Types>, RPCError<Types>>,
+}
+
+impl Appended {
+    /// What the library shall be told, and whether the stream goes on. `taken` is what the follower
+    /// said so far that it has.
+    fn judge(
+        self,
+        taken: &mut Option<RaftLogId>,
+    ) -> (Result<StreamAppendResult<Types>, RPCError<Types>>, bool) {
+        let answer = match self.answer {
+            Ok(answer) => answer,
+            Err(error) => return (Err(error), false),
+        };
+        let is_whole = match &answer {
+            AppendEntriesResponse::Success => true,
+            AppendEntriesResponse::PartialSuccess(upto) => *upto == self.last,
+            // It was answered before the one that the follower took before it, which came late. To the
+            // library it would mean that the follower lost what it had.
+            AppendEntriesResponse::Conflict if self.previous <= *taken => {
+                let late = NetworkError::from_string("requests arrived in another order");
+                return (Err(late.into()), false);
+            }
+            _ => false,
+        };
+        if is_whole {
+            *taken = self.last;
+        }
+        let result = answer.into_stream_result(self.previous, self.last);
+        (Ok(result), is_whole)
+    }
+}
 
 impl RaftNetworkV2<Types> for RaftPeer {
     type SnapshotData = Snapshot;
@@ -324,29 +355,22 @@ impl RaftNetworkV2<Types> for RaftPeer {
             let unanswered = Arc::clone(&unanswered_too);
             answer.map(move |answer| -> Appended {
                 unanswered.fetch_sub(1, Ordering::Relaxed);
-                (previous, last, answer)
+                Appended {
+                    previous,
+                    last,
+                    answer,
+                }
             })
         };
         let requests = Lingering::new(input.fuse(), Arc::clone(&unanswered));
         let answers = requests.map(send).buffered(PIPELINE);
-        let take = |answers: Option<_>| async move {
-            let mut answers = answers?;
+        let take = |state: Option<_>| async move {
+            let (mut answers, mut taken) = state?;
             let next: Option<Appended> = StreamExt::next(&mut answers).await;
-            let (previous, last, answer) = next?;
-            let (item, goes_on) = match answer {
-                Ok(answer) => {
-                    let is_whole = match &answer {
-                        AppendEntriesResponse::Success => true,
-                        AppendEntriesResponse::PartialSuccess(upto) => *upto == last,
-                        _ => false,
-                    };
-                    (Ok(answer.into_stream_result(previous, last)), is_whole)
-                }
-                Err(error) => (Err(error), false),
-            };
-            Some((item, goes_on.then_some(answers)))
+            let (item, goes_on) = next?.judge(&mut taken);
+            Some((item, goes_on.then_some((answers, taken))))
         };
-        let stream = stream::unfold(Some(answers), take).boxed();
+        let stream = stream::unfold(Some((answers, None)), take).boxed();
         async move { Ok(stream) }.boxed()
     }
 
@@ -455,6 +479,25 @@ mod tests {
             leader_commit: Some(raft_log_id(id(committed))),
             entries: entries.collect::<Result<_, _>>().unwrap(),
         }
+    }
+
+    #[test]
+    fn a_conflict_with_what_was_taken_is_one_of_order() {
+        let id = |index| raft_log_id(LogId { term: 1, index });
+        let appended = |previous, last, answer| Appended {
+            previous: Some(id(previous)),
+            last: Some(id(last)),
+            answer: Ok(answer),
+        };
+        let mut taken = None;
+        let (item, goes_on) = appended(4, 5, AppendEntriesResponse::Conflict).judge(&mut taken);
+        assert!(item.unwrap().is_err() && !goes_on, "the first is believed");
+        let (item, goes_on) = appended(4, 5, AppendEntriesResponse::Success).judge(&mut taken);
+        assert!(item.unwrap().is_ok() && goes_on);
+        let (item, goes_on) = appended(5, 6, AppendEntriesResponse::Conflict).judge(&mut taken);
+        assert!(matches!(item, Err(RPCError::Network(_))) && !goes_on);
+        let (item, goes_on) = appended(7, 8, AppendEntriesResponse::Conflict).judge(&mut taken);
+        assert!(item.unwrap().is_err() && !goes_on, "that was not taken");
     }
 
     #[tokio::test(start_paused = true)]

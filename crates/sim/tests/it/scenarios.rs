@@ -173,7 +173,7 @@ fn s05_bitrot_log_middle() {
         let hurt = follower_of(&cluster, leader);
         cluster.kill(hurt, None);
         let disk = cluster.machines[&hurt].disk.clone();
-        let old = files(&disk, Target::OldLog)[1].clone();
+        let old = files(&disk, Target::Log)[1].clone();
         disk.flip_bit(&old, 3000, 2).unwrap();
         let log = |disk: &MemFs| -> Vec<Vec<u8>> {
             let segments = disk
