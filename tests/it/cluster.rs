@@ -800,6 +800,45 @@ fn what_is_left_goes_on_alone() {
     assert_eq!(known["members"].as_array().unwrap().len(), 2, "{known}");
 }
 
+/// Versions are the same everywhere: who loses a node goes on watching at another one.
+#[test]
+fn a_watch_goes_on_at_another_node() {
+    let mut cluster = Cluster::new(None);
+    cluster.start_all();
+    let put = |at: usize, from: u64| {
+        let mut connection = Connection::open(&cluster.http[at]).unwrap();
+        for n in from..from + 10 {
+            let begun = Instant::now();
+            let path = format!("/v1/keys/k{n}");
+            while connection.request("PUT", &path, b"v").unwrap().status != 204 {
+                assert!(begun.elapsed() < PATIENCE, "nobody takes a write");
+            }
+        }
+    };
+    let watch = |at: usize, from: u64, count: u64| {
+        let (from, count) = (from.to_string(), count.to_string());
+        let server = &cluster.http[at];
+        let flags = ["--from", &from, "--limit", &count, "--format", "ndjson"];
+        let told = cluster
+            .place
+            .run(&[&["watch", "--server", server], &flags[..]].concat());
+        String::from_utf8(told.ok()).unwrap()
+    };
+    let leader = cluster.leader();
+    let (left, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    put(other, 0);
+    let first = watch(leader, 1, 10);
+    assert_eq!(first, watch(left, 1, 10));
+    let ahead = ["watch", "--server", &cluster.http[left], "--from", "1000"];
+    let ended = cluster.place.run(&ahead).fails(2);
+    assert!(ended.stderr.contains("beyond the next one"), "{ended:?}");
+    cluster.servers[leader].take().unwrap().kill();
+    put(left, 10);
+    let both = first + &watch(other, 11, 10);
+    assert_eq!(both, watch(left, 1, 20));
+    assert_eq!(both.lines().count(), 20, "{both}");
+}
+
 #[test]
 fn the_commands_of_clusters_say_what_is_wrong() {
     let place = Place::new();
@@ -849,6 +888,20 @@ fn the_commands_of_clusters_say_what_is_wrong() {
     let other = [&init[..], &["--cluster-id", "00000000000000ab"]].concat();
     let ended = place.run(&other).fails(2);
     assert!(ended.stderr.contains("belongs to cluster"), "{ended:?}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let serve = [
+        "serve",
+        "--data-dir",
+        "z",
+        "--http",
+        "127.0.0.1:0",
+        "--resp",
+        "off",
+    ];
+    let ended = place.run(&[&serve[..], &["--init-cluster", "--peer-addr", &taken]].concat());
+    let ended = ended.fails(2);
+    assert!(ended.stderr.contains(&taken), "{ended:?}");
     let tls = [&init[..], &["--peer-cert", "c.pem"]].concat();
     let ended = place.run(&tls).fails(2);
     assert!(ended.stderr.contains("go together"), "{ended:?}");

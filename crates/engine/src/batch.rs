@@ -331,6 +331,18 @@ impl<'a> BatchReader<'a> {
         })
     }
 
+    /// The batch as it would be logged if its first operation had this number.
+    pub fn encode_at(&self, base: SeqNo) -> Vec<u8> {
+        let operations = self.operations.rest.rest();
+        let mut out = Vec::with_capacity(HEADER_BYTES + operations.len());
+        codec::put_u64(&mut out, base.0 | u64::from(self.count.min(MANY)) << 56);
+        if self.count >= MANY {
+            codec::put_u32(&mut out, self.count);
+        }
+        out.extend_from_slice(operations);
+        out
+    }
+
     /// The operations, in order. After an error there is no further item.
     pub fn operations(self) -> Operations<'a> {
         self.operations

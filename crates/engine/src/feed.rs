@@ -10,6 +10,12 @@
 //! ring and one record per watch, all large ones together by the log that is kept, and no writer ever
 //! waits.
 //!
+//! A database whose log is somebody else's ([`crate::external`]) has no segments to read. There the
+//! newest batches are kept in memory as they are applied ([`Newest`]), up to the bytes that the
+//! options grant the changefeed, and a watch that is further behind is too old. A batch that was
+//! applied is durable on a majority of the copies, whose versions are all the same: a watch that loses
+//! its node goes on at another one. After a restart there is what was applied since.
+//!
 //! **What is delivered** is the durable prefix of the log ([`Feed::durable`]). A record is durable
 //! only after every batch up to it was published, and a watch never sees a batch that power loss
 //! could take back: a buffered write appears when the background sync has come to it.
@@ -117,32 +123,28 @@ impl Committed {
     }
 }
 
-/// The newest records that were read from the log, without gaps, and the place where the next one
-/// is.
+/// The newest records, without gaps.
 #[derive(Debug)]
-pub struct Ring {
+pub struct Newest {
     /// In order.
-    pub records: VecDeque<Arc<Committed>>,
+    records: VecDeque<Arc<Committed>>,
     /// Their bytes.
     pub bytes: usize,
-    /// Reads what follows them.
-    pub tail: Tail,
     /// The sequence number after them.
     pub next: SeqNo,
 }
 
-impl Ring {
-    /// An empty ring that goes on at `at`, where the record with number `next` will begin.
-    pub fn new(at: Lsn, next: SeqNo) -> Self {
+impl Newest {
+    /// None yet; the first one will begin with number `next`.
+    pub fn new(next: SeqNo) -> Self {
         Self {
             records: VecDeque::new(),
             bytes: 0,
-            tail: Tail::new(at),
             next,
         }
     }
 
-    /// The oldest number that it can serve.
+    /// The oldest number that can be found here.
     pub fn first(&self) -> SeqNo {
         self.records
             .front()
@@ -155,15 +157,36 @@ impl Ring {
         self.records.get(index).cloned()
     }
 
-    /// Adds the next record and lets go of the oldest ones beyond `limit` bytes.
-    pub fn push(&mut self, record: Arc<Committed>, limit: usize) {
+    /// Adds the next record and lets go of the oldest ones beyond `limit` bytes, but for the last
+    /// `least` of all.
+    pub fn push(&mut self, record: Arc<Committed>, limit: usize, least: usize) {
         self.next = SeqNo(record.last.0 + 1);
         self.bytes += record.bytes();
         self.records.push_back(record);
         while self.bytes > limit
+            && self.records.len() > least
             && let Some(oldest) = self.records.pop_front()
         {
             self.bytes -= oldest.bytes();
+        }
+    }
+}
+
+/// The newest records that were read from the log, and the place where the next one is.
+#[derive(Debug)]
+pub struct Ring {
+    /// What was read.
+    pub newest: Newest,
+    /// Reads what follows.
+    pub tail: Tail,
+}
+
+impl Ring {
+    /// An empty ring that goes on at `at`, where the record with number `next` will begin.
+    pub fn new(at: Lsn, next: SeqNo) -> Self {
+        Self {
+            newest: Newest::new(next),
+            tail: Tail::new(at),
         }
     }
 }
@@ -337,12 +360,12 @@ impl Feed {
         self.ring
             .lock()
             .as_ref()
-            .map_or(0, |ring| ring.bytes as u64)
+            .map_or(0, |ring| ring.newest.bytes as u64)
     }
 
     /// Notes the ring's beginning; under the ring's lock.
     pub fn note_ring(&self, ring: Option<&Ring>) {
-        let first = ring.map_or(u64::MAX, |ring| ring.first().0);
+        let first = ring.map_or(u64::MAX, |ring| ring.newest.first().0);
         self.ring_first.store(first, Ordering::Relaxed);
     }
 

@@ -28,6 +28,9 @@
 //! * **A dropped namespace is one event**, in its place in the history. Making a namespace emits
 //!   nothing; the first event in it names it. A filter by namespace follows the name.
 //!
+//! Where the log is somebody else's, the batches are those that were applied, which is to say
+//! durable elsewhere, and [`crate::feed`] keeps the newest ones in memory.
+//!
 //! # How it ends
 //!
 //! [`Error::WatchTooOld`] if the log that it wants was given up (it was too slow, or away for too
@@ -486,6 +489,17 @@ impl Watch {
     fn fetch(&mut self) -> Result<Option<Arc<Committed>>> {
         let core = &*self.core;
         core.check_open()?;
+        if let Some(external) = &core.external {
+            let history = external.history.lock();
+            let oldest = history.first();
+            return match self.next < oldest {
+                true => Err(Error::WatchTooOld {
+                    wanted: self.next.0,
+                    oldest: oldest.0,
+                }),
+                false => Ok(history.get(self.next)),
+            };
+        }
         let log = core.log()?;
         let durable = core.feed.durable();
         if self.behind.is_some() && core.feed.ring_may_have(self.next) {
@@ -600,13 +614,27 @@ enum FromRing {
 }
 
 impl Core {
+    fn ring_limit(&self) -> usize {
+        RING_BYTES.min(self.settings.given.memory_bytes / 64)
+    }
+
+    /// Bytes of batches that are kept in memory for watches where the log is somebody else's.
+    pub(crate) fn history_limit(&self) -> usize {
+        let given = &self.settings.given;
+        let granted = usize::try_from(given.changefeed_bytes).unwrap_or(usize::MAX);
+        granted.min(given.memory_bytes / 16).max(self.ring_limit())
+    }
+
     /// The version that a watch begins with, where to read for it, and whether that is behind the
     /// end of the log.
     fn locate(&self, from: Option<SeqNo>) -> Result<(SeqNo, Lsn, bool)> {
-        let log = self.log()?;
         let (next, end) = {
             let commit = self.lock_commit();
-            (SeqNo(commit.last_seqno.0 + 1), log.appended())
+            let end = match &self.external {
+                Some(_) => Lsn::ZERO,
+                None => self.log()?.appended(),
+            };
+            (SeqNo(commit.last_seqno.0 + 1), end)
         };
         let from = from.map_or(next, |from| from.max(SeqNo(1)));
         if from > next {
@@ -619,14 +647,22 @@ impl Core {
             return Ok((next, end, false));
         }
         let mut oldest = next;
-        for &(segment, _) in log.segments().iter().rev() {
-            let Some(first) = self.first_of_segment(log, segment, end)? else {
-                continue;
-            };
-            if first <= from {
-                return Ok((from, Lsn::new(segment, 0), true));
+        if let Some(external) = &self.external {
+            oldest = external.history.lock().first();
+            if oldest <= from {
+                return Ok((from, end, false));
             }
-            oldest = first;
+        } else {
+            let log = self.log()?;
+            for &(segment, _) in log.segments().iter().rev() {
+                let Some(first) = self.first_of_segment(log, segment, end)? else {
+                    continue;
+                };
+                if first <= from {
+                    return Ok((from, Lsn::new(segment, 0), true));
+                }
+                oldest = first;
+            }
         }
         self.observer.counters.watch_too_old.add(1);
         Err(Error::WatchTooOld {
@@ -638,6 +674,9 @@ impl Core {
     /// The oldest version that a watch can begin at.
     pub fn oldest_watchable(&self) -> Result<SeqNo> {
         self.check_open()?;
+        if let Some(external) = &self.external {
+            return Ok(external.history.lock().first());
+        }
         let log = self.log()?;
         let (next, end) = {
             let commit = self.lock_commit();
@@ -693,10 +732,10 @@ impl Core {
         durable: Lsn,
     ) -> Result<FromRing> {
         let mut slot = self.feed.ring.lock();
-        if !exact && slot.as_ref().is_none_or(|ring| ring.next < seqno) {
+        if !exact && slot.as_ref().is_none_or(|ring| ring.newest.next < seqno) {
             return Ok(FromRing::Behind);
         }
-        if slot.as_ref().is_some_and(|ring| ring.next < seqno) {
+        if slot.as_ref().is_some_and(|ring| ring.newest.next < seqno) {
             // Nobody has read up to here: it may be far. Those before it find themselves behind.
             *slot = None;
         }
@@ -716,13 +755,13 @@ impl Core {
         seqno: SeqNo,
         durable: Lsn,
     ) -> Result<FromRing> {
-        if seqno < ring.first() {
+        if seqno < ring.newest.first() {
             return Ok(FromRing::Behind);
         }
-        if let Some(record) = ring.get(seqno) {
+        if let Some(record) = ring.newest.get(seqno) {
             return Ok(FromRing::Record(record));
         }
-        let next = ring.next;
+        let next = ring.newest.next;
         let record = match ring.tail.next(log, durable) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(FromRing::End),
@@ -739,8 +778,8 @@ impl Core {
             Some(known) => known,
             None => self.feed.share(self.committed(log, &record, header)?),
         };
-        let limit = RING_BYTES.min(self.settings.given.memory_bytes / 64);
-        ring.push(Arc::clone(&record), limit);
+        let limit = self.ring_limit();
+        ring.newest.push(Arc::clone(&record), limit, 0);
         Ok(FromRing::Record(record))
     }
 
@@ -832,6 +871,9 @@ pub(crate) fn stats(core: &Core) -> WatchStats {
         watches,
         lag: lowest.map_or(0, |next| (newest + 1).saturating_sub(next.0)),
         kept_bytes,
-        memory_bytes: core.feed.ring_bytes(),
+        memory_bytes: match &core.external {
+            Some(external) => external.history.lock().bytes as u64,
+            None => core.feed.ring_bytes(),
+        },
     }
 }

@@ -8,9 +8,10 @@ use firn_io::wal::Lsn;
 
 use crate::batch::{BatchReader, Requirement};
 use crate::checkpoint::checkpoint;
-use crate::core::{CommitState, Core, MAX_IMMUTABLES, Trees};
+use crate::core::{CommitState, Core, MAX_IMMUTABLES, RECORD_BATCH, RECORD_DROP, Trees};
 use crate::error::{Error, Result};
 use crate::external::state::{AppliedState, External};
+use crate::feed::Committed;
 use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::options::MAX_NAMESPACE_BYTES;
 use crate::tree::Tree;
@@ -70,6 +71,19 @@ pub struct Applier {
     core: Arc<Core>,
 }
 
+/// The number `count` operations after `before`.
+fn later(before: SeqNo, count: u64) -> Result<SeqNo> {
+    let last = SeqNo(before.0 + count);
+    if last > SeqNo::MAX {
+        return Err(Error::LimitExceeded {
+            limit: "sequence_number",
+            max: SeqNo::MAX.0,
+            actual: last.0,
+        });
+    }
+    Ok(last)
+}
+
 impl Applier {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
@@ -125,19 +139,30 @@ impl Applier {
         }
         let time_ms = external.clock.advance(time_ms);
         let mut outcomes = Vec::with_capacity(changes.len());
+        let mut told = Vec::new();
         for change in changes {
             outcomes.push(match change {
                 Change::Write {
                     requirements,
                     batch,
-                } => self.write(&mut commit, requirements, batch)?,
+                } => self.write(&mut commit, requirements, batch, &mut told)?,
                 Change::CreateNamespace(name) => self.create(external, name),
-                Change::DropNamespace(name) => self.drop(external, name),
+                Change::DropNamespace(name) => self.drop(external, &mut commit, name, &mut told)?,
             });
         }
         external.set_applied(position, time_ms, owner);
         if core.snapshots.published() < commit.last_seqno {
             core.snapshots.number().set(commit.last_seqno);
+        }
+        if !told.is_empty() {
+            let limit = core.history_limit();
+            let mut history = external.history.lock();
+            for committed in told {
+                // Who keeps up is told however large it is.
+                history.push(Arc::new(committed), limit, 1);
+            }
+            drop(history);
+            core.feed.wake();
         }
         let settings = &core.settings;
         let is_full =
@@ -158,6 +183,7 @@ impl Applier {
         commit: &mut CommitState,
         requirements: &[Requirement],
         batch: &BatchReader<'_>,
+        told: &mut Vec<Committed>,
     ) -> Result<Outcome> {
         let core = &self.core;
         let trees = core.trees.load();
@@ -180,17 +206,11 @@ impl Applier {
                 return Ok(Outcome::ConditionFailed { index, actual });
             }
         }
-        let last = SeqNo(commit.last_seqno.0 + u64::from(batch.count));
-        if last > SeqNo::MAX {
-            return Err(Error::LimitExceeded {
-                limit: "sequence_number",
-                max: SeqNo::MAX.0,
-                actual: last.0,
-            });
-        }
+        let last = later(commit.last_seqno, u64::from(batch.count))?;
         let before = commit.last_seqno;
         let mut seqno = before;
         let mut bytes = 0;
+        let mut names: Vec<(NamespaceId, Arc<str>)> = Vec::new();
         for operation in batch
             .clone()
             .operations()
@@ -200,6 +220,9 @@ impl Applier {
                 continue;
             };
             seqno.0 += 1;
+            if names.iter().all(|(known, _)| *known != tree.id) {
+                names.push((tree.id, Arc::clone(&tree.name)));
+            }
             // Any position will do: it says that the memtable is not empty.
             tree.note_record(Lsn::ZERO);
             let state = tree.state();
@@ -226,6 +249,16 @@ impl Applier {
         counters.write_ops.add(u64::from(batch.count));
         counters.write_bytes.add(bytes);
         let first = SeqNo(before.0 + u64::from(batch.count > 0));
+        if batch.count > 0 {
+            told.push(Committed {
+                first,
+                last,
+                end: Lsn::ZERO,
+                kind: RECORD_BATCH,
+                payload: batch.encode_at(first).into(),
+                names,
+            });
+        }
         Ok(Outcome::Written { first, last })
     }
 
@@ -248,19 +281,37 @@ impl Applier {
         Outcome::Created(id)
     }
 
-    fn drop(&self, external: &External, name: &str) -> Outcome {
+    fn drop(
+        &self,
+        external: &External,
+        commit: &mut CommitState,
+        name: &str,
+        told: &mut Vec<Committed>,
+    ) -> Result<Outcome> {
         let trees = self.core.trees.load();
         let Some(tree) = trees.by_name(name) else {
-            return Outcome::NamespaceNotFound;
+            return Ok(Outcome::NamespaceNotFound);
         };
         if tree.id == NamespaceId::default() {
-            return Outcome::Refused;
+            return Ok(Outcome::Refused);
         }
+        // It has its place in the history, as in a database with a log of its own.
+        let seqno = later(commit.last_seqno, 1)?;
+        commit.last_seqno = seqno;
+        let names = vec![(tree.id, Arc::clone(&tree.name))];
+        told.push(Committed {
+            first: seqno,
+            last: seqno,
+            end: Lsn::ZERO,
+            kind: RECORD_DROP,
+            payload: Box::default(),
+            names,
+        });
         tree.set_dropped();
         external.drop_namespace(tree.id);
         self.swap_trees(|trees| trees.remove(tree.id));
         self.core.recount_memtables();
-        Outcome::Dropped
+        Ok(Outcome::Dropped)
     }
 
     fn swap_trees(&self, change: impl FnOnce(&mut Trees)) {

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use crate::blob::BlobFile;
 use crate::error::{Error, Result};
+use crate::feed::Newest;
 use crate::key::{NamespaceId, SeqNo};
 use crate::tree::{Immutable, TableSlot, Tree};
 use crate::version::edit::Applied;
@@ -141,6 +142,8 @@ pub struct External {
     /// Time as entries tell it: the database's clock.
     pub clock: Arc<LogClock>,
     inner: Mutex<Inner>,
+    /// The newest batches, for watches.
+    pub history: Mutex<Newest>,
     /// The time of the last cut that is durable.
     flushed_ms: AtomicU64,
     /// There may be values that expire.
@@ -186,6 +189,7 @@ impl External {
                 flushing: false,
                 gate: None,
             }),
+            history: Mutex::new(Newest::new(SeqNo(versions.last_seqno().0 + 1))),
             flushed_ms,
             // What the files have, nobody looked at.
             may_expire: AtomicBool::new(applied.is_some()),

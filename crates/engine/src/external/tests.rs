@@ -14,6 +14,7 @@ use crate::external::state::ExternalLog;
 use crate::key::{NamespaceId, SeqNo};
 use crate::options::Options;
 use crate::version::edit::Applied;
+use crate::watch::{Step as WatchStep, WatchOptions};
 use crate::{Db, Error, ScanOptions, WriteOptions};
 
 #[derive(Debug, Default)]
@@ -348,4 +349,134 @@ fn a_database_with_unflushed_writes_of_its_own_is_refused() {
     let (db, applier) = Db::open_external(world(&disk), DIR, options(), log()).unwrap();
     assert_eq!(db.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
     assert_eq!(applier.applied().0, None);
+}
+
+/// What a watch from `next` on tells now, in words, by version; `next` is moved behind it.
+fn told(node: &Node, next: &mut u64) -> Vec<(u64, String)> {
+    let mut watch = node.db.watch(WatchOptions::from(SeqNo(*next))).unwrap();
+    let mut out = Vec::new();
+    loop {
+        match watch.step().unwrap() {
+            WatchStep::Batch(batch) => {
+                let told = batch.events().map(|event| {
+                    let (namespace, change) = (event.namespace, event.change);
+                    (event.version.0, format!("{namespace} {change:?}"))
+                });
+                out.extend(told);
+            }
+            WatchStep::Passed => panic!("nothing is filtered"),
+            WatchStep::CaughtUp => break,
+        }
+    }
+    *next = watch.next_version().0;
+    out
+}
+
+fn last_version(node: &Node) -> u64 {
+    let now = node.db.watch(WatchOptions::default()).unwrap();
+    now.next_version().0 - 1
+}
+
+#[test]
+fn watches_of_two_copies_tell_the_same_across_crashes() {
+    for seed in 0..10 {
+        let mut rng = Rng::new(seed ^ 0xfeed);
+        let mut entries = history(&mut rng, 100);
+        let calm = Node::open(MemFs::new(), 1);
+        let mut node = Node::open(MemFs::new(), seed);
+        let (mut at, mut of_node, mut written) = (1, Vec::new(), 0);
+        while node.next() < entries.len() {
+            let index = node.next();
+            if calm.next() == index {
+                for outcome in apply(&calm, index + 1, &mut entries[index].clone()) {
+                    written += match outcome {
+                        Outcome::Written { first, last } if first <= last => last.0 - first.0 + 1,
+                        Outcome::Dropped => 1,
+                        _ => 0,
+                    };
+                }
+            }
+            apply(&node, index + 1, &mut entries[index]);
+            node.exec.run_one();
+            let behind = node.next() < calm.next();
+            if !behind && rng.one_in(4) {
+                of_node.extend(told(&node, &mut at));
+            }
+            if rng.one_in(20) {
+                let disk = node.disk.crash(rng.next_u64(), CrashMode::DropUnsynced);
+                node.exec.clear();
+                std::mem::forget(node.db);
+                node = Node::open(disk, rng.next_u64());
+                // It was told more than this copy has after the crash, and not more than others have.
+                let version = last_version(&node);
+                if version + 1 < at {
+                    let ahead = node.db.watch(WatchOptions::from(SeqNo(at)));
+                    assert!(matches!(ahead, Err(Error::InvalidArgument(_))), "{ahead:?}");
+                } else if version >= at {
+                    let old = node.db.watch(WatchOptions::from(SeqNo(at)));
+                    assert!(matches!(old, Err(Error::WatchTooOld { .. })), "{old:?}");
+                    of_node.extend(told(&calm, &mut at));
+                }
+            }
+        }
+        of_node.extend(told(&node, &mut at));
+        let mut from = 1;
+        let of_calm = told(&calm, &mut from);
+        assert_eq!(of_node, of_calm, "seed {seed}");
+        let versions = of_calm.iter().map(|(version, _)| *version);
+        assert!(versions.eq(1..=written), "seed {seed}");
+        assert_eq!(written, last_version(&calm));
+        node.db.close().unwrap();
+    }
+}
+
+#[test]
+fn watches_reach_back_as_far_as_memory_was_granted() {
+    let node = Node::open(MemFs::new(), 1);
+    let write = |at: usize, len: usize| {
+        let mut batch = WriteBatch::new();
+        batch.put(NamespaceId(0), b"k", &vec![1; len]).unwrap();
+        let mut entry = Entry {
+            time_ms: 9,
+            steps: vec![Step::Write(Vec::new(), batch)],
+        };
+        apply(&node, at, &mut entry);
+    };
+    let mut slow = node.db.watch(WatchOptions::default()).unwrap();
+    let mut filtered = node.db.watch(WatchOptions::default().prefix(b"x")).unwrap();
+    let woken = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&woken);
+    assert!(matches!(slow.step(), Ok(WatchStep::CaughtUp)));
+    slow.on_ready(Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    for at in 1..=100 {
+        write(at, 4 << 10);
+    }
+    assert_eq!(woken.load(Ordering::Relaxed), 1);
+    // 8 MiB of memory: an eighth of a MiB for this.
+    let oldest = node.db.oldest_watchable().unwrap();
+    assert!((50..90).contains(&oldest.0), "{oldest}");
+    let too_old = slow.step();
+    assert!(
+        matches!(&too_old, Err(Error::WatchTooOld { wanted: 1, oldest: o }) if *o == oldest.0),
+        "{too_old:?}"
+    );
+    assert!(filtered.step().is_err());
+    let opened = node.db.watch(WatchOptions::from(SeqNo(oldest.0 - 1)));
+    assert!(matches!(opened, Err(Error::WatchTooOld { .. })));
+    let mut from = oldest.0;
+    assert_eq!(told(&node, &mut from).len() as u64, 101 - oldest.0);
+    let stats = node.db.stats().watch;
+    assert!(
+        (100 << 10..=128 << 10).contains(&stats.memory_bytes),
+        "{stats:?}"
+    );
+    // One that is larger than all of it is told to who is there.
+    let mut near = node.db.watch(WatchOptions::default()).unwrap();
+    write(101, 300 << 10);
+    assert!(matches!(near.step(), Ok(WatchStep::Batch(_))));
+    assert_eq!(node.db.oldest_watchable().unwrap(), SeqNo(101));
+    node.db.close().unwrap();
+    assert!(matches!(near.step(), Err(Error::Closed(_))));
 }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::service::error::{Error, Result};
 use crate::service::scan::Range;
-use crate::service::{Service, limits};
+use crate::service::{Consistency, Service, limits};
 
 /// What to watch.
 #[derive(Clone, Debug, Default)]
@@ -316,15 +316,11 @@ impl Service {
     /// A feed at its beginning.
     ///
     /// # Errors
-    /// Version too old, with the oldest there is; a version that does not exist yet; namespace not
+    /// There is no leader; version too old, with the oldest there is; a version that does not exist yet; namespace not
     /// found; an empty range; too many watches.
     pub async fn watch<S: Sink>(&self, query: WatchQuery, sink: S) -> Result<Feed<S>> {
         for bound in [&query.range.start, &query.range.end].into_iter().flatten() {
             limits::key(self.limits(), bound)?;
-        }
-        if self.cluster().is_some() {
-            let detail = "a server of a cluster has no changefeed yet: watch a server by itself";
-            return Err(Error::new(Code::Unsupported, detail));
         }
         let Ok(place) = Arc::clone(&self.inner.watches.places).try_acquire_owned() else {
             let most = self.limits().watches;
@@ -334,6 +330,8 @@ impl Service {
                 ..Error::overloaded(detail, 1_000)
             });
         };
+        // A version that another node told of is here too then.
+        self.may_scan(Consistency::Linearizable).await?;
         let service = self.clone();
         self.blocking(move || {
             let watch = service.db().watch(WatchOptions {

@@ -1,15 +1,16 @@
 //! Faults with a script. Names begin with the number that `docs/testing.md` lists them by; those that
 //! need no script are found by seeds (see `seeds.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use firn_engine::batch::Condition;
-use firn_engine::key::NamespaceId;
-use firn_engine::{Outcome, WriteBatch};
+use firn_engine::key::{NamespaceId, SeqNo};
+use firn_engine::watch::{Step as WatchStep, WatchOptions};
+use firn_engine::{Change, Outcome, ScanOptions, WriteBatch};
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, OpKind, Rule};
 use firn_io::fs::mem::{CrashMode, MemFs};
@@ -789,6 +790,117 @@ fn s36_follower_forward_loop() {
             Answer::decode(&answer).unwrap(),
             Answer::Refused(_)
         ));
+    });
+}
+
+/// What changes said of the keys.
+#[derive(Default)]
+struct Told {
+    next: u64,
+    keys: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
+}
+
+impl Told {
+    /// Takes what a node has to tell until `end`; whether it had anything to say at all.
+    async fn listen(&mut self, node: &firn_replica::Node, end: Instant) -> bool {
+        let barrier = timeout(
+            Duration::from_secs(1),
+            node.read_barrier(ReadLevel::Linearizable),
+        );
+        let Ok(Ok(point)) = barrier.await else {
+            return false;
+        };
+        // It was started since, and knows nothing of before; or it is being replaced.
+        let Ok(mut watch) = point.db.watch(WatchOptions::from(SeqNo(self.next))) else {
+            return false;
+        };
+        loop {
+            match watch.step() {
+                Ok(WatchStep::Batch(batch)) => {
+                    for event in batch.events() {
+                        self.take(event.version.0, event.change);
+                    }
+                }
+                Ok(WatchStep::Passed) => {}
+                Ok(WatchStep::CaughtUp) if Instant::now() < end => {
+                    sleep(Duration::from_millis(5)).await;
+                }
+                Ok(WatchStep::CaughtUp) | Err(_) => return true,
+            }
+        }
+    }
+
+    fn take(&mut self, version: u64, change: Change<'_>) {
+        assert_eq!(version, self.next, "each version once, in order");
+        self.next += 1;
+        match change {
+            Change::Put { key, value, .. } => {
+                self.keys.insert(key.to_vec(), (value.to_vec(), version));
+            }
+            Change::Delete { key } => {
+                self.keys.remove(key);
+            }
+            Change::DeleteRange { start, end } => {
+                self.keys.retain(|key, _| **key < *start || **key >= *end);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn s37_changes_across_leaders() {
+    simulate(async {
+        let (mut cluster, mut leader) = booted(37, 3).await;
+        let load = load(&mut cluster);
+        let mut told = Told {
+            next: 1,
+            ..Told::default()
+        };
+        let mut heard = BTreeSet::new();
+        for round in 0..9 {
+            let id = [leader, leader % 3 + 1, (leader + 1) % 3 + 1][round % 3];
+            let node = cluster.node(id);
+            let end = Instant::now() + Duration::from_millis(300);
+            if told.listen(&node, end).await {
+                heard.insert(id);
+            }
+            drop(node);
+            cluster.kill(leader, (round % 2 == 0).then_some(CrashMode::DropUnsynced));
+            leader = cluster.wait_for_leader().await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+            for id in 1..=3 {
+                cluster.revive(id).await.unwrap();
+            }
+            // Before others forget what it was not told of yet.
+            let node = cluster.node(leader);
+            assert!(
+                told.listen(&node, Instant::now()).await,
+                "the new leader knows"
+            );
+        }
+        assert_eq!(heard.len(), 3, "{heard:?}");
+        cluster.heal();
+        load.end().await;
+        cluster.settle().await.unwrap();
+        let node = cluster.node(cluster.wait_for_leader().await.unwrap());
+        assert!(told.listen(&node, Instant::now()).await);
+        assert!(told.next > 100, "{} versions", told.next);
+        let db = node.db();
+        let namespace = db.default_namespace();
+        let mut scan = db.scan(&namespace, ScanOptions::default()).unwrap();
+        let mut there = BTreeMap::new();
+        while scan.next().unwrap() {
+            let entry = db.get_entry(&namespace, scan.key()).unwrap().unwrap();
+            there.insert(scan.key().to_vec(), (entry.value.to_vec(), entry.version.0));
+        }
+        assert!(
+            there == told.keys,
+            "{} keys and {}",
+            there.len(),
+            told.keys.len()
+        );
+        assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
     });
 }
 
