@@ -21,6 +21,7 @@ use firn_sim::clock::EPOCH_MS;
 use firn_sim::cluster::{Cluster, Settings, is_corruption, member, put};
 use firn_sim::damage::{Target, files};
 use firn_sim::stage;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Runs a script to its end, without a panic of anybody.
@@ -766,6 +767,126 @@ fn s29_learner_never_counts() {
             "{promoted:?}"
         );
         cluster.settle().await.unwrap();
+    });
+}
+
+/// What a node did to its disk: the kind, the file, where and how much.
+type Trace = Arc<Mutex<Vec<(OpKind, String, u64, u64)>>>;
+
+fn traced(cluster: &Cluster, id: NodeId) -> Trace {
+    let trace = Trace::default();
+    let seen = Arc::clone(&trace);
+    let faults = cluster.faults(id).unwrap();
+    faults.set_after_hook(Box::new(move |_, op| {
+        if op.kind.is_mutation() {
+            let path = op.path.display().to_string();
+            seen.lock().push((op.kind, path, op.offset, op.len));
+        }
+    }));
+    trace
+}
+
+/// An entry is one write of the log on each node, where the one before ended, and at most one sync; many
+/// entries together share them. Nothing else is written.
+#[test]
+fn entries_cost_one_write_and_one_sync_each_at_most() {
+    simulate(async {
+        let settings = Settings {
+            mapped: false,
+            segment_bytes: 1 << 20,
+            log_bytes: 4 << 20,
+            memtable_bytes: 1 << 20,
+            ..Settings::default()
+        };
+        let (mut cluster, leader) = booted_with(41, 3, settings).await;
+        fill(&cluster, leader, 3).await;
+        sleep(Duration::from_millis(500)).await;
+        let node = cluster.node(leader);
+        let traces: Vec<Trace> = (1..=3).map(|id| traced(&cluster, id)).collect();
+        let entries = 30;
+        for n in 0..entries {
+            node.propose(put(&[n], b"v", None)).await.unwrap();
+        }
+        // Before the logs are idle and leave a marker.
+        sleep(Duration::from_millis(100)).await;
+        for trace in &traces {
+            let trace = std::mem::take(&mut *trace.lock());
+            let mut at = None;
+            let (mut writes, mut syncs) = (0, 0);
+            for (kind, path, offset, len) in &trace {
+                assert!(path.ends_with(".wal"), "{kind:?} of {path}");
+                match kind {
+                    OpKind::Write => {
+                        writes += 1;
+                        assert!(at.is_none_or(|at| at == *offset), "{trace:?}");
+                        at = Some(offset + len);
+                    }
+                    OpKind::Sync => syncs += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(writes, entries, "{trace:?}");
+            assert!(syncs <= writes, "{syncs} syncs of {writes} writes");
+        }
+        let many: Vec<_> = (0..200_u64)
+            .map(|n| {
+                let node = node.clone();
+                tokio::spawn(async move {
+                    let write = put(&n.to_le_bytes(), b"v", None);
+                    node.propose(write).await
+                })
+            })
+            .collect();
+        for write in many {
+            write.await.unwrap().unwrap();
+        }
+        for trace in &traces {
+            let trace = trace.lock();
+            let count = |wanted| trace.iter().filter(|op| op.0 == wanted).count();
+            let (writes, syncs) = (count(OpKind::Write), count(OpKind::Sync));
+            assert!(
+                writes < 20 && syncs <= writes,
+                "{writes} writes, {syncs} syncs"
+            );
+        }
+        cluster.settle().await.unwrap();
+    });
+}
+
+/// A namespace that was written once does not keep the log of all that came after.
+#[test]
+fn the_log_is_bounded_beside_an_idle_namespace() {
+    simulate(async {
+        let (mut cluster, leader) = booted(42, 3).await;
+        let node = cluster.node(leader);
+        let made = node.propose(Write::create_namespace("idle")).await.unwrap();
+        let Outcome::Created(idle) = made.outcome else {
+            panic!("{made:?}");
+        };
+        let mut batch = WriteBatch::new();
+        batch.put(idle, b"once", b"and never again").unwrap();
+        node.propose(Write::batch(&mut batch)).await.unwrap();
+        let mut most = 0;
+        for round in 0..10 {
+            fill(&cluster, leader, 300).await;
+            for (id, machine) in &cluster.machines {
+                let files = machine.disk.files().into_iter();
+                let log = files.filter(|path| path.starts_with("/node/raft"));
+                let bytes: u64 = log
+                    .map(|path| machine.disk.read_file(path).unwrap().len() as u64)
+                    .sum();
+                assert!(bytes < 300 << 10, "node {id}, round {round}: {bytes} bytes");
+                most = most.max(bytes);
+            }
+        }
+        // A megabyte was written, and more log than is kept at once.
+        assert!(most > 48 << 10, "{most}");
+        cluster.settle().await.unwrap();
+        for id in 1..=3 {
+            let db = cluster.node(id).db();
+            let idle = db.namespace("idle").unwrap();
+            assert!(db.get_entry(&idle, b"once").unwrap().is_some());
+        }
     });
 }
 
