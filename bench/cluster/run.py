@@ -15,7 +15,7 @@ time), firn over HTTP by wrk too. --etcd-reads may name another version for the 
 that of the three servers together, divided by the requests; the rest of the two cores is the generator's.
 
 failover: kill -9 of the leader; the time to the first write that another node accepts after it, while one
-writer a node tries without a pause. transfer: the longest silence of three writers while leadership is
+writer a node tries without a pause, and again after 0.2 s without an answer. transfer: the longest silence of three writers while leadership is
 handed over. isolate: a follower stands still (SIGSTOP) for three seconds and goes on; the longest silence of
 a writer at the leader from then on. catchup: a follower is killed, misses so many writes, and is started again:
 the time until it has applied what the leader had. files: it misses so many GiB; what it was sent, and what a
@@ -333,9 +333,9 @@ def table(rows):
 class Writer(threading.Thread):
     """Writes one key after the other through one node, and notes when each was accepted."""
 
-    def __init__(self, cluster, i):
+    def __init__(self, cluster, i, patience):
         super().__init__(daemon=True)
-        self.cluster, self.i = cluster, i
+        self.cluster, self.i, self.patience = cluster, i, patience
         self.accepted, self.refused, self.is_over = [], 0, False
 
     def run(self):
@@ -343,7 +343,7 @@ class Writer(threading.Thread):
         while not self.is_over:
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.port(self.i), timeout=12)
+                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.port(self.i), timeout=self.patience)
                     connection.connect()
                     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 n += 1
@@ -361,8 +361,8 @@ class Writer(threading.Thread):
         self.join(15)
 
 
-def writers(cluster, nodes):
-    started = [Writer(cluster, i) for i in nodes]
+def writers(cluster, nodes, patience=12):
+    started = [Writer(cluster, i, patience) for i in nodes]
     for writer in started:
         writer.start()
     return started
@@ -390,7 +390,7 @@ def failover(args):
         for system in systems:
             leader = system.leader()
             others = [i for i in system.processes if i != leader]
-            started = writers(system, others)
+            started = writers(system, others, 0.2)
             time.sleep(0.7)
             system.kill(leader)
             killed = time.monotonic()
@@ -483,17 +483,6 @@ def catchup(args):
         system.end()
 
 
-def directory_bytes(path):
-    total = 0
-    for root, _, files in os.walk(path):
-        for name in files:
-            try:
-                total += os.stat(os.path.join(root, name)).st_size
-            except OSError:
-                pass
-    return total
-
-
 WRK_FILL = """
 local value = {}
 math.randomseed(SEED)
@@ -508,18 +497,16 @@ end
 
 
 def fill(firn, args, start, gib):
-    """Values of 100 kB until so much was written."""
+    """Values of 100 kB until so much was written: where to go on, and how many bytes."""
     script = f"{args.dir}/fill.lua"
-    with open(script, "w") as out:
-        out.write(WRK_FILL.replace("SEED", str(start + 1)).replace("START", str(start)))
     written = 0
     while written < gib * 2**30:
         with open(script, "w") as out:
             out.write(WRK_FILL.replace("SEED", str(start + 1)).replace("START", str(start)))
-        requests = wrk(firn.port(firn.leader()), "/", 16, 5, script)[2]
+        requests = wrk(firn.port(firn.leader()), "/", 16, 2, script)[2]
         start += requests + 100
         written += requests * 100000
-    return start
+    return start, written
 
 
 def files(args):
@@ -527,16 +514,16 @@ def files(args):
     script = f"{args.dir}/put.lua"
     with open(script, "w") as out:
         out.write(WRK_PUT)
-    at = fill(firn, args, 0, 1)
+    at, had = fill(firn, args, 0, 1)
     leader = firn.leader()
     follower = next(i for i in firn.processes if i != leader)
     time.sleep(3)
-    had = directory_bytes(f"{firn.directory}/{follower}")
     firn.kill(follower)
-    fill(firn, args, at, args.gib)
-    time.sleep(5)
-    before = wrk(firn.port(leader), "/", 8, 5, script)
-    # What consensus may still have in its log is not what it was sent in files.
+    _, missed = fill(firn, args, at, args.gib)
+    # Until what the writes left to do is done.
+    time.sleep(20)
+    load = lambda: wrk(firn.port(leader), "/", 8, 2, script)
+    before = [load() for _ in range(10)]
     target = firn.applied(leader)
     begin = time.monotonic()
     firn.start(follower)
@@ -545,14 +532,17 @@ def files(args):
     waiter.start()
     during = []
     while not done.is_set():
-        during.append(wrk(firn.port(leader), "/", 8, 2, script))
+        during.append(load())
     took = time.monotonic() - begin
-    received = re.findall(r"^(firn_raft\S*(?:snapshot|received)\S*) (\S+)", get(firn.http[follower], "/metrics").decode(), re.M)
-    print(f"the follower had {had / 2**30:.2f} GiB and missed {args.gib} GiB; level after {took:.1f} s; "
-          f"it has {directory_bytes(f'{firn.directory}/{follower}') / 2**30:.2f} GiB now")
-    print(f"received: {received}")
-    print(f"8 writers at the leader before: {before[0]:.0f}/s, p99 {before[1]:.1f} ms; "
-          f"during: {[(round(r[0]), round(r[1], 1)) for r in during]}")
+    text = get(firn.http[follower], "/metrics").decode()
+    received = float(re.search(r"^firn_raft_received_bytes_total (\S+)", text, re.M).group(1))
+    loaded = sum(r[2] for r in before + during) * 160
+    print(f"the follower had {had / 2**30:.2f} GiB and missed {missed / 2**30:.2f} GiB and about "
+          f"{loaded / 2**30:.2f} GiB of small writes; level after {took:.1f} s; received {received / 2**30:.2f} GiB")
+    for name, rows in (("before", before), ("during", during)):
+        p99 = sorted(r[1] for r in rows)
+        print(f"8 writers at the leader {name}: {statistics.median(r[0] for r in rows):.0f}/s, p99 of two seconds: "
+              f"median {statistics.median(p99):.1f} ms [{p99[0]:.1f}-{p99[-1]:.1f}]")
     firn.end()
 
 

@@ -1083,20 +1083,24 @@ impl Shared {
         let Some(shared) = self.me() else {
             return;
         };
+        // Another round on the same thread, where one was asked for meanwhile: a new job would wake
+        // another thread while this one goes to sleep.
         shared.submit(Priority::High, |shared| {
-            shared.background.store(SUBMITTED, Ordering::Release);
-            if !shared.inner.lock().closed {
-                // Its failure poisons the log and the listener has been told.
-                let _ = shared.sync_to(Lsn::MAX);
-            }
-            let ended = shared.background.compare_exchange(
-                SUBMITTED,
-                IDLE,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-            if ended.is_err() {
-                shared.submit_sync();
+            loop {
+                shared.background.store(SUBMITTED, Ordering::Release);
+                if !shared.inner.lock().closed {
+                    // Its failure poisons the log and the listener has been told.
+                    let _ = shared.sync_to(Lsn::MAX);
+                }
+                let ended = shared.background.compare_exchange(
+                    SUBMITTED,
+                    IDLE,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
+                if ended.is_ok() {
+                    break;
+                }
             }
         });
     }
