@@ -334,7 +334,8 @@ impl<'a> BatchReader<'a> {
     /// The batch as it would be logged if its first operation had this number.
     pub fn encode_at(&self, base: SeqNo) -> Vec<u8> {
         let operations = self.operations.rest.rest();
-        let mut out = Vec::with_capacity(HEADER_BYTES + operations.len());
+        let spared = if self.count < MANY { SPARED_BYTES } else { 0 };
+        let mut out = Vec::with_capacity(HEADER_BYTES - spared + operations.len());
         codec::put_u64(&mut out, base.0 | u64::from(self.count.min(MANY)) << 56);
         if self.count >= MANY {
             codec::put_u32(&mut out, self.count);
@@ -454,6 +455,9 @@ mod tests {
             let record = batch.seal(base).to_vec();
             assert_eq!(record.len(), batch.encoded_len());
             assert_eq!(record.len(), if count < 255 { 8 } else { 12 } + 4 * count);
+            let elsewhere = batch.seal(SeqNo::ZERO).to_vec();
+            let elsewhere = BatchReader::new(&elsewhere).unwrap();
+            assert_eq!(elsewhere.encode_at(base), record);
             let reader = BatchReader::new(&record).unwrap();
             assert_eq!((reader.base, reader.count as usize), (base, count));
             assert_eq!(reader.operations().filter(|o| o.is_ok()).count(), count);

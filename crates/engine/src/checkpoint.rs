@@ -108,6 +108,7 @@ fn pin(core: &Arc<Core>) -> Result<Pinned> {
 /// and go with the cuts, so the manifest has those of this one.
 fn pin_external(core: &Arc<Core>, external: &External) -> Result<Pinned> {
     core.check_open()?;
+    external.check_whole()?;
     {
         let commit = core.lock_commit();
         external.cut(core.trees.load().iter(), commit.last_seqno);

@@ -104,7 +104,7 @@ pub struct Committed {
     pub end: Lsn,
     /// What kind of record.
     pub kind: u8,
-    /// As logged.
+    /// As logged; of a drop that was applied and never logged, nothing.
     pub payload: Box<[u8]>,
     /// The names of the namespaces in it.
     pub names: Vec<(NamespaceId, Arc<str>)>,
@@ -113,7 +113,7 @@ pub struct Committed {
 impl Committed {
     /// What it takes in the ring.
     pub fn bytes(&self) -> usize {
-        self.payload.len() + size_of::<Self>() + 64
+        self.payload.len() + size_of::<Self>() + 64 + self.names.len() * 32
     }
 
     /// The name of a namespace in it.

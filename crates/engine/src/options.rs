@@ -85,7 +85,8 @@ pub struct Options {
     /// Bytes of log kept for the changefeed beyond what recovery needs, so that a watch can go on
     /// where it was after a disconnect or a restart. Default: 0, what recovery needs and no more;
     /// the server's is 64 MiB. Where the log is somebody else's ([`crate::external`]) it is the bytes
-    /// of batches in memory, at most a sixteenth of [`Self::memory_bytes`].
+    /// of batches in memory, at most a sixteenth of [`Self::memory_bytes`] and at least a sixty-fourth
+    /// of it (up to 8 MiB).
     pub changefeed_bytes: u64,
     /// How long log is kept for the changefeed after it was filled, if the bytes allow it; looked
     /// at when memtables are flushed. Default: 10 minutes.

@@ -472,7 +472,7 @@ impl Watch {
     }
 
     /// Runs `wake` once there may be more than the last step found: now, on this thread, if that is
-    /// so already, else on the thread that synced the log. It must not block. In place of one that
+    /// so already, else on the thread that synced the log or applied an entry. It must not block. In place of one that
     /// was left here before; dropped with the watch.
     pub fn on_ready(&self, wake: WakeFn) {
         self.core.feed.on_wake(self.id, self.seen, wake);
@@ -628,13 +628,17 @@ impl Core {
     /// The version that a watch begins with, where to read for it, and whether that is behind the
     /// end of the log.
     fn locate(&self, from: Option<SeqNo>) -> Result<(SeqNo, Lsn, bool)> {
-        let (next, end) = {
-            let commit = self.lock_commit();
-            let end = match &self.external {
-                Some(_) => Lsn::ZERO,
-                None => self.log()?.appended(),
-            };
-            (SeqNo(commit.last_seqno.0 + 1), end)
+        // What the history ends with was published.
+        let known = self.external.as_ref().map(|external| {
+            let history = external.history.lock();
+            (history.first(), history.next)
+        });
+        let (next, end) = match known {
+            Some((_, next)) => (next, Lsn::ZERO),
+            None => {
+                let commit = self.lock_commit();
+                (SeqNo(commit.last_seqno.0 + 1), self.log()?.appended())
+            }
         };
         let from = from.map_or(next, |from| from.max(SeqNo(1)));
         if from > next {
@@ -647,8 +651,8 @@ impl Core {
             return Ok((next, end, false));
         }
         let mut oldest = next;
-        if let Some(external) = &self.external {
-            oldest = external.history.lock().first();
+        if let Some((first, _)) = known {
+            oldest = first;
             if oldest <= from {
                 return Ok((from, end, false));
             }

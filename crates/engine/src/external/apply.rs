@@ -129,6 +129,7 @@ impl Applier {
         let core = &self.core;
         let external = self.external()?;
         core.check_open()?;
+        external.check_whole()?;
         let mut commit = core.commit.lock();
         if let (Some(before), _) = external.applied()
             && position <= before
@@ -141,28 +142,30 @@ impl Applier {
         let mut outcomes = Vec::with_capacity(changes.len());
         let mut told = Vec::new();
         for change in changes {
-            outcomes.push(match change {
+            let outcome = match change {
                 Change::Write {
                     requirements,
                     batch,
-                } => self.write(&mut commit, requirements, batch, &mut told)?,
-                Change::CreateNamespace(name) => self.create(external, name),
-                Change::DropNamespace(name) => self.drop(external, &mut commit, name, &mut told)?,
-            });
+                } => self.write(&mut commit, requirements, batch, &mut told),
+                Change::CreateNamespace(name) => Ok(self.create(external, name)),
+                Change::DropNamespace(name) => self.drop(external, &mut commit, name, &mut told),
+            };
+            // Changes before it may be in the memtables.
+            outcomes.push(outcome.inspect_err(|_| external.fail())?);
         }
         external.set_applied(position, time_ms, owner);
         if core.snapshots.published() < commit.last_seqno {
             core.snapshots.number().set(commit.last_seqno);
         }
-        if !told.is_empty() {
+        let has_news = !told.is_empty();
+        if has_news {
             let limit = core.history_limit();
+            // Who keeps up is told all of an entry, however large it is.
+            let least = told.len();
             let mut history = external.history.lock();
             for committed in told {
-                // Who keeps up is told however large it is.
-                history.push(Arc::new(committed), limit, 1);
+                history.push(Arc::new(committed), limit, least);
             }
-            drop(history);
-            core.feed.wake();
         }
         let settings = &core.settings;
         let is_full =
@@ -172,6 +175,9 @@ impl Applier {
         let cut = (over_budget && external.waiting() == 0 || trees.iter().any(is_full))
             && external.cut(trees.iter(), commit.last_seqno);
         drop(commit);
+        if has_news {
+            core.feed.wake();
+        }
         if cut {
             work::schedule(core);
         }
@@ -220,7 +226,8 @@ impl Applier {
                 continue;
             };
             seqno.0 += 1;
-            if names.iter().all(|(known, _)| *known != tree.id) {
+            let is_last = names.last().is_some_and(|(last, _)| *last == tree.id);
+            if !is_last && names.iter().all(|(known, _)| *known != tree.id) {
                 names.push((tree.id, Arc::clone(&tree.name)));
             }
             // Any position will do: it says that the memtable is not empty.

@@ -148,6 +148,8 @@ pub struct External {
     flushed_ms: AtomicU64,
     /// There may be values that expire.
     may_expire: AtomicBool,
+    /// An entry was applied in part: what is in memory is the state after no entry.
+    has_failed: AtomicBool,
 }
 
 impl External {
@@ -193,6 +195,7 @@ impl External {
             flushed_ms,
             // What the files have, nobody looked at.
             may_expire: AtomicBool::new(applied.is_some()),
+            has_failed: AtomicBool::new(false),
         })
     }
 
@@ -204,6 +207,21 @@ impl External {
     /// Whether there may be values that expire.
     pub fn may_expire(&self) -> bool {
         self.may_expire.load(Ordering::Relaxed)
+    }
+
+    /// An entry could not be applied as a whole: nothing that is in memory only gets into the files any
+    /// more. After the next opening the entry is applied again, to the state before it.
+    pub fn fail(&self) {
+        self.has_failed.store(true, Ordering::Release);
+    }
+
+    /// Refuses where an entry was applied in part.
+    pub fn check_whole(&self) -> Result<()> {
+        if self.has_failed.load(Ordering::Acquire) {
+            let detail = "an entry was applied in part: open the database again";
+            return Err(Error::Closed(detail));
+        }
+        Ok(())
     }
 
     /// The last entry that was applied, and what the log's owner wants to know as of it.
@@ -242,9 +260,13 @@ impl External {
     }
 
     /// Retires all memtables as one cut, unless nothing was applied since the last one. Returns
-    /// whether there is a new cut. Under the commit lock, and between two entries.
+    /// whether there is a new cut. Under the commit lock, and between two entries: where one was applied
+    /// in part there is none.
     pub fn cut<'a>(&self, trees: impl Iterator<Item = &'a Arc<Tree>>, last_seqno: SeqNo) -> bool {
         use firn_io::wal::Lsn;
+        if self.check_whole().is_err() {
+            return false;
+        }
         let mut inner = self.inner.lock();
         let Some(applied) = inner.applied.filter(|_| inner.applied != inner.cut_at) else {
             return false;

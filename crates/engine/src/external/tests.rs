@@ -351,6 +351,67 @@ fn a_database_with_unflushed_writes_of_its_own_is_refused() {
     assert_eq!(applier.applied().0, None);
 }
 
+/// An entry of two writes, the second of which asks for a key whose table is damaged: nothing of it gets
+/// into the files, whatever is closed, flushed or copied afterwards.
+#[test]
+fn an_entry_that_failed_half_way_is_not_kept() {
+    let put = |key: &[u8], required: Option<&[u8]>| {
+        let mut batch = WriteBatch::new();
+        batch.put(NamespaceId(0), key, &[7; 300]).unwrap();
+        let requirement = required.map(|key| Requirement {
+            namespace: NamespaceId(0),
+            key: key.to_vec(),
+            condition: Condition::Exists,
+        });
+        Step::Write(requirement.into_iter().collect(), batch)
+    };
+    let entry = |steps| Entry { time_ms: 9, steps };
+    let node = Node::open(MemFs::new(), 1);
+    apply(&node, 1, &mut entry(vec![put(b"k", None)]));
+    node.db.close().unwrap();
+    let disk = node.disk.fork();
+    let files = disk.files();
+    let table = files
+        .iter()
+        .find(|path| path.extension() == Some("sst".as_ref()));
+    disk.flip_bit(table.unwrap(), 100, 3).unwrap();
+    let node = Node::open(disk, 2);
+    let before = node.applier.applied();
+    let mut sealed = Vec::new();
+    let steps = vec![put(b"new", None), put(b"other", Some(b"k"))];
+    for step in steps {
+        let Step::Write(requirements, mut batch) = step else {
+            unreachable!("only writes");
+        };
+        sealed.push((requirements, batch.seal(SeqNo::ZERO).to_vec()));
+    }
+    let changes: Vec<Change<'_>> = sealed
+        .iter()
+        .map(|(requirements, bytes)| Change::Write {
+            requirements,
+            batch: BatchReader::new(bytes).unwrap(),
+        })
+        .collect();
+    let position = Applied { term: 1, index: 2 };
+    let failed = node.applier.apply(position, 9, None, &changes);
+    assert!(failed.is_err_and(|error| error.is_corruption()));
+    let again = node.applier.apply(position, 9, None, &changes);
+    assert!(matches!(again, Err(Error::Closed(_))), "{again:?}");
+    assert!(!node.applier.flush_soon().unwrap());
+    assert!(node.applier.checkpoint(Path::new("/copy")).is_err());
+    node.db.close().unwrap();
+    let after = Node::open(node.disk.fork(), 3);
+    assert_eq!(after.applier.applied(), before);
+    assert_eq!(last_version(&after), 1);
+    let tables = |disk: &MemFs| {
+        disk.files()
+            .iter()
+            .filter(|f| f.extension() == Some("sst".as_ref()))
+            .count()
+    };
+    assert_eq!(tables(&after.disk), 1);
+}
+
 /// What a watch from `next` on tells now, in words, by version; `next` is moved behind it.
 fn told(node: &Node, next: &mut u64) -> Vec<(u64, String)> {
     let mut watch = node.db.watch(WatchOptions::from(SeqNo(*next))).unwrap();

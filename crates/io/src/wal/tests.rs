@@ -834,6 +834,27 @@ fn a_marker_is_left_when_the_log_falls_idle() {
 }
 
 #[test]
+fn a_marker_that_speaks_for_a_part_only_is_followed_by_another() {
+    let fs = mem();
+    let w = world(fs.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    let end = log.append(1, &[b"eight by"]).unwrap();
+    log.sync_to(end).unwrap();
+    log.append(1, &[b"unsynced"]).unwrap();
+    log.leave_marker().unwrap();
+    let first = log.appended();
+    w.stepper.run_all();
+    assert_eq!(log.synced(), first);
+    w.clock.advance(Duration::from_secs(1));
+    w.stepper.run_all();
+    assert!(log.appended() > first);
+    let second = 64 + 24;
+    fs.flip_bit(format!("{DIR}/0000000000000001.wal"), second + 20, 0)
+        .unwrap();
+    assert!(read(&fs).unwrap_err().is_corruption());
+}
+
+#[test]
 fn a_background_sync_is_one_at_a_time() {
     let fs = mem();
     let w = world(fs, 1);

@@ -851,6 +851,8 @@ impl Shared {
 
     fn write_internal(&self, inner: &mut Inner, kind: u8, payload: &[u8]) -> Result<()> {
         let parts: [&[u8]; 1] = [payload];
+        // A marker that does not speak for all before it needs another one behind it.
+        let speaks_for_all = inner.end() == self.synced_lsn();
         self.write_frames(
             inner,
             &[Entry {
@@ -858,7 +860,7 @@ impl Shared {
                 parts: &parts,
             }],
         )?;
-        inner.is_marked = kind == KIND_MARKER;
+        inner.is_marked = kind == KIND_MARKER && speaks_for_all;
         Ok(())
     }
 

@@ -312,7 +312,7 @@ impl Appended {
             _ => false,
         };
         if is_whole {
-            *taken = self.last;
+            *taken = self.last.max(*taken);
         }
         let result = answer.into_stream_result(self.previous, self.last);
         (Ok(result), is_whole)

@@ -348,7 +348,11 @@ pub const OPERATIONS: &[Operation] = &[
                 "The log no longer has this version; `oldest_version` is the oldest that it has.",
                 "Problem",
             ),
-            (503, "`limits.watches` are open.", "Problem"),
+            (
+                503,
+                "`limits.watches` are open; or, in a cluster, there is no leader.",
+                "Problem",
+            ),
         ],
     },
     Operation {

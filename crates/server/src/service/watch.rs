@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::service::error::{Error, Result};
+use crate::service::replica::read_error;
 use crate::service::scan::Range;
 use crate::service::{Consistency, Service, limits};
 
@@ -339,6 +340,10 @@ impl Service {
                 namespace: query.namespace,
                 start: query.range.start,
                 end: query.range.end,
+            });
+            let watch = watch.map_err(|error| match service.cluster() {
+                Some(_) if !service.is_draining() => read_error(error),
+                _ => error.into(),
             })?;
             Ok(Feed {
                 sink,
