@@ -353,7 +353,11 @@ impl Cluster {
             Some(mode) => machine.disk.crash(seed, mode),
             None => machine.disk.fork(),
         };
-        // What is left of it reaches neither disk nor network.
+        self.end(id, &running);
+    }
+
+    /// What is left of a process reaches neither disk nor network.
+    fn end(&self, id: NodeId, running: &Running) {
         running.fault.fail_from(0);
         running.pace.end();
         *running.cell.lock() = None;
@@ -564,6 +568,18 @@ impl Cluster {
         match self.try_node(id) {
             Some(_) => Ok(()),
             None => self.start(id).await,
+        }
+    }
+}
+
+impl Drop for Cluster {
+    /// Nodes know the network and who watches them, which know the nodes: what is not ended stays in
+    /// memory.
+    fn drop(&mut self) {
+        for (&id, machine) in &self.machines {
+            if let Some(running) = &machine.running {
+                self.end(id, running);
+            }
         }
     }
 }
