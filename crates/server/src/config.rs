@@ -249,7 +249,7 @@ settings! {
         "Dialect v1-raw: largest value."
         dialects.value_bytes bytes;
     "changefeed.bytes" "FIRN_CHANGEFEED_BYTES" "--changefeed-bytes" "SIZE" "64MiB"
-        "Log kept for watches beyond what recovery needs, so that they can resume; 0 keeps none."
+        "Log kept for watches beyond what recovery needs, so that they can resume; 0 keeps none. In a cluster: memory for changes, up to a sixteenth of all."
         changefeed_bytes bytes;
     "changefeed.age" "FIRN_CHANGEFEED_AGE" "--changefeed-age" "DURATION" "10m"
         "How long that log is kept, if the bytes allow it."
