@@ -36,7 +36,7 @@ fn s42_planted_bugs_are_found() {
         (Bug::DoubleApply, &[], 40),
         (Bug::SkippedMembership, &[Members, Kill, PowerCut], 60),
         (Bug::LeaderRestore, &[LeaderBlink, SlowLog, Kill], 60),
-        (Bug::HalfInstall, &[DieAtIo, Members, Wipe, Snapshot], 100),
+        (Bug::HalfInstall, &[DieAtIo, Members, Wipe, Snapshot], 300),
         (Bug::TwiceForwarded, &[], 40),
         (Bug::FlushAhead, &[SlowLog, PowerCut, Snapshot], 100),
         (Bug::EagerPurge, &[], 60),
