@@ -148,45 +148,9 @@ pub(crate) fn window(key: &[u8], skip: usize) -> u64 {
     }
 }
 
-/// Whether two keys, or parts of keys, are equal. Without a call for the short ones that keys
-/// mostly are: comparing a few bytes takes less than the way to the C library and back.
-#[inline]
-pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
-    const HALF: usize = 4;
-    const WHOLE: usize = 8;
-    fn ends<const N: usize>(a: &[u8]) -> Option<(&[u8; N], &[u8; N])> {
-        Some((a.first_chunk()?, a.last_chunk()?))
-    }
-    if a.len() != b.len() {
-        return false;
-    }
-    // Both ends together are the whole; the end differs more often than the beginning.
-    match a.len() {
-        WHOLE..=16 => ends::<WHOLE>(a) == ends::<WHOLE>(b),
-        HALF..WHOLE => ends::<HALF>(a) == ends::<HALF>(b),
-        0..HALF => a.iter().zip(b).all(|(a, b)| a == b),
-        _ => a.last_chunk::<WHOLE>() == b.last_chunk::<WHOLE>() && a == b,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_same_bytes_are_the_same() {
-        let bytes: Vec<u8> = (0..40).collect();
-        for len in 0..bytes.len() {
-            let a = &bytes[..len];
-            assert!(same(a, &bytes.clone()[..len]));
-            assert!(!same(a, &bytes[..len + 1]) && !same(&bytes[..len + 1], a));
-            for at in 0..len {
-                let mut other = a.to_vec();
-                other[at] ^= 0x10;
-                assert!(!same(a, &other) && !same(&other, a), "{len} bytes, {at}");
-            }
-        }
-    }
 
     #[test]
     fn windows_order_like_the_bytes() {

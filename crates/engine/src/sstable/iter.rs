@@ -19,7 +19,7 @@ use firn_io::fs::Advice;
 use crate::cache::Block;
 use crate::error::Result;
 use crate::iterator::InternalIterator;
-use crate::key::{Trailer, same};
+use crate::key::Trailer;
 use crate::sstable::block::{BlockBuf, Entry, Layout, View, block_bytes};
 use crate::sstable::reader::Table;
 
@@ -467,10 +467,9 @@ impl InternalIterator for TableIter {
             // What it shares with its restart point, the current key has too; a restart point
             // shares nothing.
             let suffix = &block_bytes(self.image())[entry.suffix..entry.value];
-            let rest = self.key.get(entry.shared..);
-            let is_same = rest.is_some_and(|rest| same(rest, suffix));
+            let same = self.key.get(entry.shared..) == Some(suffix);
             self.i = i;
-            if !is_same {
+            if !same {
                 self.step(entry);
                 return Ok(());
             }
