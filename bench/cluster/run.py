@@ -76,13 +76,38 @@ def get(port, path):
 
 
 class Cluster:
-    """Three processes. `port(i)` is where clients of one connect."""
+    """Three processes. A kind of them knows how to `start` one, how to `settle`, which one `leads`, how many
+    entries one has `applied`, how many writes a leader has `written`, and how to `put_one`."""
 
-    def __init__(self, directory):
+    def __init__(self, binary, directory, flags=()):
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
-        self.directory = directory
+        self.binary, self.directory, self.flags = binary, directory, list(flags)
         self.processes = {}
+        ports = free_ports(6)
+        self.client = dict(zip((1, 2, 3), ports))
+        self.peer = dict(zip((1, 2, 3), ports[3:]))
+        for i in (1, 2, 3):
+            self.start(i)
+        self.settle()
+
+    def port(self, i):
+        return self.client[i]
+
+    def metric(self, i, name):
+        text = get(self.client[i], "/metrics").decode()
+        found = re.search(rf"^{name} (\S+)$", text, re.M)
+        return float(found.group(1)) if found else 0.0
+
+    def leader(self):
+        while True:
+            for i in self.processes:
+                try:
+                    if self.leads(i):
+                        return i
+                except (OSError, http.client.HTTPException, ValueError):
+                    pass
+            time.sleep(0.02)
 
     def pids(self):
         return [process.pid for process in self.processes.values()]
@@ -100,19 +125,9 @@ class Cluster:
 class Firn(Cluster):
     name = "firn"
 
-    def __init__(self, binary, directory, flags=()):
-        super().__init__(directory)
-        self.binary, self.flags = binary, list(flags)
-        ports = free_ports(6)
-        self.http = dict(zip((1, 2, 3), ports))
-        self.peer = dict(zip((1, 2, 3), ports[3:]))
-        for i in (1, 2, 3):
-            self.start(i)
-        self.settle()
-
     def start(self, i):
-        how = ["--init-cluster"] if i == 1 else ["--join", f"127.0.0.1:{self.http[1]}"]
-        command = [self.binary, "serve", "--data-dir", f"{self.directory}/{i}", "--http", f"127.0.0.1:{self.http[i]}",
+        how = ["--init-cluster"] if i == 1 else ["--join", f"127.0.0.1:{self.client[1]}"]
+        command = [self.binary, "serve", "--data-dir", f"{self.directory}/{i}", "--http", f"127.0.0.1:{self.client[i]}",
                    "--resp", "off", "--peer-addr", f"127.0.0.1:{self.peer[i]}", "--memory", "256MiB",
                    "--log-level", "error", *self.flags, *how]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -121,7 +136,7 @@ class Firn(Cluster):
         self.processes[i] = process
 
     def status(self, i):
-        return json.loads(get(self.http[i], "/v1/cluster"))
+        return json.loads(get(self.client[i], "/v1/cluster"))
 
     def settle(self):
         """Waits until all three are voters and well."""
@@ -135,18 +150,11 @@ class Firn(Cluster):
                 pass
             time.sleep(0.05)
 
-    def leader(self):
-        while True:
-            for i in self.processes:
-                try:
-                    if self.status(i)["role"] == "leader":
-                        return i
-                except (OSError, http.client.HTTPException, ValueError):
-                    pass
-            time.sleep(0.02)
+    def leads(self, i):
+        return self.status(i)["role"] == "leader"
 
-    def port(self, i):
-        return self.http[i]
+    def written(self, i):
+        return self.metric(i, "firn_raft_proposed_writes_total")
 
     def applied(self, i):
         return self.status(i)["applied_index"] or 0
@@ -165,16 +173,6 @@ class Firn(Cluster):
 class Etcd(Cluster):
     name = "etcd"
 
-    def __init__(self, binary, directory, flags=()):
-        super().__init__(directory)
-        self.binary, self.flags = binary, list(flags)
-        ports = free_ports(6)
-        self.client = dict(zip((1, 2, 3), ports))
-        self.peer = dict(zip((1, 2, 3), ports[3:]))
-        for i in (1, 2, 3):
-            self.start(i)
-        self.leader()
-
     def start(self, i):
         peers = ",".join(f"e{n}=http://127.0.0.1:{port}" for n, port in self.peer.items())
         command = [self.binary, "--name", f"e{i}", "--data-dir", f"{self.directory}/{i}",
@@ -185,11 +183,6 @@ class Etcd(Cluster):
                    "--initial-cluster", peers, "--log-level", "error", *self.flags]
         self.processes[i] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def metric(self, i, name):
-        text = get(self.client[i], "/metrics").decode()
-        found = re.search(rf"^{name} (\S+)$", text, re.M)
-        return float(found.group(1)) if found else 0.0
-
     def settle(self):
         while True:
             try:
@@ -199,18 +192,11 @@ class Etcd(Cluster):
                 pass
             time.sleep(0.05)
 
-    def leader(self):
-        while True:
-            for i in self.processes:
-                try:
-                    if self.metric(i, "etcd_server_is_leader") == 1:
-                        return i
-                except OSError:
-                    pass
-            time.sleep(0.02)
+    def leads(self, i):
+        return self.metric(i, "etcd_server_is_leader") == 1
 
-    def port(self, i):
-        return self.client[i]
+    def written(self, i):
+        return self.applied(i)
 
     def applied(self, i):
         return self.metric(i, "etcd_server_proposals_applied_total")
@@ -237,7 +223,9 @@ def h2load(cluster, path, body, clients, seconds, most=None):
     if os.path.exists(log):
         os.remove(log)
     amount = ["-n", str(most)] if most else ["-D", str(seconds)]
-    url = f"http://127.0.0.1:{cluster.port(cluster.leader())}{path}"
+    leader = cluster.leader()
+    before = cluster.written(leader)
+    url = f"http://127.0.0.1:{cluster.port(leader)}{path}"
     done = subprocess.run(["h2load", "-c", str(clients), "-m", "1", "-t", "1", *amount, "--log-file", log,
                            "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", data, url],
                           capture_output=True, text=True)
@@ -245,6 +233,9 @@ def h2load(cluster, path, body, clients, seconds, most=None):
     if not rate:
         raise SystemExit(f"h2load: {done.stdout}{done.stderr}")
     good = int(re.search(r"status codes: (\d+) 2xx", done.stdout).group(1))
+    # gRPC says 200 to what it refuses, too.
+    if path == cluster.put_path and cluster.written(leader) - before < good:
+        raise SystemExit(f"{cluster.name}: of {good} puts {cluster.written(leader) - before:.0f} were written")
     with open(log) as lines:
         micros = sorted(int(line.split("\t")[2]) for line in lines)
     p99 = micros[len(micros) * 99 // 100] / 1000 if micros else None
@@ -417,7 +408,7 @@ def transfer(args):
         started = writers(firn, firn.processes)
         time.sleep(0.6)
         begin = time.monotonic()
-        subprocess.run([args.firn, "cluster", "transfer", "--server", f"127.0.0.1:{firn.http[leader]}"],
+        subprocess.run([args.firn, "cluster", "transfer", "--server", f"127.0.0.1:{firn.client[leader]}"],
                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
         time.sleep(0.6)
         for writer in started:
@@ -534,7 +525,7 @@ def files(args):
     while not done.is_set():
         during.append(load())
     took = time.monotonic() - begin
-    text = get(firn.http[follower], "/metrics").decode()
+    text = get(firn.client[follower], "/metrics").decode()
     received = float(re.search(r"^firn_raft_received_bytes_total (\S+)", text, re.M).group(1))
     loaded = sum(r[2] for r in before + during) * 160
     print(f"the follower had {had / 2**30:.2f} GiB and missed {missed / 2**30:.2f} GiB and about "

@@ -25,6 +25,16 @@ const SPARED_BYTES: usize = 4;
 /// This many operations and more have their count in four bytes of its own.
 const MANY: u32 = 255;
 
+/// The first word of a header: the number of the first operation, and the count if it fits.
+fn header_word(base: SeqNo, count: u32) -> u64 {
+    base.0 | u64::from(count.min(MANY)) << 56
+}
+
+/// Bytes by which the header of so many operations is shorter than the longest one.
+fn spared_bytes(count: u32) -> usize {
+    if count < MANY { SPARED_BYTES } else { 0 }
+}
+
 /// What must be true of a key for a batch to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -218,7 +228,7 @@ impl WriteBatch {
 
     /// Bytes of the room for the header that it does not need.
     fn spared(&self) -> usize {
-        if self.count < MANY { SPARED_BYTES } else { 0 }
+        spared_bytes(self.count)
     }
 
     /// Empties the batch, keeping its memory.
@@ -248,10 +258,9 @@ impl WriteBatch {
     /// Gives the first operation its sequence number and returns the log record.
     pub fn seal(&mut self, base: SeqNo) -> &[u8] {
         let start = self.spared();
-        let count = self.count.min(MANY);
-        let word = base.0 | u64::from(count) << 56;
+        let word = header_word(base, self.count);
         self.encoded[start..start + 8].copy_from_slice(&word.to_le_bytes());
-        if count == MANY {
+        if self.count >= MANY {
             self.encoded[8..12].copy_from_slice(&self.count.to_le_bytes());
         }
         &self.encoded[start..]
@@ -334,9 +343,9 @@ impl<'a> BatchReader<'a> {
     /// The batch as it would be logged if its first operation had this number.
     pub fn encode_at(&self, base: SeqNo) -> Vec<u8> {
         let operations = self.operations.rest.rest();
-        let spared = if self.count < MANY { SPARED_BYTES } else { 0 };
-        let mut out = Vec::with_capacity(HEADER_BYTES - spared + operations.len());
-        codec::put_u64(&mut out, base.0 | u64::from(self.count.min(MANY)) << 56);
+        let header = HEADER_BYTES - spared_bytes(self.count);
+        let mut out = Vec::with_capacity(header + operations.len());
+        codec::put_u64(&mut out, header_word(base, self.count));
         if self.count >= MANY {
             codec::put_u32(&mut out, self.count);
         }

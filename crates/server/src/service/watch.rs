@@ -317,8 +317,8 @@ impl Service {
     /// A feed at its beginning.
     ///
     /// # Errors
-    /// There is no leader; version too old, with the oldest there is; a version that does not exist yet; namespace not
-    /// found; an empty range; too many watches.
+    /// There is no leader; version too old, with the oldest there is; a version that does not exist
+    /// yet; namespace not found; an empty range; too many watches.
     pub async fn watch<S: Sink>(&self, query: WatchQuery, sink: S) -> Result<Feed<S>> {
         for bound in [&query.range.start, &query.range.end].into_iter().flatten() {
             limits::key(self.limits(), bound)?;
