@@ -109,6 +109,10 @@ impl Default for Timing {
 /// moment needs no snapshot.
 const KEPT_ENTRIES: u64 = 10_000;
 
+/// How long a leader waits before it sends entries again to a node that cannot be reached. The transport
+/// knows how often it is worth its while to connect, so this is short: a node that comes back waits for it.
+const RETRY: &str = "25ms";
+
 /// The settings; see the module's page.
 pub(crate) fn config(timing: &Timing, kept_entries: Option<u64>) -> Result<Config> {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -131,6 +135,7 @@ pub(crate) fn config(timing: &Timing, kept_entries: Option<u64>) -> Result<Confi
         install_snapshot_timeout: 24 * 60 * 60 * 1000,
         removed_leader_step_down: StepDownPolicy::After(ms(timing.election_min)),
         max_payload_entries: 1024,
+        backoff: RETRY.into(),
         ..Config::default()
     };
     let config = config
