@@ -7,6 +7,11 @@
 //!   for `limits.write_timeout` is dropped with all that it holds, and its stream is reset.
 //! * **Pieces.** A reply is handed over in pieces, each when there is room for it, so that a large
 //!   value counts as being sent until it is.
+//! * **Streams.** What answers the requests of a connection are futures of one task, that of the
+//!   connection, not tasks of their own: what a hundred of them have to send is then written together,
+//!   nothing is handed from thread to thread, and nobody waits for the lock that the library has
+//!   around a connection. A connection has one core; what would take long runs on other threads
+//!   anyway (see [`crate::service`]).
 //! * **Rest.** A connection without requests, to which nothing flows, for `limits.idle_timeout` is
 //!   told to go away. Pings do not keep it.
 //!
@@ -16,6 +21,7 @@
 //! of bodies; a peer that is gone is found by pings.
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,11 +29,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
+use hyper::rt::Executor;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
+use tokio::task::coop::unconstrained;
 
 use crate::config::Config;
 use crate::grpc::GrpcBody;
@@ -50,10 +60,65 @@ const RESETS_PENDING: usize = 20;
 /// Streams that we reset for a client's errors before the connection ends.
 const RESETS_OF_ERRORS: usize = 256;
 
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where the library puts what answers a request.
+#[derive(Clone, Default)]
+pub(crate) struct Streams {
+    begun: Arc<Mutex<Vec<Stream>>>,
+}
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streams").finish_non_exhaustive()
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        // The runtime gives a task so many steps before it must let others go on; that would be so many
+        // for all streams of a connection.
+        lock(&self.begun).push(Box::pin(unconstrained(stream)));
+    }
+}
+
+/// The streams of a connection that run.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    begun: Streams,
+    streams: FuturesUnordered<Stream>,
+}
+
+impl Running {
+    /// Where to put new ones.
+    pub(crate) fn begun(&self) -> Streams {
+        self.begun.clone()
+    }
+
+    /// Drives the connection and its streams until the connection has ended. May be dropped and called
+    /// again.
+    pub(crate) async fn beside<T>(
+        &mut self,
+        mut connection: Pin<&mut impl Future<Output = T>>,
+    ) -> T {
+        poll_fn(|cx| {
+            // First what comes in, then what is done about it. The library wakes the task when a stream
+            // has something to send.
+            let ended = connection.as_mut().poll(cx);
+            if ended.is_pending() {
+                self.streams.extend(lock(&self.begun.begun).drain(..));
+                while let Poll::Ready(Some(())) = self.streams.poll_next_unpin(cx) {}
+            }
+            ended
+        })
+        .await
+    }
+}
+
 /// What speaks HTTP/2, with all its limits.
-pub(crate) fn builder(config: &Config) -> http2::Builder<TokioExecutor> {
+pub(crate) fn builder(config: &Config, streams: Streams) -> http2::Builder<Streams> {
     let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(count(config.streams))
@@ -266,7 +331,6 @@ impl Body for PacedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
 
     fn reply(bytes: usize) -> Response<AnyBody> {
         Response::new(AnyBody::Http(ReplyBody::full(vec![7; bytes])))

@@ -40,7 +40,7 @@ use firn_replica::{
     Member, MemberChange, Node, NodeOptions, NodeThread, ReadLevel, Replicator, Role, Status, World,
 };
 use parking_lot::Mutex;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::time::timeout;
 
 use crate::cluster::identity::{ClusterId, Identity};
@@ -67,6 +67,10 @@ pub trait Network: fmt::Debug + Send + Sync {
     fn transport(&self) -> Arc<dyn Transport>;
     /// What the node's thread is to drive, once: a current-thread runtime with timers.
     fn take_runtime(&self) -> Option<Runtime> {
+        None
+    }
+    /// The same runtime, for sockets that the node's thread shall serve too. `None`: it has no sockets.
+    fn sockets(&self) -> Option<Handle> {
         None
     }
     /// From now on requests of others go to this node.

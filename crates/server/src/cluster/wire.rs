@@ -117,6 +117,10 @@ impl Network for Connected {
         self.runtime.lock().take()
     }
 
+    fn sockets(&self) -> Option<Handle> {
+        Some(self.handle.clone())
+    }
+
     fn attach(&self, node: Node) {
         if let Some(listener) = self.listener.lock().take() {
             self.handle.spawn(listener.serve(Arc::new(node)));

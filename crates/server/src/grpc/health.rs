@@ -16,6 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use crate::grpc::unary::CallBody;
 use crate::grpc::{Calling, METHODS, Reply};
 use crate::health;
 use crate::service::Service;
@@ -29,18 +30,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Serves `Health`.
 pub(crate) async fn call(service: &Service, call: Calling<'_>) -> Reply {
     let mut server = HealthServer::new(Probe(service.clone()));
-    call.running.set_code("ok");
-    let reply = match server.call(call.request).await {
+    let running = call.running;
+    running.set_code("ok");
+    let reply = match server.call(call.into_request()).await {
         Ok(reply) => reply,
         Err(never) => match never {},
     };
     // Refused before there was anything to stream: no such service, or a broken message.
     match reply.extensions().get::<Status>().map(Status::code) {
         None | Some(tonic::Code::Ok) => {}
-        Some(tonic::Code::NotFound) => call.running.set_code(Code::NotFound.name()),
-        Some(_) => call.running.set_code(Code::InvalidArgument.name()),
+        Some(tonic::Code::NotFound) => running.set_code(Code::NotFound.name()),
+        Some(_) => running.set_code(Code::InvalidArgument.name()),
     }
-    reply
+    reply.map(CallBody::Stream)
 }
 
 struct Probe(Service);

@@ -1,6 +1,5 @@
 //! Point reads and writes, batches, range deletes over gRPC.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -128,7 +127,7 @@ fn is_bounded(KeyRange { start, end, prefix }: &KeyRange) -> bool {
         .any(|bound| bound.as_ref().is_some_and(|bytes| !bytes.is_empty()))
 }
 
-pub(crate) async fn get(door: Arc<Door>, asked: GetRequest) -> Result<GetResponse> {
+pub(crate) async fn get(door: &Door, asked: GetRequest) -> Result<GetResponse> {
     let level = consistency(asked.consistency)?;
     let found = door
         .service
@@ -143,7 +142,7 @@ pub(crate) async fn get(door: Arc<Door>, asked: GetRequest) -> Result<GetRespons
     })
 }
 
-pub(crate) async fn put(door: Arc<Door>, asked: PutRequest) -> Result<PutResponse> {
+pub(crate) async fn put(door: &Door, asked: PutRequest) -> Result<PutResponse> {
     let service = &door.service;
     let write = Write {
         key: asked.key,
@@ -159,7 +158,7 @@ pub(crate) async fn put(door: Arc<Door>, asked: PutRequest) -> Result<PutRespons
     })
 }
 
-pub(crate) async fn delete(door: Arc<Door>, asked: DeleteRequest) -> Result<DeleteResponse> {
+pub(crate) async fn delete(door: &Door, asked: DeleteRequest) -> Result<DeleteResponse> {
     let condition = condition(asked.condition)?;
     if condition == Some(Condition::Absent) {
         let detail = "condition: absent makes no sense for a delete";
@@ -182,7 +181,7 @@ pub(crate) async fn delete(door: Arc<Door>, asked: DeleteRequest) -> Result<Dele
     })
 }
 
-pub(crate) async fn multi_get(door: Arc<Door>, asked: MultiGetRequest) -> Result<MultiGetResponse> {
+pub(crate) async fn multi_get(door: &Door, asked: MultiGetRequest) -> Result<MultiGetResponse> {
     let level = consistency(asked.consistency)?;
     let keys = asked.keys.into_iter().map(Vec::from).collect();
     let entries = door
@@ -202,7 +201,7 @@ pub(crate) async fn multi_get(door: Arc<Door>, asked: MultiGetRequest) -> Result
     })
 }
 
-pub(crate) async fn batch(door: Arc<Door>, asked: BatchRequest) -> Result<BatchResponse> {
+pub(crate) async fn batch(door: &Door, asked: BatchRequest) -> Result<BatchResponse> {
     let service = &door.service;
     let durability = durability(service, asked.durability)?;
     let most = service.limits().batch_ops;
@@ -269,7 +268,7 @@ fn operation(service: &Service, op: ProtoOp) -> Result<Op> {
 }
 
 pub(crate) async fn delete_range(
-    door: Arc<Door>,
+    door: &Door,
     asked: DeleteRangeRequest,
 ) -> Result<DeleteRangeResponse> {
     let durability = durability(&door.service, asked.durability)?;

@@ -2,10 +2,10 @@
 //! [`crate::service`].
 //!
 //! It shares the port with HTTP: a POST over HTTP/2 whose content type is `application/grpc` comes
-//! here. tonic does what the protocol asks for (frames, encodings, statuses, trailers) and prost the
-//! messages, whose code is generated from `proto/` and kept in `generated` (`cargo xtask proto`
-//! writes it anew; a test compares). What tonic's own server would do on the way is done here as for
-//! HTTP, so that limits mean the same through both doors:
+//! here. `unary` does what the protocol asks for where a call has one message each way, tonic where it
+//! has many, and prost the messages, whose code is generated from `proto/` and kept in `generated`
+//! (`cargo xtask proto` writes it anew; a test compares). What tonic's own server would do on the way
+//! is done here as for HTTP, so that limits mean the same through both doors:
 //!
 //! 1. The method is looked up in `METHODS`, which says what it is counted under and how large its
 //!    request may be.
@@ -23,6 +23,7 @@ mod kv;
 pub mod loopback;
 mod range;
 mod status;
+mod unary;
 mod watch;
 mod wire;
 
@@ -41,7 +42,6 @@ pub mod proto {
 }
 
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -56,16 +56,17 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use prost::Message;
 use tokio::time::{Instant, Sleep, timeout_at};
+use tonic::Status;
+use tonic::body::Body as TonicBody;
 use tonic::codegen::{BoxFuture, Service as _};
-use tonic::server::{Grpc, UnaryService};
-use tonic::{Request as Call, Response as Answer, Status};
 
 use crate::connection::Activity;
-use crate::grpc::wire::Wire;
+use crate::grpc::unary::CallBody;
 use crate::http::Door;
 use crate::http::body::{ReplyBody, Upload, receive};
 use crate::http::origin;
 use crate::http::request::Request;
+use crate::service::Service;
 use crate::service::error::{Error, Result};
 
 const TIMEOUT: &str = "grpc-timeout";
@@ -113,9 +114,10 @@ const METHODS: &[(&str, &str, Size)] = &[
 const REFLECTION_V1: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const REFLECTION_V1ALPHA: &str = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
 
-type Reply = Response<tonic::body::Body>;
-type Reflection =
-    Box<dyn Fn(http::Request<PacedRequest>) -> BoxFuture<Reply, Status> + Send + Sync>;
+type Reply = Response<CallBody>;
+type Reflection = Box<
+    dyn Fn(http::Request<PacedRequest>) -> BoxFuture<Response<TonicBody>, Status> + Send + Sync,
+>;
 
 /// The door and what it needs for each call.
 pub(crate) struct GrpcDoor {
@@ -255,7 +257,7 @@ impl GrpcDoor {
             let body = PacedRequest::new(body, self.door.body_timeout);
             let reply = reflection(http::Request::from_parts(parts, body)).await;
             running.set_code("ok");
-            return Ok(reply.unwrap_or_else(Status::into_http));
+            return Ok(reply.map_or_else(Status::into_http, |reply| reply.map(CallBody::Stream)));
         }
         let limits = self.door.service.limits();
         let (code, name, limit) = match size {
@@ -288,20 +290,32 @@ impl GrpcDoor {
         running: &Arc<Request>,
     ) -> Reply {
         let call = Calling {
-            request: http::Request::from_parts(parts, ReplyBody::full(bytes)),
+            parts,
+            bytes,
             running,
         };
         let (door, service) = (&self.door, &self.door.service);
+        // What is called often is answered in place, everything else in a box: a call's task is as
+        // large as the largest of what it may do, and each is made anew.
         match path {
-            "/firn.v1.KV/Get" => call.unary(|m| kv::get(Arc::clone(door), m)).await,
-            "/firn.v1.KV/Put" => call.unary(|m| kv::put(Arc::clone(door), m)).await,
-            "/firn.v1.KV/Delete" => call.unary(|m| kv::delete(Arc::clone(door), m)).await,
-            "/firn.v1.KV/MultiGet" => call.unary(|m| kv::multi_get(Arc::clone(door), m)).await,
-            "/firn.v1.KV/Batch" => call.unary(|m| kv::batch(Arc::clone(door), m)).await,
+            "/firn.v1.KV/Get" => call.unary(|m| kv::get(door, m)).await,
+            "/firn.v1.KV/Put" => call.unary(|m| kv::put(door, m)).await,
+            _ => Box::pin(Self::answer_rare(door, service, path, call)).await,
+        }
+    }
+
+    async fn answer_rare(
+        door: &Arc<Door>,
+        service: &Service,
+        path: &str,
+        call: Calling<'_>,
+    ) -> Reply {
+        match path {
+            "/firn.v1.KV/Delete" => call.unary(|m| kv::delete(door, m)).await,
+            "/firn.v1.KV/MultiGet" => call.unary(|m| kv::multi_get(door, m)).await,
+            "/firn.v1.KV/Batch" => call.unary(|m| kv::batch(door, m)).await,
             "/firn.v1.KV/Range" => range::call(Arc::clone(door), call).await,
-            "/firn.v1.KV/DeleteRange" => {
-                call.unary(|m| kv::delete_range(Arc::clone(door), m)).await
-            }
+            "/firn.v1.KV/DeleteRange" => call.unary(|m| kv::delete_range(door, m)).await,
             watch::PATH => watch::call(Arc::clone(door), call).await,
             "/firn.v1.Namespaces/List" => call.unary(|m| admin::list(Arc::clone(door), m)).await,
             "/firn.v1.Namespaces/Get" => call.unary(|m| admin::info(Arc::clone(door), m)).await,
@@ -323,54 +337,43 @@ impl GrpcDoor {
 
 /// A call whose request is in memory.
 pub(crate) struct Calling<'a> {
-    request: http::Request<ReplyBody>,
+    parts: Parts,
+    bytes: Bytes,
     running: &'a Arc<Request>,
 }
 
 impl Calling<'_> {
+    /// As tonic wants it.
+    fn into_request(self) -> http::Request<ReplyBody> {
+        http::Request::from_parts(self.parts, ReplyBody::full(self.bytes))
+    }
+
     /// Decodes the message, runs the handler, encodes its answer.
     async fn unary<M, R, F, Fut>(self, handler: F) -> Reply
     where
-        M: Message + Default + Send + 'static,
-        R: Message + Default + Send + 'static,
-        F: FnOnce(M) -> Fut + Send,
-        Fut: Future<Output = Result<R>> + Send + 'static,
+        M: Message + Default,
+        R: Message,
+        F: FnOnce(M) -> Fut,
+        Fut: Future<Output = Result<R>>,
     {
-        let (running, mut handler) = (Arc::clone(self.running), Some(handler));
-        // Until the handler says otherwise it was tonic that refused: a broken message.
-        running.set_code(Code::InvalidArgument.name());
-        let method = Unary(move |call: Call<M>| {
-            let work = handler.take().map(|handler| handler(call.into_inner()));
-            let running = Arc::clone(&running);
-            async move {
-                let Some(work) = work else {
-                    return Err(Status::internal("a call was made twice"));
-                };
-                let outcome = work.await;
-                running.set_code(outcome.as_ref().map_or_else(|e| e.code.name(), |_| "ok"));
-                outcome.map(Answer::new).map_err(|error| status::of(&error))
+        let asked = match unary::read(&self.parts.headers, self.bytes) {
+            Ok(asked) => asked,
+            Err(refused) => {
+                self.running.set_code(Code::InvalidArgument.name());
+                return refused.into_http();
             }
-        });
-        let codec = Wire(PhantomData);
-        // The request was measured already.
-        let mut grpc = Grpc::new(codec).max_decoding_message_size(usize::MAX);
-        grpc.unary(method, self.request).await
-    }
-}
-
-/// A function as tonic wants it.
-struct Unary<F>(F);
-
-impl<F, Fut, M, R> UnaryService<M> for Unary<F>
-where
-    F: FnMut(Call<M>) -> Fut,
-    Fut: Future<Output = std::result::Result<Answer<R>, Status>> + Send + 'static,
-{
-    type Response = R;
-    type Future = Fut;
-
-    fn call(&mut self, request: Call<M>) -> Fut {
-        (self.0)(request)
+        };
+        drop(self.parts);
+        match handler(asked).await {
+            Ok(answer) => {
+                self.running.set_code("ok");
+                unary::reply(&answer)
+            }
+            Err(error) => {
+                self.running.set_code(error.code.name());
+                status::of(&error).into_http()
+            }
+        }
     }
 }
 
@@ -416,7 +419,7 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
 #[derive(Debug)]
 pub(crate) struct GrpcBody {
     /// `None`: the trailers were sent.
-    inner: Option<tonic::body::Body>,
+    inner: Option<CallBody>,
     deadline: Option<Pin<Box<Sleep>>>,
     running: Arc<Request>,
 }

@@ -19,6 +19,7 @@ use tonic::server::{Grpc, ServerStreamingService};
 use tonic::{Request as Call, Response as Answer, Status};
 
 use crate::grpc::proto::RangeRequest;
+use crate::grpc::unary::CallBody;
 use crate::grpc::wire::Rendered;
 use crate::grpc::{Calling, Reply, kv, status};
 use crate::http::Door;
@@ -47,8 +48,9 @@ pub(crate) async fn call(door: Arc<Door>, call: Calling<'_>) -> Reply {
     };
     Grpc::new(Rendered::default())
         .max_decoding_message_size(usize::MAX)
-        .server_streaming(method, call.request)
+        .server_streaming(method, call.into_request())
         .await
+        .map(CallBody::Stream)
 }
 
 struct Method {

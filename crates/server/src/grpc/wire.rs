@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::{BufMut as _, Bytes};
+use bytes::{Buf, BufMut as _, Bytes};
 use firn_api::code::Code;
 use prost::Message;
 use tonic::Status;
@@ -12,51 +12,25 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use crate::grpc::status;
 use crate::service::error::Error;
 
-/// Reads messages `M`, writes messages `R`.
+/// Reads messages `M`.
 #[derive(Debug)]
-pub(crate) struct Wire<M, R = M>(pub(crate) PhantomData<fn(M) -> R>);
-
-impl<M, R> Codec for Wire<M, R>
-where
-    M: Message + Default + Send + 'static,
-    R: Message + Send + 'static,
-{
-    type Encode = R;
-    type Decode = M;
-    type Encoder = Wire<R>;
-    type Decoder = Wire<M>;
-
-    fn encoder(&mut self) -> Wire<R> {
-        Wire(PhantomData)
-    }
-
-    fn decoder(&mut self) -> Wire<M> {
-        Wire(PhantomData)
-    }
-}
-
-impl<R: Message> Encoder for Wire<R> {
-    type Item = R;
-    type Error = Status;
-
-    fn encode(&mut self, message: R, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        // The buffer grows as it must.
-        message
-            .encode(to)
-            .map_err(|e| Status::internal(e.to_string()))
-    }
-}
+pub(crate) struct Wire<M>(PhantomData<fn() -> M>);
 
 impl<M: Message + Default> Decoder for Wire<M> {
     type Item = M;
     type Error = Status;
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        M::decode(from).map(Some).map_err(|e| {
-            let detail = format!("the message cannot be read: {e}");
-            status::of(&Error::new(Code::InvalidEncoding, detail))
-        })
+        decode(from).map(Some)
     }
+}
+
+/// The message that these bytes are.
+pub(crate) fn decode<M: Message + Default>(from: impl Buf) -> Result<M, Status> {
+    M::decode(from).map_err(|e| {
+        let detail = format!("the message cannot be read: {e}");
+        status::of(&Error::new(Code::InvalidEncoding, detail))
+    })
 }
 
 /// Reads messages `M`, writes messages that are bytes already.

@@ -308,8 +308,10 @@ fn redirect(service: &Service, parts: &Parts, target: Target<'_>) -> Result<Opti
         target,
         Target::Livez | Target::Readyz | Target::Metrics | Target::OpenApi | Target::Stats
     );
-    let leader = service.cluster().and_then(|cluster| cluster.leader_http());
-    let Some(leader) = leader.filter(|_| wants && !is_about_this_node) else {
+    if !wants || is_about_this_node {
+        return Ok(None);
+    }
+    let Some(leader) = service.cluster().and_then(|cluster| cluster.leader_http()) else {
         return Ok(None);
     };
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
