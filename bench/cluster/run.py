@@ -16,8 +16,8 @@ that of the three servers together, divided by the requests; the rest of the two
 
 failover: kill -9 of the leader; the time to the first write that another node accepts after it, while one
 writer a node tries without a pause, and again after 0.2 s without an answer. transfer: the longest silence of three writers while leadership is
-handed over. isolate: a follower stands still (SIGSTOP) for three seconds and goes on; the longest silence of
-a writer at the leader from then on. catchup: a follower is killed, misses so many writes, and is started again:
+handed over. isolate: a follower stands still (SIGSTOP), or is in a network namespace whose wire is cut, for three
+seconds and goes on; the longest silence of a writer at the leader from then on. catchup: a follower is killed, misses so many writes, and is started again:
 the time until it has applied what the leader had. files: it misses so many GiB; what it was sent, and what a
 load on the leader felt meanwhile.
 """
@@ -66,8 +66,8 @@ def free_ports(count):
     return ports
 
 
-def get(port, path):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def get(port, path, host="127.0.0.1"):
+    connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request("GET", path)
         return connection.getresponse().read()
@@ -91,11 +91,14 @@ class Cluster:
             self.start(i)
         self.settle()
 
+    def host(self, i):
+        return "127.0.0.1"
+
     def port(self, i):
         return self.client[i]
 
     def metric(self, i, name):
-        text = get(self.client[i], "/metrics").decode()
+        text = get(self.client[i], "/metrics", self.host(i)).decode()
         found = re.search(rf"^{name} (\S+)$", text, re.M)
         return float(found.group(1)) if found else 0.0
 
@@ -126,17 +129,21 @@ class Firn(Cluster):
     name = "firn"
 
     def start(self, i):
-        how = ["--init-cluster"] if i == 1 else ["--join", f"127.0.0.1:{self.client[1]}"]
-        command = [self.binary, "serve", "--data-dir", f"{self.directory}/{i}", "--http", f"127.0.0.1:{self.client[i]}",
-                   "--resp", "off", "--peer-addr", f"127.0.0.1:{self.peer[i]}", "--memory", "256MiB",
+        how = ["--init-cluster"] if i == 1 else ["--join", f"{self.host(1)}:{self.client[1]}"]
+        command = [*self.where(i), self.binary, "serve", "--data-dir", f"{self.directory}/{i}",
+                   "--http", f"{self.host(i)}:{self.client[i]}", "--resp", "off",
+                   "--peer-addr", f"{self.host(i)}:{self.peer[i]}", "--memory", "256MiB",
                    "--log-level", "error", *self.flags, *how]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         if not process.stdout.readline().startswith(b"ready"):
             raise SystemExit(f"node {i} does not start")
         self.processes[i] = process
 
+    def where(self, i):
+        return []
+
     def status(self, i):
-        return json.loads(get(self.client[i], "/v1/cluster"))
+        return json.loads(get(self.client[i], "/v1/cluster", self.host(i)))
 
     def settle(self):
         """Waits until all three are voters and well."""
@@ -168,6 +175,35 @@ class Firn(Cluster):
     put_path, get_path = "/firn.v1.KV/Put", "/firn.v1.KV/Get"
     put_body = frame(field(2, b"k" * 16) + field(3, b"v" * 100))
     get_body = frame(field(2, b"k" * 16))
+
+
+class Apart(Firn):
+    """The third node behind a wire of its own, which can be cut."""
+
+    near, far = "10.214.7.1", "10.214.7.2"
+
+    def __init__(self, binary, directory):
+        self.tag = f"firn{os.getpid() % 10000}"
+        for line in (f"ip netns add {self.tag}",
+                     f"ip link add {self.tag}v type veth peer name {self.tag}w netns {self.tag}",
+                     f"ip addr add {self.near}/24 dev {self.tag}v", f"ip link set {self.tag}v up",
+                     f"ip -n {self.tag} addr add {self.far}/24 dev {self.tag}w",
+                     f"ip -n {self.tag} link set {self.tag}w up", f"ip -n {self.tag} link set lo up"):
+            subprocess.run(line.split(), check=True)
+        super().__init__(binary, directory, ["--insecure"])
+
+    def host(self, i):
+        return self.far if i == 3 else self.near
+
+    def where(self, i):
+        return ["ip", "netns", "exec", self.tag] if i == 3 else []
+
+    def wire(self, is_whole):
+        subprocess.run(["ip", "link", "set", f"{self.tag}v", "up" if is_whole else "down"], check=True)
+
+    def end(self):
+        super().end()
+        subprocess.run(["ip", "netns", "del", self.tag], check=True)
 
 
 class Etcd(Cluster):
@@ -334,7 +370,8 @@ class Writer(threading.Thread):
         while not self.is_over:
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.port(self.i), timeout=self.patience)
+                    host = self.cluster.host(self.i)
+                    connection = http.client.HTTPConnection(host, self.cluster.port(self.i), timeout=self.patience)
                     connection.connect()
                     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 n += 1
@@ -421,25 +458,34 @@ def transfer(args):
 
 
 def isolate(args):
-    firn = Firn(args.firn, f"{args.dir}/firn")
-    silences, refused, changed = [], 0, 0
-    for _ in range(args.trials):
-        leader = firn.leader()
-        follower = next(i for i in firn.processes if i != leader)
-        started = writers(firn, [leader])
-        firn.processes[follower].send_signal(signal.SIGSTOP)
-        time.sleep(3)
-        firn.processes[follower].send_signal(signal.SIGCONT)
-        begin = time.monotonic()
-        time.sleep(3)
-        for writer in started:
-            writer.end()
-        silences.append(longest_silence(started, begin - 0.1, time.monotonic() - 0.05))
-        refused += sum(writer.refused for writer in started)
-        changed += firn.leader() != leader
-    told("firn, a follower comes back, longest silence", silences)
-    print(f"requests refused: {refused}, leaders changed: {changed}")
-    firn.end()
+    for how in ("stands still", "is cut off"):
+        firn = Apart(args.firn, f"{args.dir}/firn") if how == "is cut off" else Firn(args.firn, f"{args.dir}/firn")
+        silences, refused, changed = [], 0, 0
+        for _ in range(args.trials):
+            if firn.leader() == 3:
+                subprocess.run([args.firn, "cluster", "transfer", "1", "--server",
+                                f"{firn.host(3)}:{firn.client[3]}"], stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, check=True)
+            leader = firn.leader()
+            started = writers(firn, [leader])
+            if how == "stands still":
+                firn.processes[3].send_signal(signal.SIGSTOP)
+                time.sleep(3)
+                firn.processes[3].send_signal(signal.SIGCONT)
+            else:
+                firn.wire(False)
+                time.sleep(3)
+                firn.wire(True)
+            begin = time.monotonic()
+            time.sleep(3)
+            for writer in started:
+                writer.end()
+            silences.append(longest_silence(started, begin - 0.1, time.monotonic() - 0.05))
+            refused += sum(writer.refused for writer in started)
+            changed += firn.leader() != leader
+        told(f"firn, a follower that {how} comes back, longest silence", silences)
+        print(f"requests refused: {refused}, leaders changed: {changed}")
+        firn.end()
 
 
 def level(system, i, target):

@@ -32,6 +32,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::future::ready;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -44,8 +45,8 @@ use firn_io::exec::{Executor, Priority, ThreadPool};
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
-use openraft::{LinearizerOption, Raft, ReadPolicy, ServerState};
-use openraft_rt::{Instant, WatchReceiver};
+use openraft::{Raft, ReadPolicy, ServerState};
+use openraft_rt::{Instant as _, WatchReceiver};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime, RuntimeFlavor};
 use tokio::sync::{Notify, oneshot};
@@ -71,7 +72,7 @@ use crate::raft::errors::{
 use crate::raft::log::RaftLog;
 use crate::raft::machine::{RaftMachine, raft_snapshot};
 use crate::raft::net::RaftNet;
-use crate::raft::rt;
+use crate::raft::rt::{self, LocalInstant};
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
 use crate::transfer::{Inbox, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport};
@@ -257,6 +258,8 @@ struct Inner {
     in_flight: AtomicUsize,
     room: Notify,
     reads: Queue<PendingRead>,
+    /// The last term in which this node gave leadership away, or tried to: it has no lease any more.
+    handed_over: AtomicU64,
     is_closed: AtomicBool,
     tallies: Tallies,
 }
@@ -365,6 +368,7 @@ impl Node {
                 in_flight: AtomicUsize::new(0),
                 room: Notify::new(),
                 reads: Queue::default(),
+                handed_over: AtomicU64::new(0),
                 is_closed: AtomicBool::new(false),
                 tallies: Tallies::default(),
             }),
@@ -557,15 +561,11 @@ impl Node {
 
     /// Up to which entry a linearizable read needs, by one try.
     async fn read_index(&self, level: ReadLevel) -> Result<(u64, Option<u64>)> {
-        if level == ReadLevel::Lease {
-            let inner = Arc::clone(&self.inner);
-            let read = async move { inner.lease_index().await };
-            match self.on_runtime(read).await {
-                Ok((index, term)) => return Ok((index, Some(term))),
-                // Who does not lead has no lease, and asks who does.
-                Err(Error::NotLeader { .. } | Error::NoQuorum) => {}
-                Err(error) => return Err(error),
-            }
+        // Who does not lead has no lease, and asks who does.
+        if level == ReadLevel::Lease
+            && let Ok((index, term)) = self.inner.lease_index()
+        {
+            return Ok((index, Some(term)));
         }
         let (answer, answered) = oneshot::channel();
         self.inner.reads.push(PendingRead {
@@ -883,19 +883,35 @@ impl Inner {
         read.map(|(id, _)| id.index()).map_err(read_error)
     }
 
-    /// The same by the lease alone, and the term of the lease.
-    async fn lease_index(&self) -> Result<(u64, u64)> {
-        let term = self.raft.metrics().borrow_watched().current_term;
-        if planted::is(Bug::StaleLease) && matches!(self.leader(), Leader::Me) {
-            return Ok((self.machine.applied().map_or(0, |id| id.index), term));
+    /// The same by the lease alone, and the term of the lease. Asks nobody, not even consensus.
+    ///
+    /// All that was acknowledged before is applied here: by whoever led before once an entry of this term
+    /// is applied, since; and while the lease lasts nobody else leads.
+    fn lease_index(&self) -> Result<(u64, u64)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (term, leader) = (metrics.current_term, metrics.current_leader);
+        if leader != Some(self.id) || metrics.state != ServerState::Leader {
+            return Err(Error::NotLeader { leader });
+        }
+        let applied = self.machine.applied();
+        if planted::is(Bug::StaleLease) {
+            return Ok((applied.map_or(0, |id| id.index), term));
+        }
+        // Who is to lead next does not wait for the lease.
+        if self.handed_over.load(Ordering::Acquire) == term {
+            return Err(Error::NoQuorum);
         }
         // Followers wait for the whole of it by their own clocks, from when they heard of the leader,
         // which is after it spoke: what is left out here is how much the clocks may differ.
         let lease = self.options.timing.election_max * 4 / 5;
-        let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
-        let read = self.raft.get_read_log_id(option).await;
-        let index = read.map(|(id, _)| id.index()).map_err(read_error)?;
-        Ok((index, term))
+        let now = LocalInstant::of(self.pace.as_ref());
+        match (metrics.last_quorum_acked, applied) {
+            (Some(spoke), Some(applied)) if now - *spoke < lease && applied.term == term => {
+                Ok((applied.index, term))
+            }
+            _ => Err(Error::NoQuorum),
+        }
     }
 
     async fn ask_leader_for_index(&self, leader: &Peer) -> Result<u64> {
@@ -1220,20 +1236,15 @@ impl Replicator for Node {
     }
 
     fn confirm_lease(&self, point: &ReadPoint) -> BoxFuture<'_, Result<()>> {
-        let term = point.lease_term;
-        Box::pin(async move {
-            let Some(term) = term else {
-                return Ok(());
-            };
-            let inner = Arc::clone(&self.inner);
-            let read = self.on_runtime(async move { inner.lease_index().await });
-            let (_, now) = read.await?;
-            if now == term {
-                Ok(())
-            } else {
-                Err(Error::NotLeader { leader: None })
-            }
-        })
+        let confirmed = match point.lease_term {
+            None => Ok(()),
+            Some(term) => match self.inner.lease_index() {
+                Ok((_, now)) if now == term => Ok(()),
+                Ok(_) => Err(Error::NotLeader { leader: None }),
+                Err(error) => Err(error),
+            },
+        };
+        Box::pin(ready(confirmed))
     }
 
     fn change_members(&self, change: MemberChange) -> BoxFuture<'_, Result<()>> {
@@ -1256,6 +1267,8 @@ impl Replicator for Node {
             if to == inner.id {
                 return Ok(());
             }
+            let term = inner.term_and_leader().0;
+            inner.handed_over.store(term, Ordering::Release);
             let asked = inner.raft.trigger().transfer_leader(to).await;
             asked.map_err(|error| Error::Failed(error.to_string()))?;
             let mut metrics = inner.raft.metrics();

@@ -203,8 +203,13 @@ pub(crate) fn current() -> Option<Arc<Pace>> {
 
 /// The time, by the clock of the task that runs.
 pub(crate) fn now() -> Instant {
+    CURRENT.with_borrow(|pace| now_of(pace.as_ref()))
+}
+
+/// The time, by the clock of the node of this pace.
+pub(crate) fn now_of(pace: Option<&Arc<Pace>>) -> Instant {
     let now = Instant::now();
-    CURRENT.with_borrow(|pace| pace.as_ref().map_or(now, |pace| pace.local(now)))
+    pace.map_or(now, |pace| pace.local(now))
 }
 
 /// How long a time by the clock of the task that runs is outside.

@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::sync::Arc;
 use std::time::Duration;
 
 use firn_io::rng::Rng;
@@ -18,7 +19,7 @@ use openraft_rt_tokio::{TokioMpsc, TokioMutex, TokioOneshot};
 use rand_core::TryRng;
 use tokio::runtime::Handle;
 
-use crate::pace;
+use crate::pace::{self, Pace};
 use crate::raft::watch::Watch;
 
 thread_local! {
@@ -60,6 +61,13 @@ impl TryRng for ThreadRng {
 /// A moment, by the clock of the node that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LocalInstant(tokio::time::Instant);
+
+impl LocalInstant {
+    /// Now, by the clock of the node of this pace, whoever asks.
+    pub(crate) fn of(pace: Option<&Arc<Pace>>) -> Self {
+        Self(pace::now_of(pace))
+    }
+}
 
 impl Add<Duration> for LocalInstant {
     type Output = Self;

@@ -542,6 +542,42 @@ fn s21_process_pause() {
     });
 }
 
+/// Who gave leadership away has no lease any more, however recently a majority answered: the next leader
+/// does not wait for its end.
+#[test]
+fn a_leader_that_hands_over_has_no_lease() {
+    simulate(async {
+        let (mut cluster, leader) = booted(23, 3).await;
+        let old = cluster.node(leader);
+        old.propose(put(b"k", b"1", None)).await.unwrap();
+        let point = old.read_barrier(ReadLevel::Lease).await.unwrap();
+        assert!(point.lease_term.is_some());
+        // It is heard and hears nobody: not who leads, and not its own end.
+        for id in (1..=3).filter(|&id| id != leader) {
+            cluster.net.cut(id, leader);
+        }
+        let begin = Instant::now();
+        let next = follower_of(&cluster, leader);
+        let handing_over = tokio::spawn({
+            let old = old.clone();
+            async move { old.transfer(next).await }
+        });
+        while cluster.node(next).status().role != Role::Leader {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let written = cluster.node(next).propose(put(b"k", b"2", None)).await;
+        written.unwrap();
+        let took = begin.elapsed();
+        assert!(took < Duration::from_millis(500), "it is over anyway");
+        let read = old.read_barrier(ReadLevel::Lease).await;
+        let stale = read.is_ok_and(|point| point.lease_term.is_some());
+        assert!(!stale, "it reads by the lease that it gave away");
+        let _ = handing_over.await;
+        cluster.settle().await.unwrap();
+        assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
+    });
+}
+
 #[test]
 fn s22_wallclock_jump() {
     simulate(async {
