@@ -48,7 +48,7 @@ pub struct PeerOptions {
     /// A connection without requests is closed after this. Default: 60 s.
     pub idle: Duration,
     /// First and longest pause before the next attempt to connect. Default: 25 ms and 100 ms: a node
-    /// that comes back is not heard of otherwise, and one attempt costs next to nothing.
+    /// that comes back is not heard of otherwise.
     pub pause: (Duration, Duration),
     /// Connections that other nodes may have here. Default: 256.
     pub connections: usize,

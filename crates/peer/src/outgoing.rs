@@ -10,7 +10,7 @@
 //! * A call puts its request into the queue of its lane, where it has its place in the order. While a
 //!   connection is being made requests wait, each no longer than its own time; if it cannot be made
 //!   they fail, and so does every call until the pause is over. The pause doubles, with a part of it
-//!   by chance, so that many nodes do not come back at once.
+//!   by chance, so that many nodes do not come back at once. It ends when another lane reaches the node.
 //! * What waits is limited in bytes and in number; beyond that a call fails at once.
 //! * A connection sends no more requests than the other side granted (see [`crate::incoming`]).
 //! * When it is lost, requests that were sent are [`TransportError::Lost`]: they may have been done.
@@ -292,6 +292,7 @@ impl Lanes {
                     add(&lane.counters.connects, 1);
                     set(&lane.counters.connected, 1);
                     lane.state.lock().failures = 0;
+                    self.end_pauses(&lane.peer);
                     tracing::debug!(node = id, %address, ?class, "connected");
                     let mut connection = Connection::new(&self.options, &lane, wire, &welcome);
                     let ended = tokio::select! {
@@ -318,6 +319,17 @@ impl Lanes {
             };
             lane.fail(&why, &self.options, &*self.entropy);
             return;
+        }
+    }
+
+    /// It is there: its other lanes need not wait before they try.
+    fn end_pauses(&self, peer: &Peer) {
+        for lane in self.lanes.lock().values() {
+            if lane.peer == *peer
+                && let Phase::Idle { not_before, .. } = &mut lane.state.lock().phase
+            {
+                *not_before = None;
+            }
         }
     }
 

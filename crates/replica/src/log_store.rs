@@ -50,6 +50,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use firn_io::Env;
@@ -252,6 +253,25 @@ struct Shared {
     node: NodeId,
     log: Log,
     inner: Mutex<Inner>,
+    committed: Committed,
+}
+
+/// The last entry that is known to be committed, for those who must not wait while the log is written.
+#[derive(Debug, Default)]
+struct Committed {
+    term: AtomicU64,
+    index: AtomicU64,
+}
+
+impl Committed {
+    /// Only one thread notes at a time; neither number ever goes back.
+    fn note(&self, committed: Option<LogId>) {
+        if let Some(id) = committed {
+            // The index first: whoever sees the term sees what was committed in it.
+            self.index.fetch_max(id.index, Ordering::AcqRel);
+            self.term.fetch_max(id.term, Ordering::AcqRel);
+        }
+    }
 }
 
 /// See the module's page. Cheap to clone; all clones are one log.
@@ -408,8 +428,11 @@ impl LogStore {
         };
         env.fs.create_dir_durable(dir)?;
         let (log, _) = Log::open::<Error>(env.clone(), dir, log_options, |_| Ok(()))?;
+        let committed = Committed::default();
+        committed.note(index.committed);
         let store = Self {
             shared: Arc::new(Shared {
+                committed,
                 inner: Mutex::new(Inner {
                     index,
                     lookup: Lookup::new(Arc::clone(&env.fs), dir),
@@ -489,8 +512,18 @@ impl LogStore {
         Ok(())
     }
 
+    /// The index of the last entry that is known to be committed, if one of this term is. Waits for
+    /// nothing. Whoever was told of an entry by anybody finds it covered where it was committed: the mark
+    /// is noted before others are told.
+    pub fn committed_in(&self, term: u64) -> Option<u64> {
+        let committed = &self.shared.committed;
+        let is_of_it = committed.term.load(Ordering::Acquire) == term;
+        is_of_it.then(|| committed.index.load(Ordering::Acquire))
+    }
+
     /// Notes what a majority has. The mark goes to the disk with what is appended next.
     pub fn set_committed(&self, committed: Option<LogId>) {
+        self.shared.committed.note(committed);
         let mut inner = self.shared.inner.lock();
         if inner.index.committed != committed {
             inner.index.committed = committed;

@@ -71,7 +71,7 @@ use crate::raft::errors::{
 };
 use crate::raft::log::RaftLog;
 use crate::raft::machine::{RaftMachine, raft_snapshot};
-use crate::raft::net::RaftNet;
+use crate::raft::net::{RaftNet, Returned};
 use crate::raft::rt::{self, LocalInstant};
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
 use crate::transfer::{Inbox, TransferOptions};
@@ -96,7 +96,7 @@ pub const PROMOTION_LAG: u64 = 1000;
 /// A leader speaks, and then keeps still, for so many halves of the longest election timeout, while no
 /// majority answers: long enough for the lease of those who hear it, and for their election.
 const STILL_ROUNDS: u32 = 6;
-/// How often the length of the log is looked at.
+/// How often the length of the log, and whether the node is closed, is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// First and longest pause before a write or read is tried again that found no leader, if none is
 /// elected meanwhile.
@@ -259,7 +259,7 @@ struct Inner {
     room: Notify,
     reads: Queue<PendingRead>,
     /// The last term in which this node gave leadership away, or tried to: it has no lease any more.
-    handed_over: AtomicU64,
+    handed_over: Arc<AtomicU64>,
     is_closed: AtomicBool,
     tallies: Tallies,
 }
@@ -332,11 +332,14 @@ impl Node {
         )?;
         let log = machine.open_log(world.log_env.clone(), options.id, &options.log)?;
         let is_still = Arc::new(AtomicBool::new(false));
+        let (handed_over, returned) = (Arc::default(), Arc::new(Returned::default()));
         let net = RaftNet {
             id: options.id,
             transport: Arc::clone(&world.transport),
             log_timeout: options.timing.election_max,
             is_still: Arc::clone(&is_still),
+            handed_over: Arc::clone(&handed_over),
+            returned: Arc::clone(&returned),
             machine: machine.clone(),
             env: world.env.clone(),
             transfer: options.transfer,
@@ -368,7 +371,7 @@ impl Node {
                 in_flight: AtomicUsize::new(0),
                 room: Notify::new(),
                 reads: Queue::default(),
-                handed_over: AtomicU64::new(0),
+                handed_over,
                 is_closed: AtomicBool::new(false),
                 tallies: Tallies::default(),
             }),
@@ -378,6 +381,7 @@ impl Node {
         inner.spawn(answer_reads(Arc::clone(inner)));
         inner.spawn(keep_up(Arc::clone(inner)));
         inner.spawn(keep_still(Arc::clone(inner), is_still));
+        inner.spawn(welcome_back(Arc::clone(inner), returned));
         Ok(node)
     }
 
@@ -883,33 +887,36 @@ impl Inner {
         read.map(|(id, _)| id.index()).map_err(read_error)
     }
 
-    /// The same by the lease alone, and the term of the lease. Asks nobody, not even consensus.
+    /// The same by the lease alone, and the term of the lease. Asks nobody, not even consensus, and
+    /// waits for nothing.
     ///
-    /// All that was acknowledged before is applied here: by whoever led before once an entry of this term
-    /// is applied, since; and while the lease lasts nobody else leads.
+    /// While the lease lasts nobody else leads; and once an entry of this term is committed, this node
+    /// knows of all that is committed before anybody else does.
     fn lease_index(&self) -> Result<(u64, u64)> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let (term, leader) = (metrics.current_term, metrics.current_leader);
-        if leader != Some(self.id) || metrics.state != ServerState::Leader {
-            return Err(Error::NotLeader { leader });
-        }
-        let applied = self.machine.applied();
+        let (term, spoke) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let (term, leader) = (metrics.current_term, metrics.current_leader);
+            let leads = leader == Some(self.id) && metrics.state == ServerState::Leader;
+            if !leads || metrics.membership_config.get_node(&self.id).is_none() {
+                return Err(Error::NotLeader { leader });
+            }
+            (term, metrics.last_quorum_acked)
+        };
+        let committed = self.log.committed_in(term).ok_or(Error::NoQuorum)?;
         if planted::is(Bug::StaleLease) {
-            return Ok((applied.map_or(0, |id| id.index), term));
+            return Ok((committed, term));
         }
         // Who is to lead next does not wait for the lease.
-        if self.handed_over.load(Ordering::Acquire) == term {
+        if self.handed_over.load(Ordering::Acquire) >= term {
             return Err(Error::NoQuorum);
         }
         // Followers wait for the whole of it by their own clocks, from when they heard of the leader,
         // which is after it spoke: what is left out here is how much the clocks may differ.
         let lease = self.options.timing.election_max * 4 / 5;
         let now = LocalInstant::of(self.pace.as_ref());
-        match (metrics.last_quorum_acked, applied) {
-            (Some(spoke), Some(applied)) if now - *spoke < lease && applied.term == term => {
-                Ok((applied.index, term))
-            }
+        match spoke {
+            Some(spoke) if now - *spoke < lease => Ok((committed, term)),
             _ => Err(Error::NoQuorum),
         }
     }
@@ -1163,6 +1170,19 @@ async fn answer_reads(inner: Arc<Inner>) {
 /// Lets a leader whom no majority has answered for long keep still for a while, again and again: those
 /// who still hear it elect another one only when they do not. The library does so with heartbeats;
 /// entries that it goes on sending would hold an election off just as well.
+/// Sends entries to those who came back without waiting for the end of a pause.
+async fn welcome_back(inner: Arc<Inner>, returned: Arc<Returned>) {
+    while !inner.is_closed.load(Ordering::Acquire) {
+        // Looking up now and then, for when the node is closed.
+        let Ok(nodes) = timeout(UPKEEP, returned.some()).await else {
+            continue;
+        };
+        if inner.raft.trigger().reset_backoff(nodes).await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
     let mut unheard = 0_u32;
     while !inner.is_closed.load(Ordering::Acquire) {
@@ -1267,8 +1287,6 @@ impl Replicator for Node {
             if to == inner.id {
                 return Ok(());
             }
-            let term = inner.term_and_leader().0;
-            inner.handed_over.store(term, Ordering::Release);
             let asked = inner.raft.trigger().transfer_leader(to).await;
             asked.map_err(|error| Error::Failed(error.to_string()))?;
             let mut metrics = inner.raft.metrics();

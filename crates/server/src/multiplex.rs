@@ -11,7 +11,8 @@
 //!   connection, not tasks of their own: what a hundred of them have to send is then written together,
 //!   nothing is handed from thread to thread, and nobody waits for the lock that the library has
 //!   around a connection. A connection has one core; what would take long runs on other threads
-//!   anyway (see [`crate::service`]).
+//!   anyway (see [`crate::service`]). The runtime gives a task so many steps before it lets others go
+//!   on: that is for all streams of a connection together.
 //! * **Rest.** A connection without requests, to which nothing flows, for `limits.idle_timeout` is
 //!   told to go away. Pings do not keep it.
 //!
@@ -22,6 +23,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,15 +31,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioTimer;
-use tokio::task::coop::unconstrained;
 
 use crate::config::Config;
 use crate::grpc::GrpcBody;
@@ -76,9 +77,9 @@ impl std::fmt::Debug for Streams {
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        // The runtime gives a task so many steps before it must let others go on; that would be so many
-        // for all streams of a connection.
-        lock(&self.begun).push(Box::pin(unconstrained(stream)));
+        // One that panics ends its own stream, whose reply was dropped, and no other.
+        let stream = AssertUnwindSafe(stream).catch_unwind();
+        lock(&self.begun).push(Box::pin(stream.map(drop)));
     }
 }
 

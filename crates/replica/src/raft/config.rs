@@ -109,12 +109,10 @@ impl Default for Timing {
 /// moment needs no snapshot.
 const KEPT_ENTRIES: u64 = 10_000;
 
-/// How long a leader waits before it sends entries again to a node that cannot be reached: always the
-/// same, which the library is told by saying it three times. Else it would double the time up to a
-/// second, and a node that comes back would wait for it, twice: the library waits with a request in its
-/// hands, and again with the next one, also when the first was answered meanwhile. It must not be much
-/// shorter, as each time entries are read from the log first.
-const RETRY: &str = "50ms 50ms 50ms";
+/// How long a leader waits before it sends entries again to a node that cannot be reached. Each time they
+/// are read from the log first, so this grows; a node that answers heartbeats again does not wait for it
+/// (see `Returned`).
+const RETRY: &str = "50ms 100ms ...500ms";
 
 /// The settings; see the module's page.
 pub(crate) fn config(timing: &Timing, kept_entries: Option<u64>) -> Result<Config> {

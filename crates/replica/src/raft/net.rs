@@ -1,9 +1,10 @@
 //! The library's network, on [`Transport`].
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use openraft::raft::{
     VoteRequest as RaftVoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 
 use crate::machine::{DAMAGED_SNAPSHOT, Machine, Snapshot};
@@ -49,6 +52,11 @@ pub(crate) struct RaftNet {
     pub(crate) log_timeout: Duration,
     /// As a leader, it says nothing: others shall elect one that a majority answers.
     pub(crate) is_still: Arc<AtomicBool>,
+    /// The last term in which this node asked another one to lead, set before it does. Consensus does so
+    /// by itself, too, when the leader is no member any more.
+    pub(crate) handed_over: Arc<AtomicU64>,
+    /// Who could not be reached and now can.
+    pub(crate) returned: Arc<Returned>,
     /// Fails when it turns out to be damaged.
     pub(crate) machine: Machine,
     /// For snapshots: the files' world.
@@ -65,9 +73,39 @@ pub(crate) struct RaftPeer {
     transport: Arc<dyn Transport>,
     log_timeout: Duration,
     is_still: Arc<AtomicBool>,
+    handed_over: Arc<AtomicU64>,
+    returned: Arc<Returned>,
+    /// The last request could not be sent.
+    is_away: Arc<AtomicBool>,
     machine: Machine,
     env: Env,
     transfer: TransferOptions,
+}
+
+/// Nodes that answer heartbeats again after they could not be reached: entries need not wait for the
+/// end of a pause that was made while they were away.
+#[derive(Debug, Default)]
+pub(crate) struct Returned {
+    nodes: Mutex<BTreeSet<NodeId>>,
+    came: Notify,
+}
+
+impl Returned {
+    fn push(&self, node: NodeId) {
+        self.nodes.lock().insert(node);
+        self.came.notify_one();
+    }
+
+    /// Those that came since this was called last; waits until there is one.
+    pub(crate) async fn some(&self) -> BTreeSet<NodeId> {
+        loop {
+            let nodes = std::mem::take(&mut *self.nodes.lock());
+            if !nodes.is_empty() {
+                return nodes;
+            }
+            self.came.notified().await;
+        }
+    }
 }
 
 impl RaftNet {
@@ -82,6 +120,9 @@ impl RaftNet {
             transport: Arc::clone(&self.transport),
             log_timeout: self.log_timeout,
             is_still: Arc::clone(&self.is_still),
+            handed_over: Arc::clone(&self.handed_over),
+            returned: Arc::clone(&self.returned),
+            is_away: Arc::default(),
             machine: self.machine.clone(),
             env: self.env.clone(),
             transfer: self.transfer,
@@ -176,6 +217,14 @@ impl RaftPeer {
         });
         let had_previous = rpc.prev_log_id.is_some();
         let answer = self.call(self.class, &request, timeout, RPCTypes::AppendEntries);
+        let (is_away, returned) = (Arc::clone(&self.is_away), Arc::clone(&self.returned));
+        let (class, to) = (self.class, self.peer.id);
+        let note = move |answer: &Result<Answer, RPCError<Types>>| {
+            let was_away = is_away.swap(answer.is_err(), Ordering::Relaxed);
+            if was_away && answer.is_ok() && class == Class::Urgent {
+                returned.push(to);
+            }
+        };
         let convert = move |answer: Result<Answer, _>| match answer? {
             Answer::Append(AppendAnswer::Taken) => Ok(AppendEntriesResponse::Success),
             Answer::Append(AppendAnswer::TakenUpTo(id)) => {
@@ -190,7 +239,7 @@ impl RaftPeer {
             }
             answer => Err(nonsense(&answer)),
         };
-        answer.map(convert).boxed()
+        answer.inspect(note).map(convert).boxed()
     }
 
     async fn ask_vote(
@@ -428,6 +477,8 @@ impl RaftNetworkV2<Types> for RaftPeer {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
         let expected = *request.from_leader();
+        self.handed_over
+            .fetch_max(expected.leader_id.term, Ordering::AcqRel);
         let last = request.last_log_id().copied();
         let message = Request::Transfer(TransferRequest {
             from: vote(&expected),

@@ -1,5 +1,6 @@
-//! The real network between nodes: [`firn_peer`] on the node's own thread. Heartbeats do not wait for
-//! clients there, and a message wakes one thread on its way into the log, not three.
+//! The real network between nodes: [`firn_peer`] on the node's own thread, where a message wakes one
+//! thread on its way into the log, not three. Heartbeats do not wait for clients there, but for those whom
+//! the thread serves on a machine with one or two processors (see `crate::serve`).
 
 use std::net::TcpListener;
 use std::path::Path;

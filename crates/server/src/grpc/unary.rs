@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use prost::Message;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 use crate::grpc::{Reply, status, wire};
 use crate::service::error::Error;
@@ -21,6 +22,7 @@ use crate::service::error::Error;
 /// A flag (1: compressed) and the length.
 const PREFIX_BYTES: usize = 5;
 const ENCODING: &str = "grpc-encoding";
+const ACCEPTED: &str = "grpc-accept-encoding";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const OK: HeaderValue = HeaderValue::from_static("0");
 
@@ -34,7 +36,11 @@ pub(crate) fn read<M: Message + Default>(
     {
         let shown = encoding.as_bytes().escape_ascii();
         let detail = format!("{ENCODING}: {shown} is not supported; messages are sent as they are");
-        return Err(Status::unimplemented(detail));
+        let mut status = Status::unimplemented(detail);
+        // By which clients know what to do instead.
+        let identity = MetadataValue::from_static("identity");
+        status.metadata_mut().insert(ACCEPTED, identity);
+        return Err(status);
     }
     let broken = |detail: String| Err(status::of(&Error::new(Code::InvalidEncoding, detail)));
     if body.len() < PREFIX_BYTES {
@@ -46,7 +52,9 @@ pub(crate) fn read<M: Message + Default>(
     let is_compressed = body.get_u8() != 0;
     let len = body.get_u32();
     if is_compressed {
-        return broken("the message is marked as compressed, and nothing says how".into());
+        // That code is what gRPC's page on compression asks for.
+        let detail = "the message is marked as compressed, and nothing says how";
+        return Err(Status::internal(detail));
     }
     if body.len() as u64 != u64::from(len) {
         return broken(format!(
@@ -127,8 +135,9 @@ impl Body for CallBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Message(message) => SizeHint::with_exact(message.len() as u64),
-            Self::Trailers | Self::Ended => SizeHint::with_exact(0),
+            // Exact would be told as `content-length`, and the deadline may yet come before it.
+            Self::Message(_) | Self::Trailers => SizeHint::default(),
+            Self::Ended => SizeHint::with_exact(0),
             Self::Stream(body) => body.size_hint(),
         }
     }
@@ -142,7 +151,11 @@ mod tests {
     use crate::grpc::proto::GetRequest;
 
     fn framed(flag: u8, len: u32, message: &[u8]) -> Bytes {
-        [&[flag][..], &len.to_be_bytes(), message].concat().into()
+        let mut out = BytesMut::new();
+        out.put_u8(flag);
+        out.put_u32(len);
+        out.put_slice(message);
+        out.freeze()
     }
 
     #[test]
@@ -163,7 +176,6 @@ mod tests {
         for (body, named) in [
             (Bytes::new(), "0 bytes"),
             (Bytes::from_static(&[0; 4]), "4 bytes"),
-            (framed(1, len, &message), "compressed"),
             (framed(0, len + 1, &message), "4 bytes, 3 follow"),
             (framed(0, u32::MAX, &message), "4294967295 bytes"),
             (framed(0, len, &twice), "one message"),
@@ -173,6 +185,9 @@ mod tests {
             assert_eq!(code, tonic::Code::InvalidArgument);
             assert!(detail.contains(named), "{detail}");
         }
+        let (code, detail) = of(&none, framed(1, len, &message)).unwrap_err();
+        assert_eq!(code, tonic::Code::Internal);
+        assert!(detail.contains("compressed"), "{detail}");
         let mut headers = HeaderMap::new();
         headers.insert(ENCODING, HeaderValue::from_static("identity"));
         assert_eq!(of(&headers, framed(0, len, &message)), Ok(asked));
@@ -180,6 +195,8 @@ mod tests {
         let (code, detail) = of(&headers, framed(0, len, &message)).unwrap_err();
         assert_eq!(code, tonic::Code::Unimplemented);
         assert!(detail.contains("gzip"), "{detail}");
+        let status = read::<GetRequest>(&headers, Bytes::new()).unwrap_err();
+        assert_eq!(status.metadata().get(ACCEPTED).unwrap(), "identity");
     }
 
     #[tokio::test]
@@ -191,6 +208,7 @@ mod tests {
         let reply = reply(&message);
         assert_eq!(reply.headers()[CONTENT_TYPE], "application/grpc");
         let mut body = reply.into_body();
+        assert_eq!(body.size_hint().exact(), None);
         let mut next = async || poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         let sent = next().await.unwrap().unwrap().into_data().unwrap();
         let whole = message.encode_to_vec();

@@ -5,7 +5,9 @@ use firn_api::code::Code;
 use firn_api::http::{
     BatchBody, BatchOp, BatchReply, KV_CONSISTENCY, KeyRef, MgetBody, Ttl, bytes_member,
 };
+use firn_api::text::Enc;
 use firn_api::{duration, text};
+use firn_engine::Entry;
 use http::{HeaderValue, StatusCode};
 use std::time::Duration;
 
@@ -27,11 +29,12 @@ pub(crate) async fn batch(
 ) -> Result<Reply> {
     let params = Params::parse(query, &["durability"])?;
     let durability = params.durability(&door.service)?;
-    let (body, _room): (BatchBody, _) = door.json_body(body).await?;
-    let mut ops = Vec::with_capacity(body.ops.len());
-    for (index, op) in body.ops.into_iter().enumerate() {
-        ops.push(translate(&door.service, op).map_err(|e| e.at(index))?);
-    }
+    let translate_all = |service: &Service, body: BatchBody| -> Result<Vec<Op>> {
+        let ops = body.ops.into_iter().enumerate();
+        ops.map(|(index, op)| translate(service, op).map_err(|e| e.at(index)))
+            .collect()
+    };
+    let (ops, _room) = door.json_body(body, translate_all).await?;
     let done = door.service.batch(ns, ops, durability).await?;
     let last = done
         .versions
@@ -156,17 +159,32 @@ pub(crate) async fn mget(
 ) -> Result<Reply> {
     let params = Params::parse(query, &["consistency", "enc"])?;
     let (consistency, enc) = (params.consistency()?, params.enc()?);
-    let (body, _room): (MgetBody, _) = door.json_body(body).await?;
-    let mut keys = Vec::with_capacity(body.keys.len());
-    for (index, key) in body.keys.into_iter().enumerate() {
-        keys.push(match key {
-            KeyRef::Text(text) => text.into_bytes(),
+    let decode = |_: &Service, body: MgetBody| -> Result<Vec<Vec<u8>>> {
+        let keys = body.keys.into_iter().enumerate();
+        keys.map(|(index, key)| match key {
+            KeyRef::Text(text) => Ok(text.into_bytes()),
             KeyRef::Bytes { b64 } => text::base64_decode(&b64).map_err(|e| {
                 Error::new(Code::InvalidEncoding, format!("keys[{index}].b64 is {e}"))
-            })?,
-        });
-    }
+            }),
+        })
+        .collect()
+    };
+    let (keys, _room) = door.json_body(body, decode).await?;
     let entries = door.service.multi_get(ns, keys, consistency).await?;
+    let bytes = |(key, entry): &(Vec<u8>, Option<Entry>)| {
+        key.len() + entry.as_ref().map_or(0, |entry| entry.value.len())
+    };
+    let bytes = entries.iter().map(bytes).sum();
+    let render = move |_: &Service| render(&entries, enc);
+    let out = door.service.inline_or_blocking(bytes, render).await?;
+    let mut reply = json_bytes(StatusCode::OK, out);
+    reply
+        .headers_mut()
+        .insert(KV_CONSISTENCY, HeaderValue::from_static(consistency.name()));
+    Ok(reply)
+}
+
+fn render(entries: &[(Vec<u8>, Option<Entry>)], enc: Enc) -> Result<Vec<u8>> {
     let mut out = b"{\"entries\":[".to_vec();
     for (index, (key, entry)) in entries.iter().enumerate() {
         if index > 0 {
@@ -183,9 +201,5 @@ pub(crate) async fn mget(
             })?;
     }
     out.extend_from_slice(b"]}");
-    let mut reply = json_bytes(StatusCode::OK, out);
-    reply
-        .headers_mut()
-        .insert(KV_CONSISTENCY, HeaderValue::from_static(consistency.name()));
-    Ok(reply)
+    Ok(out)
 }

@@ -34,7 +34,7 @@ pub(crate) fn describe(door: &Door, query: Option<&str>) -> Result<Reply> {
 pub(crate) async fn admit(door: &Door, query: Option<&str>, body: &mut Upload) -> Result<Reply> {
     Params::parse(query, &[])?;
     let cluster = cluster(door)?;
-    let (asked, _room): (JoinBody, _) = door.json_body(body).await?;
+    let (asked, _room): (JoinBody, _) = door.json_body(body, |_, asked| Ok(asked)).await?;
     let member = Member {
         address: asked.peer,
         http: asked.http,
@@ -54,7 +54,7 @@ pub(crate) async fn change(
 ) -> Result<Reply> {
     Params::parse(query, &[])?;
     let cluster = cluster(door)?;
-    let (asked, _room): (NodeBody, _) = door.json_body(body).await?;
+    let (asked, _room): (NodeBody, _) = door.json_body(body, |_, asked| Ok(asked)).await?;
     if asked.force && !matches!(target, Target::Remove) {
         return Err(Error::invalid("force is for remove only"));
     }

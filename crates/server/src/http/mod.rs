@@ -276,20 +276,28 @@ impl Door {
         Ok(reply)
     }
 
-    /// Reads and parses a JSON body.
+    /// Reads and parses a JSON body, and makes of it what `then` does.
     /// What it holds keeps the body's place in the memory that is reserved.
-    async fn json_body<T: DeserializeOwned>(&self, body: &mut Upload) -> Result<(T, Received)> {
+    async fn json_body<T: DeserializeOwned, U: Send + 'static>(
+        &self,
+        body: &mut Upload,
+        then: impl FnOnce(&Service, T) -> Result<U> + Send + 'static,
+    ) -> Result<(U, Received)> {
         let limit = self.service.limits().body_bytes;
         let (code, name) = (Code::BodyTooLarge, "limits.body_bytes");
         let pace = self.body_timeout;
         let mut received = receive(&self.service, body, pace, code, name, limit).await?;
-        let parsed = serde_json::from_slice::<Object<T>>(&received.take());
-        parsed.map(|object| (object.0, received)).map_err(|e| {
-            Error::new(
-                Code::InvalidJson,
-                format!("the body is not what this route takes: {e}"),
-            )
-        })
+        let bytes = received.take();
+        let len = bytes.len();
+        let parse = move |service: &Service| {
+            let parsed = serde_json::from_slice::<Object<T>>(&bytes).map_err(|e| {
+                let detail = format!("the body is not what this route takes: {e}");
+                Error::new(Code::InvalidJson, detail)
+            })?;
+            then(service, parsed.0)
+        };
+        let made = self.service.inline_or_blocking(len, parse).await;
+        Ok((made?, received))
     }
 }
 

@@ -83,9 +83,15 @@ impl Service {
             limits::key(self.limits(), &op.key)
                 .and_then(|()| limits::value(self.limits(), value as u64))
                 .map_err(|e| e.at(index))?;
-            let name = op.namespace.as_deref().unwrap_or(namespace);
-            let found = self.namespace_to_write(name).await;
-            let found = found.map_err(|e| e.at(index))?;
+            let found = match resolved.last() {
+                // Most batches have one: it is not looked up a hundred thousand times.
+                Some((before, found)) if before.namespace == op.namespace => found.clone(),
+                _ => {
+                    let name = op.namespace.as_deref().unwrap_or(namespace);
+                    let found = self.namespace_to_write(name).await;
+                    found.map_err(|e| e.at(index))?
+                }
+            };
             resolved.push((op, found));
         }
         // Where the engine numbers conditions and operations, we number what the caller sent.

@@ -67,11 +67,10 @@ impl Service {
     ) -> Result<Option<Entry>> {
         limits::key(self.limits(), &key)?;
         if let Some(cluster) = self.cluster() {
-            let inline = self.inner.read_cost.is_low();
             let work =
                 move |service: &Self, db: &Db, ns: &Namespace| service.timed_get(db, ns, &key);
             return self
-                .read_replicated(cluster, consistency, namespace, inline, work)
+                .read_replicated(cluster, consistency, namespace, true, work)
                 .await;
         }
         let namespace = self.namespace(namespace)?;

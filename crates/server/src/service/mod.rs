@@ -407,6 +407,20 @@ impl Service {
         }
     }
 
+    /// Runs `work`, which has to do with so many bytes, where it would take too long here on a thread
+    /// that may wait.
+    pub(crate) async fn inline_or_blocking<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if bytes <= INLINE_WRITE_BYTES {
+            return work(self);
+        }
+        let service = self.clone();
+        self.blocking(move || work(&service)).await
+    }
+
     /// Runs `work` on a thread that may wait.
     pub(crate) async fn blocking<T, F>(&self, work: F) -> Result<T>
     where

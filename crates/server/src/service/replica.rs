@@ -167,7 +167,7 @@ impl Service {
     }
 
     /// Reads with `work` what the node has when it may be read; again if the lease did not last.
-    /// `inline`: `work` will not wait for a disk.
+    /// `inline`: `work` is a point read, which seldom waits for a disk.
     pub(super) async fn read_replicated<T, F>(
         &self,
         cluster: &Arc<Cluster>,
@@ -188,7 +188,9 @@ impl Service {
             }
             let point = node.read_barrier(level).await?;
             let namespace = point.db.namespace(namespace).map_err(read_error)?;
-            let value = if inline {
+            // Asked now and not before the wait: many who waited together go on together, and when the
+            // first of them find the disk slow the others must not follow them.
+            let value = if inline && self.inner.read_cost.is_low() {
                 work(self, &point.db, &namespace)
             } else {
                 let (service, db, work) = (self.clone(), point.db.clone(), work.clone());

@@ -578,6 +578,49 @@ fn a_leader_that_hands_over_has_no_lease() {
     });
 }
 
+/// The same where consensus hands over by itself, since the leader is no member any more. Nobody tells it
+/// who leads now.
+#[test]
+fn a_leader_that_was_removed_has_no_lease() {
+    simulate(async {
+        let (cluster, leader) = booted(24, 3).await;
+        let old = cluster.node(leader);
+        old.propose(put(b"k", b"1", None)).await.unwrap();
+        let removing = tokio::spawn({
+            let old = old.clone();
+            async move {
+                old.change_members(MemberChange::Remove([leader].into()))
+                    .await
+            }
+        });
+        let others: Vec<NodeId> = (1..=3).filter(|&id| id != leader).collect();
+        let next = loop {
+            let leads = |&&id: &&NodeId| cluster.node(id).status().role == Role::Leader;
+            if let Some(&next) = others.iter().find(leads) {
+                break next;
+            }
+            sleep(Duration::from_micros(100)).await;
+        };
+        let mut reads = 0;
+        for turn in 0..200_u32 {
+            let value = turn.to_string();
+            let writer = cluster.node(next);
+            let written = writer.propose(put(b"k", value.as_bytes(), None)).await;
+            written.unwrap();
+            // It may have ended by then.
+            let read = timeout(Duration::from_millis(1), old.read_barrier(ReadLevel::Lease)).await;
+            if let Ok(Ok(point)) = read
+                && point.lease_term.is_some()
+            {
+                reads += 1;
+            }
+        }
+        assert_eq!(reads, 0, "reads by a lease of who does not lead");
+        let _ = removing.await;
+        assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
+    });
+}
+
 #[test]
 fn s22_wallclock_jump() {
     simulate(async {
