@@ -2,7 +2,7 @@
 """A cluster of three firn servers beside three etcd members, on this machine, in one run.
 
     run.py rates    --firn target/release/firn [--etcd etcd] [--etcd-reads etcd] --dir SCRATCH [--seconds 4]
-                    [--reps 2] [--clients 1,16,64,256] [--out FILE]
+                    [--reps 2] [--clients 1,16,64,256] [--streams 1] [--out FILE]
     run.py failover --firn ... [--etcd ...] --dir SCRATCH [--trials 10] [--timers default|short]
     run.py transfer --firn ... --dir SCRATCH [--trials 10]
     run.py isolate  --firn ... --dir SCRATCH [--trials 5]
@@ -11,7 +11,7 @@
 
 rates: puts of 16-byte keys and 100-byte values and gets of one key, one system after the other, again and
 again (A B A B). All are asked over gRPC by h2load (one thread, a connection a client, one request at a
-time), firn over HTTP by wrk too. --etcd-reads may name another version for the gets. The processor time is
+time; with --streams N a connection for N of them), firn over HTTP by wrk too. --etcd-reads may name another version for the gets. The processor time is
 that of the three servers together, divided by the requests; the rest of the two cores is the generator's.
 
 failover: kill -9 of the leader; the time to the first write that another node accepts after it, while one
@@ -250,7 +250,7 @@ class Etcd(Cluster):
     get_body = frame(field(1, b"k" * 16))
 
 
-def h2load(cluster, path, body, clients, seconds, most=None):
+def h2load(cluster, path, body, clients, seconds, most=None, streams=1):
     """Requests a second, the 99th percentile in ms, requests in all."""
     data = os.path.join(cluster.directory, "body")
     log = os.path.join(cluster.directory, "h2load.log")
@@ -262,7 +262,7 @@ def h2load(cluster, path, body, clients, seconds, most=None):
     leader = cluster.leader()
     before = cluster.written(leader)
     url = f"http://127.0.0.1:{cluster.port(leader)}{path}"
-    done = subprocess.run(["h2load", "-c", str(clients), "-m", "1", "-t", "1", *amount, "--log-file", log,
+    done = subprocess.run(["h2load", "-c", str(clients // streams), "-m", str(streams), "-t", "1", *amount, "--log-file", log,
                            "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", data, url],
                           capture_output=True, text=True)
     rate = re.search(r"finished in ([0-9.]+)(m?s), ([0-9.]+) req/s", done.stdout)
@@ -318,7 +318,7 @@ def rates(args):
         before, began = processor_seconds(system.pids()), time.time()
         rate, p99, requests = measure()
         micros = (processor_seconds(system.pids()) - before) * 1e6 / max(requests, 1)
-        rows.append({"what": what, "clients": clients, "system": system.name, "door": door, "rate": round(rate),
+        rows.append({"what": what, "clients": clients, "streams": args.streams, "system": system.name, "door": door, "rate": round(rate),
                      "p99_ms": p99, "cpu_us": round(micros, 1), "at": round(began)})
         print(json.dumps(rows[-1]), flush=True)
         if args.out:
@@ -334,7 +334,10 @@ def rates(args):
                     if what not in does:
                         continue
                     path, body = (system.put_path, system.put_body) if what == "put" else (system.get_path, system.get_body)
-                    row(what, clients, system, "grpc", lambda: h2load(system, path, body, clients, args.seconds))
+                    ask = lambda: h2load(system, path, body, clients, args.seconds, streams=args.streams)
+                    row(what, clients, system, "grpc", ask)
+                if args.streams > 1:
+                    continue
                 port = firn.port(firn.leader())
                 if what == "put":
                     row(what, clients, firn, "http", lambda: wrk(port, "/", clients, args.seconds, script))
@@ -594,6 +597,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--reps", type=int, default=2)
     parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")], default=[1, 16, 64, 256])
+    parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--timers", choices=["default", "short"], default="default")
     parser.add_argument("--writes", type=int, default=200000)

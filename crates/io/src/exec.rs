@@ -98,6 +98,8 @@ struct PoolState {
     common: usize,
     idle_urgent: usize,
     idle_common: usize,
+    /// Until when idle threads wait, of those that wait for a timer.
+    deadlines: Vec<Instant>,
     panics: u64,
     closed: bool,
 }
@@ -132,6 +134,16 @@ impl PoolState {
             }
         }
         fired
+    }
+
+    /// Whether an idle thread waits for the next timer, or an earlier moment, already: it need not be
+    /// woken for each job that another one takes. One that was woken for a job sees to it when it takes
+    /// that. True if there is no timer.
+    fn is_next_timer_watched(&self) -> bool {
+        let Some(next) = self.timers.peek() else {
+            return true;
+        };
+        self.deadlines.iter().any(|&deadline| deadline <= next.due)
     }
 
     fn next(&mut self, role: Role) -> Option<Job> {
@@ -182,7 +194,7 @@ impl PoolShared {
             // This thread may be busy from now on, and what is left may be for another role: somebody
             // else must look after it, in particular wait for the next timer in its place.
             if fired || job.is_some() {
-                if !state.high.is_empty() || !state.timers.is_empty() {
+                if !state.high.is_empty() || !state.is_next_timer_watched() {
                     self.wake_for_high(&state);
                 }
                 if !state.low.is_empty() {
@@ -213,7 +225,11 @@ impl PoolShared {
         };
         match state.timers.peek().map(|timer| timer.due) {
             Some(due) => {
+                state.deadlines.push(due);
                 let _ = wake.wait_until(state, due);
+                if let Some(at) = state.deadlines.iter().position(|&other| other == due) {
+                    state.deadlines.swap_remove(at);
+                }
             }
             None => wake.wait(state),
         }
@@ -598,6 +614,33 @@ mod tests {
         pool.submit_after(Duration::MAX, Priority::High, never);
         let ran: BTreeSet<u64> = (0..4).map(|_| dones.recv_timeout(LIMIT).unwrap()).collect();
         assert_eq!(ran.len(), 4);
+    }
+
+    #[test]
+    fn a_timer_fires_whichever_threads_are_busy_until_it_does() {
+        let pool = ThreadPool::new(2);
+        for round in 0..200_u64 {
+            let (fired, see) = channel::<()>();
+            let see = Arc::new(Mutex::new(see));
+            let (done, all) = channel();
+            let wait = || {
+                let (see, done) = (Arc::clone(&see), done.clone());
+                Box::new(move || {
+                    let heard = see.lock().recv_timeout(LIMIT);
+                    done.send(heard.is_ok()).unwrap();
+                })
+            };
+            let timer = Box::new(move || fired.send(()).and_then(|()| fired.send(())).unwrap());
+            // Both threads for high jobs are taken before, between, or after the timer is set.
+            let before = round % 3;
+            (0..before).for_each(|_| pool.submit(Priority::High, wait()));
+            let delay = Duration::from_micros(round * 5);
+            pool.submit_after(delay, Priority::High, timer);
+            (before..2).for_each(|_| pool.submit(Priority::High, wait()));
+            for _ in 0..2 {
+                assert!(all.recv().unwrap(), "round {round}: the timer never fired");
+            }
+        }
     }
 
     #[test]
