@@ -11,8 +11,8 @@
 
 rates: puts of 16-byte keys and 100-byte values and gets of one key, one system after the other, again and
 again (A B A B). All are asked over gRPC by h2load (one thread, a connection a client, one request at a
-time; with --streams N a connection for N of them), firn over HTTP by wrk too. --etcd-reads may name another version for the gets. The processor time is
-that of the three servers together, divided by the requests; the rest of the two cores is the generator's.
+time; with --streams N a connection for N of them), firn over HTTP by wrk too. --etcd-reads may name another
+version for the gets. The processor time is that of the three servers together, divided by the requests; the rest of the two cores is the generator's.
 
 failover: kill -9 of the leader; the time to the first write that another node accepts after it, while one
 writer a node tries without a pause, and again after 0.2 s without an answer. transfer: the longest silence of three writers while leadership is

@@ -1167,9 +1167,6 @@ async fn answer_reads(inner: Arc<Inner>) {
     }
 }
 
-/// Lets a leader whom no majority has answered for long keep still for a while, again and again: those
-/// who still hear it elect another one only when they do not. The library does so with heartbeats;
-/// entries that it goes on sending would hold an election off just as well.
 /// Sends entries to those who came back without waiting for the end of a pause.
 async fn welcome_back(inner: Arc<Inner>, returned: Arc<Returned>) {
     while !inner.is_closed.load(Ordering::Acquire) {
@@ -1183,6 +1180,9 @@ async fn welcome_back(inner: Arc<Inner>, returned: Arc<Returned>) {
     }
 }
 
+/// Lets a leader whom no majority has answered for long keep still for a while, again and again: those
+/// who still hear it elect another one only when they do not. The library does so with heartbeats;
+/// entries that it goes on sending would hold an election off just as well.
 async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
     let mut unheard = 0_u32;
     while !inner.is_closed.load(Ordering::Acquire) {

@@ -75,7 +75,7 @@ pub(crate) struct RaftPeer {
     is_still: Arc<AtomicBool>,
     handed_over: Arc<AtomicU64>,
     returned: Arc<Returned>,
-    /// The last request could not be sent.
+    /// The last request with entries, or the last heartbeat, had no answer.
     is_away: Arc<AtomicBool>,
     machine: Machine,
     env: Env,
