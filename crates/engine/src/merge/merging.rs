@@ -217,7 +217,10 @@ impl<I: InternalIterator> MergingIter<I> {
             .order
             .iter()
             .map(|slot| self.children[slot.child as usize].key());
-        if let Some(first) = keys.next() {
+        // One alone is compared with nothing.
+        if let Some(first) = keys.next()
+            && keys.len() > 0
+        {
             let shared = |len, key: &[u8]| {
                 first
                     .iter()
@@ -238,16 +241,28 @@ impl<I: InternalIterator> MergingIter<I> {
     /// Fills the order after all children were positioned for this direction.
     fn rebuild(&mut self, reverse: bool) {
         self.reverse = reverse;
-        self.order.clear();
-        self.common.clear();
         self.clear.fill(0);
-        for child in (0..self.children.len()).rev() {
-            if self.children[child].valid() {
-                let slot = self.slot(child);
-                self.order.insert(0, slot);
-                self.requeue(0);
+        let valid = (0..self.children.len()).filter(|&child| self.children[child].valid());
+        // Their numbers are filled in below.
+        let unordered = valid.map(|child| Slot {
+            prefix: 0,
+            child: child as u32,
+        });
+        self.order.clear();
+        self.order.extend(unordered);
+        // After a seek all stand near one key: what they have in common is worth knowing at once, or
+        // a short scan would compare whole keys from its first to its last entry.
+        self.find_common();
+        for sorted in 1..self.order.len() {
+            let slot = self.order[sorted];
+            let mut free = sorted;
+            while free > 0 && self.comes_before(slot, self.order[free - 1]) {
+                self.order[free] = self.order[free - 1];
+                free -= 1;
             }
+            self.order[free] = slot;
         }
+        self.top = self.order.first().map_or(0, |s| s.child as usize);
     }
 
     /// After an error the merge stands nowhere.

@@ -467,7 +467,10 @@ impl InternalIterator for TableIter {
             // What it shares with its restart point, the current key has too; a restart point
             // shares nothing.
             let suffix = &block_bytes(self.image())[entry.suffix..entry.value];
-            let same = self.key.get(entry.shared..) == Some(suffix);
+            let present = self.key.get(entry.shared..).unwrap_or_default();
+            // Keys that are neighbours mostly differ in their last byte, which spares the call of a
+            // comparison.
+            let same = present.last() == suffix.last() && present == suffix;
             self.i = i;
             if !same {
                 self.step(entry);
