@@ -414,7 +414,12 @@ impl Bounds {
     fn take(start: Bound<Vec<u8>>, end: Bound<Vec<u8>>) -> (KeyRange, Self) {
         let bounds = Self {
             start_excluded: matches!(start, Bound::Excluded(_)),
-            has_start: !matches!(start, Bound::Unbounded),
+            // No key comes before the empty one.
+            has_start: match &start {
+                Bound::Included(key) => !key.is_empty(),
+                Bound::Excluded(_) => true,
+                Bound::Unbounded => false,
+            },
         };
         let end_exclusive = matches!(end, Bound::Excluded(_));
         let key = |bound| match bound {

@@ -476,6 +476,10 @@ pub struct Level<T = ()> {
 const COUNTED: usize = 32;
 
 /// Orders two strings of the same length, which are usually equal and not long.
+///
+/// Not by a comparison of slices as long as it can be helped: the C library's reads 32 bytes with a mask,
+/// and where an empty slice's pointer leads nowhere, AMD's processors take some 500 cycles to find that
+/// nothing of them was wanted.
 #[inline]
 fn order_of_heads(a: &[u8], b: &[u8]) -> Ordering {
     match (a.last_chunk::<8>(), b.last_chunk::<8>()) {
@@ -486,6 +490,7 @@ fn order_of_heads(a: &[u8], b: &[u8]) -> Ordering {
             }
             a.cmp(b)
         }
+        (None, None) => window(a, 0).cmp(&window(b, 0)),
         _ => a.cmp(b),
     }
 }
@@ -606,6 +611,9 @@ impl<T> Level<T> {
     /// The one file whose range has `key`. REQUIRES: not L0.
     #[inline]
     pub fn find(&self, key: &[u8]) -> Option<&Arc<LevelFile<T>>> {
+        if self.files.is_empty() {
+            return None;
+        }
         let (low, wanted) = match self.look_up(key) {
             Ok(found) => found,
             Err(outside) => {
