@@ -646,6 +646,10 @@ impl MappedFile for FaultMap {
         }
     }
 
+    fn prepare(&self, bytes: u64) {
+        self.inner.prepare(bytes);
+    }
+
     fn len(&self) -> u64 {
         self.inner.len()
     }

@@ -1112,6 +1112,8 @@ impl MappedFile for MemMap {
         );
     }
 
+    fn prepare(&self, _: u64) {}
+
     fn len(&self) -> u64 {
         self.len
     }

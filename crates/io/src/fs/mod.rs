@@ -212,6 +212,11 @@ pub trait MappedFile: Send + Sync + Debug {
     /// Copies `bytes` to `offset`. Panics if the range is outside of the mapping (a programmer's
     /// error). At most one thread writes a byte at a time: callers hold a lock around it.
     fn write(&self, offset: u64, bytes: &[u8]);
+    /// Has the first `bytes` (all, if there are fewer) ready to be stored to, so that the first store
+    /// to each of their pages does not wait for the file system. The kernel takes these pages for
+    /// changed from now on and writes them with the next sync, though their content is what it was.
+    /// A hint: where it is not understood nothing happens.
+    fn prepare(&self, bytes: u64);
     /// The number of mapped bytes.
     fn len(&self) -> u64;
     /// Whether nothing is mapped.

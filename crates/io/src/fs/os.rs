@@ -483,6 +483,20 @@ mod sys {
             region.release(offset as usize + bytes.len());
         }
 
+        fn prepare(&self, bytes: u64) {
+            let region = self.region.lock();
+            let size = region
+                .size
+                .min(usize::try_from(bytes).unwrap_or(usize::MAX));
+            // SAFETY: the beginning of the mapping, which is the region's own. Pages are mapped, no byte
+            // changes. The result is ignored: kernels before 5.14 do not know the advice, and a page
+            // that cannot be made ready now is met again by the store.
+            let _ = unsafe {
+                let start = region.start.as_ptr().cast();
+                libc::madvise(start, size, libc::MADV_POPULATE_WRITE)
+            };
+        }
+
         fn len(&self) -> u64 {
             self.len
         }

@@ -342,6 +342,10 @@ impl MappedFile for TraceMap {
             .wrote("map-write", &self.path, offset, bytes.len() as u64);
     }
 
+    fn prepare(&self, bytes: u64) {
+        self.inner.prepare(bytes);
+    }
+
     fn len(&self) -> u64 {
         self.inner.len()
     }

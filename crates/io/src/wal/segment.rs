@@ -62,6 +62,9 @@ const ZEROS_BYTES: u64 = 1 << 20;
 /// frequent or not, which is not known then.
 const ZEROED_BYTES: u64 = 1 << 20;
 
+/// A segment that was filled but for this much counts as written: a few syncs do not matter.
+const UNFILLED_BYTES: u64 = 64 << 10;
+
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
@@ -232,6 +235,32 @@ impl Listing {
 /// their pages costs more.
 const CALL_BYTES: usize = 8 << 10;
 
+/// So much of a new mapped segment is made ready for stores. When a log goes on in it the one before is
+/// synced, and while the file system's journal is being written the first store to a page waits for it,
+/// 2 to 4 ms: by the end of that a fast writer has filled some of these bytes. Not where the log is synced
+/// often: there all of them would be written by the next sync.
+const READY_BYTES: u64 = 2 << 20;
+
+/// A file that is a segment before the current one, or a spare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) number: u32,
+    pub(crate) bytes: u64,
+    /// As [`Segment::is_written`].
+    pub(crate) is_written: bool,
+}
+
+impl Kept {
+    /// A file that an opening log has found: it is not known how far it was ever written.
+    pub(crate) fn found(&(number, bytes): &(u32, u64)) -> Self {
+        Self {
+            number,
+            bytes,
+            is_written: false,
+        }
+    }
+}
+
 /// A segment that is or will be written.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -241,6 +270,9 @@ pub(crate) struct Segment {
     map: Option<Box<dyn MappedFile>>,
     /// Made of the reserve: only those who may use it may write here.
     pub(crate) is_reserve: bool,
+    /// All of its blocks are known to have been written before, if only with zeros: a sync has no
+    /// metadata to write.
+    pub(crate) is_written: bool,
 }
 
 impl Segment {
@@ -261,11 +293,28 @@ impl Segment {
             file,
             map,
             is_reserve,
+            is_written: false,
         })
+    }
+
+    /// What it is when the log has gone on in another one, having filled it up to `end`.
+    pub(crate) fn kept(&self, end: u64) -> Kept {
+        Kept {
+            number: self.header.number,
+            bytes: self.header.capacity,
+            is_written: self.is_written || end + UNFILLED_BYTES >= self.header.capacity,
+        }
     }
 
     pub(crate) fn is_mapped(&self) -> bool {
         self.map.is_some()
+    }
+
+    /// Has its beginning ready for stores, if it is mapped.
+    fn prepare(&self, bytes: u64) {
+        if let Some(map) = &self.map {
+            map.prepare(bytes);
+        }
     }
 
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -314,8 +363,7 @@ pub(crate) struct Pool {
     /// Whether the log is synced often: then written blocks are worth keeping and making.
     synced_often: bool,
     next_number: u32,
-    /// Number and bytes.
-    spares: Vec<(u32, u64)>,
+    spares: Vec<Kept>,
 }
 
 /// How many spares are kept, at least 1.
@@ -351,13 +399,14 @@ impl Pool {
         for &number in &listing.temps {
             pool.fs.remove_file(&FileName::Temp(number).path(dir))?;
         }
-        for &(number, bytes) in &listing.spares {
+        for spare in listing.spares.iter().map(Kept::found) {
             if pool.spares.len() < pool.spare_limit()
-                && bytes >= SEGMENT_HEADER_BYTES + END_RESERVE_BYTES
+                && spare.bytes >= SEGMENT_HEADER_BYTES + END_RESERVE_BYTES
             {
-                pool.spares.push((number, bytes));
+                pool.spares.push(spare);
             } else {
-                pool.fs.remove_file(&FileName::Spare(number).path(dir))?;
+                pool.fs
+                    .remove_file(&FileName::Spare(spare.number).path(dir))?;
             }
         }
         Ok(pool)
@@ -374,7 +423,7 @@ impl Pool {
     }
 
     pub(crate) fn spare_bytes(&self) -> u64 {
-        self.spares.iter().map(|spare| spare.1).sum()
+        self.spares.iter().map(|spare| spare.bytes).sum()
     }
 
     fn take_number(&mut self) -> Result<u32> {
@@ -395,11 +444,11 @@ impl Pool {
         wanted: u64,
         use_reserve: bool,
     ) -> std::result::Result<Segment, PrepareError> {
-        let fits = |spare: &(u32, u64)| spare.1 >= required && spare.1 <= u64::from(u32::MAX);
-        let largest = |spares: &[(u32, u64)]| {
+        let fits = |spare: &Kept| spare.bytes >= required && spare.bytes <= u64::from(u32::MAX);
+        let largest = |spares: &[Kept]| {
             let fitting = spares.iter().enumerate().filter(|(_, spare)| fits(spare));
             fitting
-                .max_by_key(|(_, spare)| spare.1)
+                .max_by_key(|(_, spare)| spare.bytes)
                 .map(|(index, _)| index)
         };
         if self.spares.len() > 1
@@ -424,15 +473,22 @@ impl Pool {
         previous: u32,
         is_reserve: bool,
     ) -> std::result::Result<Segment, PrepareError> {
-        let (old, capacity) = self.spares[index];
-        let path = FileName::Spare(old).path(&self.dir);
+        let mut spare = self.spares[index];
+        let path = FileName::Spare(spare.number).path(&self.dir);
         let file = self.fs.open(&path, OpenMode::ReadWrite)?;
-        // Its old pages are about to be overwritten bit by bit: better to have them in memory.
-        file.advise(0, capacity, Advice::WillNeed);
-        let segment = self.finish(file, &path, previous, capacity, is_reserve);
+        if self.synced_often && !spare.is_written && !is_reserve {
+            fill_with_zeros(&*file, spare.bytes)?;
+            spare.is_written = true;
+        } else {
+            // Its old pages are about to be overwritten bit by bit: better to have them in memory.
+            file.advise(0, spare.bytes, Advice::WillNeed);
+        }
+        let segment = self.finish(file, &path, previous, spare.bytes, is_reserve);
         // Whatever happened to it, it is no spare any more; a left-over is found when opening.
         self.spares.remove(index);
-        segment
+        let mut segment = segment?;
+        segment.is_written = spare.is_written;
+        Ok(segment)
     }
 
     fn prepare_fresh(
@@ -442,7 +498,11 @@ impl Pool {
     ) -> std::result::Result<Segment, PrepareError> {
         let path = FileName::Temp(self.next_number).path(&self.dir);
         let made = self.make_file(&path, capacity).map_err(PrepareError::from);
-        let made = made.and_then(|file| self.finish(file, &path, previous, capacity, false));
+        let made = made.and_then(|(file, is_written)| {
+            let mut segment = self.finish(file, &path, previous, capacity, false)?;
+            segment.is_written = is_written;
+            Ok(segment)
+        });
         if made.is_err() {
             // Best effort: gives the space back. The next opening tries again.
             let _ = self.fs.remove_file(&path);
@@ -450,27 +510,19 @@ impl Pool {
         made
     }
 
-    /// An allocated file full of zeros. If the log is synced often, or the file is small, they are written
-    /// rather than merely reserved blocks, so that a sync of the log later has no metadata to write.
-    fn make_file(&self, path: &Path, capacity: u64) -> Result<Arc<dyn File>> {
+    /// An allocated file full of zeros, and whether they were written rather than their blocks merely
+    /// reserved, so that a sync of the log later has no metadata to write: if the log is synced often, or the
+    /// file is small.
+    fn make_file(&self, path: &Path, capacity: u64) -> Result<(Arc<dyn File>, bool)> {
         let file = self.fs.open(path, OpenMode::Create)?;
         file.allocate(capacity)?;
         // A segment made to fit one huge record is written once: zeros would double the work.
         let is_small = capacity <= ZEROED_BYTES && capacity < self.segment_bytes;
-        if (self.synced_often || is_small) && capacity <= self.segment_bytes {
-            let mut offset = 0;
-            while offset < capacity {
-                let len = (capacity - offset).min(ZEROS_BYTES);
-                file.write_zeros(offset, len)?;
-                offset += len;
-                if offset < capacity {
-                    // So that a sync of the log waits for a piece of this at most, not for all of it.
-                    // If it fails the file is given up, and nothing was promised of it.
-                    file.sync_data()?;
-                }
-            }
+        let write = (self.synced_often || is_small) && capacity <= self.segment_bytes;
+        if write {
+            fill_with_zeros(&*file, capacity)?;
         }
-        Ok(file)
+        Ok((file, write))
     }
 
     fn finish(
@@ -495,18 +547,23 @@ impl Pool {
         self.fs.sync_dir(&self.dir).map_err(sync_failed)?;
         // Opened again for its errors to name it as it is now called.
         let file = self.fs.open(&named, OpenMode::ReadWrite)?;
-        Ok(Segment::new(header, file, self.mapped, is_reserve)?)
+        let segment = Segment::new(header, file, self.mapped, is_reserve)?;
+        if !self.synced_often {
+            segment.prepare(READY_BYTES);
+        }
+        Ok(segment)
     }
 
     /// Gives up segment `number`: from the return on it is not found under its number any more,
     /// whatever happens. The file is kept as a spare if one is wanted.
-    pub(crate) fn retire(&mut self, number: u32, bytes: u64) -> Result<()> {
+    pub(crate) fn retire(&mut self, segment: Kept) -> Result<()> {
+        let Kept { number, bytes, .. } = segment;
         let path = FileName::Segment(number).path(&self.dir);
         let is_full_size = bytes == self.segment_bytes;
         let smaller = self
             .spares
             .iter()
-            .position(|spare| spare.1 < self.segment_bytes);
+            .position(|spare| spare.bytes < self.segment_bytes);
         let replaces = smaller.filter(|_| is_full_size && self.spares.len() >= self.spare_limit());
         let has_room = self.spares.len() < self.spare_limit();
         let is_useful = is_full_size || (self.spares.is_empty() && bytes <= self.segment_bytes);
@@ -515,11 +572,12 @@ impl Pool {
                 .rename(&path, &FileName::Spare(number).path(&self.dir))?;
             self.fs.sync_dir(&self.dir)?;
             if let Some(index) = replaces {
-                let (old, _) = self.spares.remove(index);
-                self.spares.push((number, bytes));
-                self.fs.remove_file(&FileName::Spare(old).path(&self.dir))?;
+                let old = self.spares.remove(index);
+                self.spares.push(segment);
+                self.fs
+                    .remove_file(&FileName::Spare(old.number).path(&self.dir))?;
             } else {
-                self.spares.push((number, bytes));
+                self.spares.push(segment);
             }
             return Ok(());
         }
@@ -535,15 +593,22 @@ impl Pool {
         let capacity = FIRST_SEGMENT_BYTES.min(self.segment_bytes);
         let number = self.take_number()?;
         let temp = FileName::Temp(number).path(&self.dir);
-        let made = self.make_file(&temp, capacity).and_then(|file| {
-            file.sync_data()?;
-            self.fs
-                .rename(&temp, &FileName::Spare(number).path(&self.dir))?;
-            self.fs.sync_dir(&self.dir)
-        });
+        let made = self
+            .make_file(&temp, capacity)
+            .and_then(|(file, is_written)| {
+                file.sync_data()?;
+                self.fs
+                    .rename(&temp, &FileName::Spare(number).path(&self.dir))?;
+                self.fs.sync_dir(&self.dir)?;
+                Ok(is_written)
+            });
         match made {
-            Ok(()) => {
-                self.spares.push((number, capacity));
+            Ok(is_written) => {
+                self.spares.push(Kept {
+                    number,
+                    bytes: capacity,
+                    is_written,
+                });
                 Ok(())
             }
             Err(error) => {
@@ -557,6 +622,22 @@ impl Pool {
             }
         }
     }
+}
+
+/// Writes zeros over all of a file, and syncs all but the last of them.
+fn fill_with_zeros(file: &dyn File, bytes: u64) -> Result<()> {
+    let mut offset = 0;
+    while offset < bytes {
+        let len = (bytes - offset).min(ZEROS_BYTES);
+        file.write_zeros(offset, len)?;
+        offset += len;
+        if offset < bytes {
+            // So that a sync of the log waits for a piece of this at most, not for all of it.
+            // If it fails the file is given up, and nothing was promised of it.
+            file.sync_data()?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

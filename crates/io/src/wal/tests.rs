@@ -245,6 +245,52 @@ fn more_is_kept_and_zeros_are_written_where_syncs_are_frequent() {
     }
 }
 
+#[test]
+fn a_log_that_comes_to_be_synced_often_leaves_a_segment_that_was_not_made_for_it() {
+    for (every, expected) in [(1, true), (100, false)] {
+        let fs = mem();
+        let trace = TraceFs::new(Arc::new(fs.clone()), DIR, Detail::Full);
+        let w = world(trace.clone(), 1);
+        let options = LogOptions {
+            segment_bytes: 4 << 20,
+            spare_segments_synced: 2,
+            ..small(true)
+        };
+        let (log, _) = open(&w.env, options.clone()).unwrap();
+        let payload = [7; 4000];
+        let append = |times: usize, every: usize| {
+            for i in 1..=times {
+                let end = log.append(1, &[&payload]).unwrap();
+                if i % every == 0 {
+                    log.sync_to(end).unwrap();
+                }
+                w.stepper.run_all();
+            }
+            log.appended().segment()
+        };
+        // Half of a second segment, and the third is ready.
+        let before = append(800, usize::MAX);
+        assert_eq!(log.segments().len(), 2);
+        trace.take();
+        let after = append(200, every);
+        assert_eq!(after > before, expected);
+        assert_eq!(log.segments().len(), if expected { 3 } else { 2 });
+        let made = trace.take();
+        assert_eq!(made.contains(".tmp 1048576 +"), expected, "{made}");
+        assert_eq!(read(&fs.fork()).unwrap().len(), 1000);
+        if expected {
+            // Into one that is written, so it stays there until that is full.
+            assert_eq!(append(500, 1), after);
+            // What was left early has blocks that were never written.
+            trace.take();
+            log.remove_before(log.appended()).unwrap();
+            append(1500, 1);
+            let recycled = trace.take();
+            assert!(recycled.contains(".spare 1048576 +"), "{recycled}");
+        }
+    }
+}
+
 /// A log of a few segments, synced in the middle and at its end, with some unsynced records behind;
 /// its directory's files and its records.
 fn sample(fs: &MemFs, marked: bool) -> Vec<Vec<u8>> {

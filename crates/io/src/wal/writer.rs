@@ -35,8 +35,8 @@ use crate::wal::record::{
     MAX_PAYLOAD_BYTES, Synced, frame_bytes,
 };
 use crate::wal::segment::{
-    END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, GROWTH, Pool, SEGMENT_HEADER_BYTES, Segment,
-    SpareLimits,
+    END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, GROWTH, Kept, Pool, SEGMENT_HEADER_BYTES,
+    Segment, SpareLimits,
 };
 
 /// Appends up to this size are put together in memory and stored at once.
@@ -48,6 +48,9 @@ const PREPARE: u64 = 16;
 /// The log is synced often if there was a sync for so many bytes: without zeros each of them would
 /// have metadata to write.
 const SYNCED_OFTEN_BYTES: u64 = 256 << 10;
+/// After so many syncs in a segment whose blocks are merely reserved, the log goes on in another one: each
+/// sync writes metadata here, which takes half as long again.
+const RENEWED_SYNCS: u64 = 32;
 /// Memory that is kept for putting appends together.
 const SCRATCH_KEPT_BYTES: usize = 1 << 20;
 
@@ -139,8 +142,10 @@ struct Inner {
     next: Next,
     /// Filled and not synced, oldest first, with their mappings.
     unsynced: VecDeque<Segment>,
-    /// Number and file size of those before the current one, oldest first.
-    older: VecDeque<(u32, u64)>,
+    /// Those before the current one, oldest first.
+    older: VecDeque<Kept>,
+    /// The next segment is gone on in as soon as it is ready, if its blocks were written before.
+    renew: bool,
     poison: Option<Error>,
     closed: bool,
     /// The last frame is a marker.
@@ -315,9 +320,9 @@ impl Log {
         let mut report = walk.report;
         let (current, position) = match walk.chain.last() {
             Some(tail) => {
-                for &(number, bytes) in &walk.listing.segments {
-                    if number > tail.header.number {
-                        pool.retire(number, bytes)?;
+                for segment in walk.listing.segments.iter().map(Kept::found) {
+                    if segment.number > tail.header.number {
+                        pool.retire(segment)?;
                     }
                 }
                 let path = FileName::Segment(tail.header.number).path(dir);
@@ -356,10 +361,10 @@ impl Log {
             .listing
             .segments
             .iter()
-            .filter(|file| file.0 < number)
-            .copied()
+            .map(Kept::found)
+            .filter(|file| file.number < number)
             .collect();
-        let oldest = older.front().map_or(number, |file| file.0);
+        let oldest = older.front().map_or(number, |file| file.number);
         let end = Lsn::new(number, position as u32);
         report.end = end;
         let shared = Arc::new_cyclic(|me| Shared {
@@ -376,6 +381,7 @@ impl Log {
                 next: Next::None,
                 unsynced: VecDeque::new(),
                 older,
+                renew: false,
                 poison: None,
                 closed: false,
                 is_marked: true,
@@ -461,9 +467,7 @@ impl Log {
             shared.submit_prepare();
         }
         if switched {
-            // Bounds what a power loss can take from those who never ask for a sync, and gives
-            // the mapping of the filled segment back.
-            self.request_sync();
+            shared.submit_sync_of_filled(end.segment());
         }
         Ok(end)
     }
@@ -513,17 +517,18 @@ impl Log {
         let mut pool = shared.pool.lock();
         let mut removed = 0;
         loop {
-            let (number, bytes) = {
+            let segment = {
                 let inner = shared.inner.lock();
                 match inner.older.front() {
-                    Some(&oldest) if oldest.0 < lsn.segment() && !inner.closed => oldest,
+                    Some(&oldest) if oldest.number < lsn.segment() && !inner.closed => oldest,
                     _ => return Ok(removed),
                 }
             };
+            let number = segment.number;
             // Before its file may get another name or other bytes: who reads it while it is given
             // up looks here after each read.
             shared.oldest.store(number + 1, Ordering::SeqCst);
-            let result = pool.retire(number, bytes);
+            let result = pool.retire(segment);
             let is_gone = match &result {
                 Ok(()) => true,
                 Err(_) => !shared
@@ -553,7 +558,7 @@ impl Log {
     pub fn segments(&self) -> Vec<(u32, u64)> {
         let inner = self.shared.inner.lock();
         let current = (inner.current.header.number, inner.current.header.capacity);
-        let older = inner.older.iter().copied();
+        let older = inner.older.iter().map(|kept| (kept.number, kept.bytes));
         older
             .chain([current])
             .filter(|segment| !self.is_given_up(segment.0))
@@ -579,7 +584,7 @@ impl Log {
         let shared = &*self.shared;
         let spare_bytes = shared.pool.lock().spare_bytes();
         let inner = shared.inner.lock();
-        let older_bytes = inner.older.iter().map(|segment| segment.1).sum::<u64>();
+        let older_bytes = inner.older.iter().map(|kept| kept.bytes).sum::<u64>();
         let mut disk_bytes = spare_bytes + older_bytes + inner.current.header.capacity;
         if let Next::Ready(next) = &inner.next {
             disk_bytes += next.header.capacity;
@@ -626,7 +631,7 @@ impl Log {
         let mut pool = shared.pool.lock();
         let next = std::mem::replace(&mut shared.inner.lock().next, Next::None);
         if let Next::Ready(next) = next {
-            let retired = pool.retire(next.header.number, next.header.capacity);
+            let retired = pool.retire(next.kept(0));
             return result.and(retired);
         }
         result
@@ -707,7 +712,14 @@ impl Shared {
         loop {
             self.check_usable(&inner)?;
             let is_usable = |segment: &Segment| use_reserve || !segment.is_reserve;
-            if total <= inner.room() && is_usable(&inner.current) {
+            let is_better = |next: &Next| match next {
+                Next::Ready(next) => {
+                    next.is_written && next.header.capacity >= required && is_usable(next)
+                }
+                _ => false,
+            };
+            let renew = inner.renew && is_better(&inner.next);
+            if total <= inner.room() && is_usable(&inner.current) && !renew {
                 return Ok(inner);
             }
             if matches!(inner.next, Next::Preparing) {
@@ -769,10 +781,9 @@ impl Shared {
         let mut pool = self.pool.lock();
         pool.set_synced_often(synced_often);
         if let Some(unfit) = unfit {
-            let header = unfit.header;
+            let kept = unfit.kept(0);
             drop(unfit);
-            pool.retire(header.number, header.capacity)
-                .map_err(|error| (error, false))?;
+            pool.retire(kept).map_err(|error| (error, false))?;
         }
         let wanted = self
             .options
@@ -785,7 +796,10 @@ impl Shared {
 
     /// Whether the present segment was and is synced often.
     fn is_synced_often(&self) -> bool {
-        let inner = self.inner.lock();
+        self.counts_as_synced_often(&self.inner.lock())
+    }
+
+    fn counts_as_synced_often(&self, inner: &Inner) -> bool {
         let bytes = inner.appended_bytes - inner.segment_began.0;
         let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
         // The change of segments made one.
@@ -797,41 +811,82 @@ impl Shared {
             return;
         };
         shared.submit(Priority::High, |shared| {
-            let (previous, capacity) = {
-                let mut inner = shared.inner.lock();
-                let is_wanted = matches!(inner.next, Next::Queued);
-                if !is_wanted || inner.closed || inner.poison.is_some() {
+            let mut inner = shared.inner.lock();
+            let is_wanted = matches!(inner.next, Next::Queued);
+            if !is_wanted || inner.closed || inner.poison.is_some() {
+                return;
+            }
+            inner.next = Next::Preparing;
+            shared.prepare_in_background(inner, None);
+        });
+    }
+
+    /// If the log is synced often and its present segment was made for one that is not: has the next one
+    /// made with its blocks written, and lets the log go on in it.
+    fn renew_if_useful(&self, inner: &mut Inner) {
+        let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
+        if inner.renew
+            || inner.current.is_written
+            || inner.closed
+            || syncs < RENEWED_SYNCS
+            || !self.counts_as_synced_often(inner)
+        {
+            return;
+        }
+        let Some(shared) = self.me() else {
+            return;
+        };
+        inner.renew = true;
+        shared.submit(Priority::High, |shared| {
+            let mut inner = shared.inner.lock();
+            if !inner.renew || inner.closed || inner.poison.is_some() {
+                return;
+            }
+            let unfit = match std::mem::replace(&mut inner.next, Next::Preparing) {
+                next @ Next::Preparing => {
+                    inner.next = next;
                     return;
                 }
-                inner.next = Next::Preparing;
-                (inner.current.header.number, inner.current.header.capacity)
+                Next::Ready(next) if next.is_written => {
+                    inner.next = Next::Ready(next);
+                    return;
+                }
+                Next::Ready(next) => Some(next),
+                Next::None | Next::Queued | Next::Failed => None,
             };
-            let result = shared.prepare(previous, capacity, 0, false, None);
-            {
-                let mut inner = shared.inner.lock();
-                inner.next = Next::Failed;
-                let mut failed = false;
-                match result {
-                    Ok(segment) => inner.next = Next::Ready(segment),
-                    Err((error, true)) => {
-                        shared.fail(&mut inner, error);
-                        failed = true;
-                    }
-                    // Whoever needs the segment tries again and is told.
-                    Err((_, false)) => {}
-                }
-                shared.prepared.notify_all();
-                drop(inner);
-                if failed {
-                    shared.wake_after_failure();
-                }
-            }
-            let mut pool = shared.pool.lock();
-            if !shared.inner.lock().closed {
-                // As at opening: the log works without.
-                let _ = pool.ensure_reserve();
-            }
+            shared.prepare_in_background(inner, unfit);
         });
+    }
+
+    /// Makes the next segment. The caller has set `Next::Preparing`.
+    fn prepare_in_background(&self, inner: MutexGuard<'_, Inner>, unfit: Option<Segment>) {
+        let (previous, capacity) = (inner.current.header.number, inner.current.header.capacity);
+        drop(inner);
+        let result = self.prepare(previous, capacity, 0, false, unfit);
+        {
+            let mut inner = self.inner.lock();
+            inner.next = Next::Failed;
+            let mut failed = false;
+            match result {
+                Ok(segment) => inner.next = Next::Ready(segment),
+                Err((error, true)) => {
+                    self.fail(&mut inner, error);
+                    failed = true;
+                }
+                // Whoever needs the segment tries again and is told.
+                Err((_, false)) => {}
+            }
+            self.prepared.notify_all();
+            drop(inner);
+            if failed {
+                self.wake_after_failure();
+            }
+        }
+        let mut pool = self.pool.lock();
+        if !self.inner.lock().closed {
+            // As at opening: the log works without.
+            let _ = pool.ensure_reserve();
+        }
     }
 
     /// Ends the current segment and goes on in `next`.
@@ -839,10 +894,9 @@ impl Shared {
         let number = u64::from(next.header.number).to_le_bytes();
         self.write_internal(inner, KIND_END, &number)?;
         let old = std::mem::replace(&mut inner.current, next);
+        inner.older.push_back(old.kept(inner.position));
         inner.position = SEGMENT_HEADER_BYTES;
-        inner
-            .older
-            .push_back((old.header.number, old.header.capacity));
+        inner.renew = false;
         inner.unsynced.push_back(old);
         inner.segment_began = (inner.appended_bytes, self.syncs.load(Ordering::Relaxed));
         self.appended.store(inner.end().0, Ordering::Release);
@@ -947,7 +1001,7 @@ impl Shared {
             // Also if the listener panics: nobody else is to wait for ever.
             let _end = EndSync(self);
             self.gather(expected);
-            self.sync_now()?;
+            self.sync_now(target)?;
         }
     }
 
@@ -977,8 +1031,10 @@ impl Shared {
         }
     }
 
-    /// Syncs all that is appended. Called by the one thread that has set `running`.
-    fn sync_now(&self) -> Result<()> {
+    /// Syncs all that is appended, or if no more is `wanted` all but the current segment: its pages would
+    /// be write-protected, and the next stores to them wait. Called by the one thread that has set
+    /// `running`.
+    fn sync_now(&self, wanted: u64) -> Result<()> {
         let (target, target_bytes, files, current) = {
             let inner = self.inner.lock();
             if let Some(error) = &inner.poison {
@@ -989,13 +1045,14 @@ impl Shared {
                 .iter()
                 .map(|segment| Arc::clone(&segment.file))
                 .collect();
-            files.push(Arc::clone(&inner.current.file));
-            (
-                inner.end(),
-                inner.appended_bytes,
-                files,
-                inner.current.header.number,
-            )
+            let current = inner.current.header.number;
+            let start = Lsn::new(current, SEGMENT_HEADER_BYTES as u32);
+            if wanted <= start.0 && !files.is_empty() {
+                (start, inner.segment_began.0, files, current)
+            } else {
+                files.push(Arc::clone(&inner.current.file));
+                (inner.end(), inner.appended_bytes, files, current)
+            }
         };
         let begin = self.env.clock.monotonic();
         let result = files.iter().try_for_each(|file| file.sync_data());
@@ -1022,6 +1079,7 @@ impl Shared {
             let synced: Vec<_> = inner.unsynced.drain(..count).collect();
             let arm = !inner.marker_armed && !inner.is_marked && !inner.closed;
             inner.marker_armed |= arm && self.options.idle_marker.is_some();
+            self.renew_if_useful(&mut inner);
             (synced, arm)
         };
         self.tell(Ok(target));
@@ -1103,6 +1161,21 @@ impl Shared {
                 if ended.is_ok() {
                     break;
                 }
+            }
+        });
+    }
+
+    /// Has what was appended before segment `current` synced, which the log has just gone on in. Bounds
+    /// what a power loss can take from those who never ask for a sync, and gives the mapping of the filled
+    /// segment back.
+    fn submit_sync_of_filled(&self, current: u32) {
+        let Some(shared) = self.me() else {
+            return;
+        };
+        shared.submit(Priority::High, move |shared| {
+            if !shared.inner.lock().closed {
+                // Its failure poisons the log and the listener has been told.
+                let _ = shared.sync_to(Lsn::new(current, SEGMENT_HEADER_BYTES as u32));
             }
         });
     }
