@@ -154,7 +154,7 @@ pub(crate) struct RangeArgs {
 ///
 /// Settings come from the configuration file, then from FIRN_... variables, then from flags; the
 /// later wins. One line on stdout says `ready` when every listener answers. SIGTERM drains and ends
-/// it; a second one ends it at once.
+/// it; a second one ends it at once. At SIGHUP a node with peer_cert reads its certificates anew.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  firn serve --data-dir /var/lib/firn\n  firn serve --data-dir ./data --http 127.0.0.1:0\n  firn serve --config /etc/firn.toml"

@@ -11,6 +11,8 @@
     reason = "seeds and counts of long tests"
 )]
 
+#[path = "../../crates/peer/tests/it/certificates.rs"]
+mod certificates;
 mod cli;
 mod cluster;
 mod deploy;
@@ -18,4 +20,5 @@ mod http;
 mod kill;
 mod process;
 mod readme;
+mod renewal;
 mod serve;

@@ -100,7 +100,7 @@ pub(crate) struct Server {
 }
 
 /// How long a server may take to answer, on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Server {
     pub(crate) fn start(dir: &Path, extra: &[&str]) -> Self {
@@ -135,17 +135,20 @@ impl Server {
         };
         if !line.starts_with("ready") {
             let mut stderr = String::new();
-            let mut pipe = child.stderr.take().unwrap();
             let code = child.wait().unwrap().code().unwrap_or(-1);
-            let _ = pipe.read_to_string(&mut stderr);
+            if let Some(mut pipe) = child.stderr.take() {
+                let _ = pipe.read_to_string(&mut stderr);
+            }
             return Err(Ended {
                 code,
                 stdout: line.into_bytes(),
                 stderr,
             });
         }
-        let mut stderr = child.stderr.take().unwrap();
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        // Unless a test reads it.
+        if let Some(mut stderr) = child.stderr.take() {
+            std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        }
         let address = line
             .split_whitespace()
             .find_map(|word| word.strip_prefix("http="))

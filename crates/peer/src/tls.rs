@@ -17,7 +17,9 @@
 //! PEM. `cert` holds the node's certificate first, then intermediate ones if there are any; `key` its
 //! private key (PKCS#8, PKCS#1 or SEC1; ECDSA P-256 or P-384, Ed25519, RSA); `ca` the authority's
 //! certificates. [`Tls::reload`] reads all three anew, for the connections from then on; if anything
-//! is wrong with them, what was in force stays.
+//! is wrong with them, or the authority in `ca` would not take the certificate in `cert`, what was in
+//! force stays. [`Tls::load`] does not ask the authority: nothing better would be in force, and the clock
+//! of a machine that has just started may be wrong for a while.
 //!
 //! The cryptography is that of `graviola`: Rust and assembler, no C, for x86-64 with AVX2 and for
 //! aarch64 with the cryptographic extensions. Elsewhere [`Tls::load`] says so.
@@ -31,10 +33,12 @@ use arc_swap::ArcSwap;
 use firn_io::Env;
 use firn_io::clock::Clock;
 use firn_io::fs::{Fs, OpenMode};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -75,6 +79,16 @@ struct Configs {
     client: Arc<ClientConfig>,
 }
 
+/// What the files say.
+struct Read {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+    /// Decides about those who connect.
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
 /// Certificates and keys in force.
 pub struct Tls {
     files: TlsFiles,
@@ -94,10 +108,15 @@ impl fmt::Debug for Tls {
 #[derive(Debug)]
 struct Time(Arc<dyn Clock>);
 
+impl Time {
+    fn now(&self) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_millis(self.0.unix_ms()))
+    }
+}
+
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {
-        let since_epoch = Duration::from_millis(self.0.unix_ms());
-        Some(UnixTime::since_unix_epoch(since_epoch))
+        Some(self.now())
     }
 }
 
@@ -132,59 +151,91 @@ fn certificates(fs: &Arc<dyn Fs>, path: &Path) -> Result<Vec<CertificateDer<'sta
     Ok(certificates)
 }
 
-fn configs(
-    files: &TlsFiles,
-    fs: &Arc<dyn Fs>,
-    clock: &Arc<dyn Clock>,
-) -> Result<Configs, TlsError> {
-    if let Some(name) = &files.server_name {
-        ServerName::try_from(name.as_str())
-            .map_err(|error| TlsError(format!("the name of nodes, {name:?}: {error}")))?;
+impl Read {
+    fn new(files: &TlsFiles, fs: &Arc<dyn Fs>) -> Result<Self, TlsError> {
+        if let Some(name) = &files.server_name {
+            ServerName::try_from(name.as_str())
+                .map_err(|error| TlsError(format!("the name of nodes, {name:?}: {error}")))?;
+        }
+        let chain = certificates(fs, &files.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&read(fs, &files.key)?).map_err(|error| {
+            wrong(
+                &files.key,
+                format!("there is no private key in it: {error}"),
+            )
+        })?;
+        let mut roots = RootCertStore::empty();
+        for root in certificates(fs, &files.ca)? {
+            roots.add(root).map_err(|error| wrong(&files.ca, error))?;
+        }
+        let roots = Arc::new(roots);
+        let provider = Arc::new(rustls_graviola::default_provider());
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| wrong(&files.ca, error))?;
+        Ok(Self {
+            chain,
+            key,
+            roots,
+            provider,
+            clients,
+        })
     }
-    let chain = certificates(fs, &files.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(fs, &files.key)?).map_err(|error| {
-        wrong(
-            &files.key,
-            format!("there is no private key in it: {error}"),
-        )
-    })?;
-    let mut roots = RootCertStore::empty();
-    for root in certificates(fs, &files.ca)? {
-        roots.add(root).map_err(|error| wrong(&files.ca, error))?;
+
+    /// Whether nodes that trust the same authority would take this node's certificate, from either end.
+    fn check_own(&self, files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<(), TlsError> {
+        let (own, between) = (&self.chain[0], &self.chain[1..]);
+        let now = Time(Arc::clone(clock)).now();
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let as_client = || self.clients.verify_client_cert(own, between, now);
+        let verified = ParsedCertificate::try_from(own)
+            .and_then(|own| {
+                let roots = &self.roots;
+                verify_server_cert_signed_by_trust_anchor(&own, roots, between, now, algorithms)
+            })
+            .and_then(|()| as_client().map(drop));
+        verified.map_err(|error| {
+            let ca = files.ca.display();
+            wrong(
+                &files.cert,
+                format!("nodes that trust {ca} would refuse it: {error}"),
+            )
+        })
     }
-    let roots = Arc::new(roots);
-    let provider = Arc::new(rustls_graviola::default_provider());
-    let time: Arc<dyn TimeProvider> = Arc::new(Time(Arc::clone(clock)));
-    let clients =
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-            .build()
-            .map_err(|error| wrong(&files.ca, error))?;
-    let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-        .build()
-        .map_err(|error| wrong(&files.ca, error))?;
-    let versions = &[&rustls::version::TLS13];
-    let unusable = |error: rustls::Error| wrong(&files.key, error);
-    let mut server = ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&time))
-        .with_protocol_versions(versions)
-        .map_err(unusable)?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(chain.clone(), key.clone_key())
-        .map_err(unusable)?;
-    server.alpn_protocols = vec![ALPN.to_vec()];
-    // A reload is to be in force for all that comes after it.
-    server.send_tls13_tickets = 0;
-    let mut client = ClientConfig::builder_with_details(provider, time)
-        .with_protocol_versions(versions)
-        .map_err(unusable)?
-        .with_webpki_verifier(servers)
-        .with_client_auth_cert(chain, key)
-        .map_err(unusable)?;
-    client.alpn_protocols = vec![ALPN.to_vec()];
-    client.resumption = Resumption::disabled();
-    Ok(Configs {
-        server: Arc::new(server),
-        client: Arc::new(client),
-    })
+
+    fn configs(self, files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Configs, TlsError> {
+        let time: Arc<dyn TimeProvider> = Arc::new(Time(Arc::clone(clock)));
+        let provider = self.provider;
+        let servers =
+            WebPkiServerVerifier::builder_with_provider(self.roots, Arc::clone(&provider))
+                .build()
+                .map_err(|error| wrong(&files.ca, error))?;
+        let versions = &[&rustls::version::TLS13];
+        let unusable = |error: rustls::Error| wrong(&files.key, error);
+        let mut server =
+            ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&time))
+                .with_protocol_versions(versions)
+                .map_err(unusable)?
+                .with_client_cert_verifier(self.clients)
+                .with_single_cert(self.chain.clone(), self.key.clone_key())
+                .map_err(unusable)?;
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        // A reload is to be in force for all that comes after it.
+        server.send_tls13_tickets = 0;
+        let mut client = ClientConfig::builder_with_details(provider, time)
+            .with_protocol_versions(versions)
+            .map_err(unusable)?
+            .with_webpki_verifier(servers)
+            .with_client_auth_cert(self.chain, self.key)
+            .map_err(unusable)?;
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        client.resumption = Resumption::disabled();
+        Ok(Configs {
+            server: Arc::new(server),
+            client: Arc::new(client),
+        })
+    }
 }
 
 impl Tls {
@@ -199,7 +250,7 @@ impl Tls {
             return Err(TlsError(detail.into()));
         }
         let (fs, clock) = (Arc::clone(&env.fs), Arc::clone(&env.clock));
-        let configs = configs(&files, &fs, &clock)?;
+        let configs = Read::new(&files, &fs)?.configs(&files, &clock)?;
         Ok(Arc::new(Self {
             files,
             fs,
@@ -208,13 +259,16 @@ impl Tls {
         }))
     }
 
-    /// Reads the files anew, for the connections from now on.
+    /// Reads the files anew, for the connections from now on. Blocks.
     ///
     /// # Errors
-    /// As [`Tls::load`]; what was in force stays.
+    /// As [`Tls::load`]; also a certificate that nodes with the same authority would not take: it is not
+    /// the authority's, has expired, or is for another use. What was in force stays.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let configs = configs(&self.files, &self.fs, &self.clock)?;
-        self.configs.store(Arc::new(configs));
+        let (files, clock) = (&self.files, &self.clock);
+        let read = Read::new(files, &self.fs)?;
+        read.check_own(files, clock)?;
+        self.configs.store(Arc::new(read.configs(files, clock)?));
         Ok(())
     }
 

@@ -202,7 +202,7 @@ settings! {
         advertise_resp optional_address;
     "peer_cert" "FIRN_PEER_CERT" "--peer-cert" "FILE" ""
         "The certificate (PEM) by which this node shows the others who it is. Without certificates nodes \
-         talk within one machine only, unless insecure."
+         talk within one machine only, unless insecure. At SIGHUP it is read anew, with peer_key and peer_ca."
         peer_cert optional_path;
     "peer_key" "FIRN_PEER_KEY" "--peer-key" "FILE" ""
         "The private key of peer_cert."

@@ -13,7 +13,7 @@ use std::future::Future;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -602,6 +603,12 @@ pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    // Asked for before the database is opened: one that comes meanwhile is answered after. Without
+    // certificates there is nothing to read anew, and the signal ends the process as it does others.
+    let hangups = match config.peer_tls() {
+        Some(_) => Some(signal(SignalKind::hangup())?),
+        None => None,
+    };
     let server = Server::start(config).await?;
     let config = &server.config;
     let auth = if config.insecure {
@@ -622,6 +629,11 @@ pub async fn run(
         let Identity { cluster, node } = cluster.identity();
         tracing::info!(node, %cluster, "a node of a cluster");
     }
+    if let Some(hangups) = hangups
+        && let Some(cluster) = server.service.cluster()
+    {
+        tokio::spawn(renew_at(hangups, Arc::downgrade(cluster)));
+    }
     let mut line = format!("ready http={}", server.http_addr());
     for (site, listen) in server.sites[1..].iter().zip(&config.dialect) {
         let (name, address) = (&listen.speech, site.address);
@@ -638,6 +650,24 @@ pub async fn run(
         .and_then(|()| stdout.flush())?;
     drop(stdout);
     server.run(shutdown).await
+}
+
+/// Reads the certificates between nodes anew at each SIGHUP.
+async fn renew_at(mut hangups: Signal, cluster: Weak<Cluster>) {
+    while hangups.recv().await.is_some() {
+        let Some(cluster) = cluster.upgrade() else {
+            return;
+        };
+        let renewing = tokio::task::spawn_blocking(move || cluster.network().renew());
+        match renewing.await.unwrap_or_else(|e| Err(e.to_string())) {
+            Ok(()) => {
+                tracing::info!("certificates were read anew, for the connections from now on")
+            }
+            Err(error) => {
+                tracing::error!("certificates were not changed, those from before stay: {error}");
+            }
+        }
+    }
 }
 
 /// What the binary calls: starts logging and a runtime, serves until SIGTERM or SIGINT. Blocks.
@@ -659,7 +689,6 @@ pub fn main(config: Config) -> Result<(), ServeError> {
 /// Resolves at the first SIGTERM or SIGINT. From then on a second one ends the process at once,
 /// with the exit code that a shell gives to a process that died of the signal.
 pub async fn termination() {
-    use tokio::signal::unix::{SignalKind, signal};
     let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(kinds[0]), signal(kinds[1])) else {
         // No signals can be received: the process ends as the system ends it.

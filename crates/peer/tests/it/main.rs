@@ -6,6 +6,7 @@
     reason = "a test"
 )]
 
+mod certificates;
 mod cluster;
 mod common;
 mod hostile;

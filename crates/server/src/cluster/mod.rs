@@ -77,6 +77,14 @@ pub trait Network: fmt::Debug + Send + Sync {
     fn attach(&self, node: Node);
     /// Takes no more requests.
     fn detach(&self);
+    /// Reads the certificates by which the nodes know each other anew, for the connections from now on,
+    /// if there are any. Blocks.
+    ///
+    /// # Errors
+    /// Which file is wrong, and why; what was in force stays.
+    fn renew(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
     /// Counters for metrics: name, help, value.
     fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
         Vec::new()

@@ -65,7 +65,7 @@ impl Wiring for Sockets {
             None => None,
         };
         let options = PeerOptions {
-            tls,
+            tls: tls.clone(),
             insecure: self.insecure,
             ..PeerOptions::new(cluster, identity.node, home.incarnation())
         };
@@ -94,6 +94,7 @@ impl Wiring for Sockets {
             listener: Mutex::new(Some(listener)),
             runtime: Mutex::new(Some(runtime)),
             handle,
+            tls,
         }))
     }
 }
@@ -107,6 +108,7 @@ struct Connected {
     /// Until the node's thread drives it.
     runtime: Mutex<Option<Runtime>>,
     handle: Handle,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Network for Connected {
@@ -132,6 +134,13 @@ impl Network for Connected {
         self.peers.close();
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_background();
+        }
+    }
+
+    fn renew(&self) -> Result<(), String> {
+        match &self.tls {
+            Some(tls) => tls.reload().map_err(|error| error.to_string()),
+            None => Ok(()),
         }
     }
 
