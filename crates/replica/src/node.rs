@@ -29,6 +29,10 @@
 //! 3. The log, which must reach at least that far. Only a state that a snapshot just brought may be
 //!    ahead of it: then what the log has is replaced by the mark that the snapshot's entries are gone.
 //! 4. Consensus, which applies what the log knows to be committed.
+//!
+//! A node that ended as somebody's follower may have granted a lease just before, and knows no more when
+//! that was. For as long as a lease can last it votes for nobody and stands for no election, unless the
+//! lead is handed over on purpose: then the lease was given up.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -46,7 +50,7 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::{Raft, ReadPolicy, ServerState};
-use openraft_rt::{Instant as _, WatchReceiver};
+use openraft_rt::{AsyncRuntime as _, Instant as _, WatchReceiver};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime, RuntimeFlavor};
 use tokio::sync::{Notify, oneshot};
@@ -60,6 +64,7 @@ use crate::log_store::{LogStore, LogStoreOptions};
 use crate::machine::{ApplyListener, LogLink, Machine, Snapshot};
 use crate::message::{
     Answer, AppendAnswer, AppendRequest, Refusal, Request, TransferAnswer, TransferRequest,
+    VoteAnswer,
 };
 use crate::pace::{self, Pace};
 use crate::planted::{self, Bug};
@@ -260,6 +265,8 @@ struct Inner {
     reads: Queue<PendingRead>,
     /// The last term in which this node gave leadership away, or tried to: it has no lease any more.
     handed_over: Arc<AtomicU64>,
+    /// Until then somebody may lead by a lease that this node granted before it was started.
+    promised_until: Option<LocalInstant>,
     is_closed: AtomicBool,
     tallies: Tallies,
 }
@@ -330,7 +337,15 @@ impl Node {
             link,
             options.listener.clone(),
         )?;
+        // Nobody else has the directory now, so this is after all that the node answered before. The lease
+        // is as long as that of a follower that runs, so clocks may differ by as much.
+        let begun = LocalInstant::of(pace.as_ref());
         let log = machine.open_log(world.log_env.clone(), options.id, &options.log)?;
+        let followed = log
+            .vote()
+            .is_some_and(|vote| vote.committed && vote.node != options.id);
+        let promised_until = followed.then(|| begun + options.timing.election_max);
+        settings.enable_elect = !followed;
         let is_still = Arc::new(AtomicBool::new(false));
         let (handed_over, returned) = (Arc::default(), Arc::new(Returned::default()));
         let net = RaftNet {
@@ -372,6 +387,7 @@ impl Node {
                 room: Notify::new(),
                 reads: Queue::default(),
                 handed_over,
+                promised_until,
                 is_closed: AtomicBool::new(false),
                 tallies: Tallies::default(),
             }),
@@ -382,6 +398,7 @@ impl Node {
         inner.spawn(keep_up(Arc::clone(inner)));
         inner.spawn(keep_still(Arc::clone(inner), is_still));
         inner.spawn(welcome_back(Arc::clone(inner), returned));
+        inner.spawn(keep_promise(Arc::clone(inner)));
         Ok(node)
     }
 
@@ -965,6 +982,12 @@ impl Inner {
             Err(error) => return Answer::Refused(Refusal::Malformed(error.to_string())),
         };
         let failed = |detail: String| Answer::Refused(Refusal::Failed(detail));
+        if let Request::Vote(asked) | Request::PreVote(asked) = &request
+            && !asked.transfer
+            && let Some(refused) = self.refused_vote()
+        {
+            return refused;
+        }
         match request {
             Request::Append(request) => match self.append(request).await {
                 Ok(answer) => Answer::Append(answer),
@@ -1014,6 +1037,24 @@ impl Inner {
                 installed.unwrap_or_else(Answer::Refused)
             }
         }
+    }
+
+    /// Until when somebody may lead by a lease that this node granted before it was started, if that is
+    /// not over.
+    fn promise(&self) -> Option<LocalInstant> {
+        let now = LocalInstant::of(self.pace.as_ref());
+        self.promised_until.filter(|until| now < *until)
+    }
+
+    /// What a candidate is told while there is a promise: the same that consensus answers while it hears
+    /// of a leader.
+    fn refused_vote(&self) -> Option<Answer> {
+        self.promise()?;
+        Some(Answer::Vote(VoteAnswer {
+            vote: self.log.vote()?,
+            granted: false,
+            last: self.log.bounds().1,
+        }))
     }
 
     /// Whom this node follows, if that is somebody newer.
@@ -1178,6 +1219,15 @@ async fn welcome_back(inner: Arc<Inner>, returned: Arc<Returned>) {
             return;
         }
     }
+}
+
+/// Lets the node stand for election once nobody leads by its promise any more.
+async fn keep_promise(inner: Arc<Inner>) {
+    while let Some(until) = inner.promise() {
+        // Not a moment too early for the clock that was rounded.
+        rt::Runtime::sleep_until(until + Duration::from_millis(1)).await;
+    }
+    inner.raft.runtime_config().elect(true);
 }
 
 /// Lets a leader whom no majority has answered for long keep still for a while, again and again: those

@@ -14,8 +14,9 @@ use firn_engine::{Change, Outcome, ScanOptions, WriteBatch};
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, OpKind, Rule};
 use firn_io::fs::mem::{CrashMode, MemFs};
-use firn_replica::message::{Answer, Refusal, Request};
-use firn_replica::{Error, MemberChange, NodeId, ReadLevel, Replicator, Role, Write};
+use firn_replica::message::{Answer, Refusal, Request, VoteRequest};
+use firn_replica::types::Vote;
+use firn_replica::{Error, LogId, MemberChange, NodeId, ReadLevel, Replicator, Role, Write};
 use firn_sim::client::{Load, LoadSettings};
 use firn_sim::clock::EPOCH_MS;
 use firn_sim::cluster::{Cluster, Settings, is_corruption, member, put};
@@ -619,6 +620,140 @@ fn a_leader_that_was_removed_has_no_lease() {
         let _ = removing.await;
         assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
     });
+}
+
+/// The leader goes by a lease of a follower that is started again meanwhile, and cannot be reached since.
+/// Another node has not heard of the leader for long: it wants to lead, and needs that follower's vote.
+#[test]
+fn a_lease_outlives_a_restart_of_who_granted_it() {
+    for seed in 25..35 {
+        simulate(async {
+            let (mut cluster, leader) = booted(seed, 3).await;
+            let old = cluster.node(leader);
+            old.propose(put(b"k", b"1", None)).await.unwrap();
+            let others: Vec<NodeId> = (1..=3).filter(|&id| id != leader).collect();
+            let (granter, rival) = (others[0], others[1]);
+            let away = async |id: NodeId| {
+                cluster.net.cut(leader, id);
+                cluster.net.cut(id, leader);
+            };
+            away(rival).await;
+            sleep(Duration::from_secs(1)).await;
+            let point = old.read_barrier(ReadLevel::Lease).await.unwrap();
+            assert!(point.lease_term.is_some(), "the granter hears it");
+            away(granter).await;
+            cluster.kill(granter, None);
+            cluster.start(granter).await.unwrap();
+            let next = loop {
+                let leads = |&&id: &&NodeId| cluster.node(id).status().role == Role::Leader;
+                if let Some(&next) = others.iter().find(leads) {
+                    break next;
+                }
+                sleep(Duration::from_millis(1)).await;
+            };
+            let written = cluster.node(next).propose(put(b"k", b"2", None)).await;
+            written.unwrap();
+            let read = timeout(Duration::from_millis(1), old.read_barrier(ReadLevel::Lease)).await;
+            let stale = matches!(read, Ok(Ok(point)) if point.lease_term.is_some());
+            assert!(!stale, "seed {seed}: two leaders, one of them by a lease");
+            cluster.settle().await.unwrap();
+            assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
+        });
+    }
+}
+
+/// A node that is started again votes when no lease can be left that it granted, and not before; at
+/// once if it granted none, or if the lead is handed over.
+#[test]
+fn who_starts_again_votes_when_no_lease_can_be_left() {
+    simulate(async {
+        let (mut cluster, leader) = booted(35, 3).await;
+        fill(&cluster, leader, 5).await;
+        let granter = follower_of(&cluster, leader);
+        let most = cluster.settings.timing.election_max;
+        // What anybody knows of it is what it answers here.
+        for id in 1..=3 {
+            cluster.part(&[id].into());
+        }
+        let mut term = cluster.node(leader).status().term;
+        let mut ask = async |node: firn_replica::Node, real: bool, transfer: bool| {
+            term += 1;
+            let (node_of_rival, committed) = (9, false);
+            let asked = VoteRequest {
+                vote: Vote {
+                    term,
+                    node: node_of_rival,
+                    committed,
+                },
+                last: Some(LogId { term, index: 1000 }),
+                transfer,
+            };
+            let request = match real {
+                true => Request::Vote(asked),
+                false => Request::PreVote(asked),
+            };
+            match Answer::decode(&node.handle(request.encode().into()).await) {
+                Ok(Answer::Vote(answer)) => answer.granted,
+                other => panic!("{other:?}"),
+            }
+        };
+        let begin = Instant::now();
+        cluster.kill(granter, None);
+        cluster.start(granter).await.unwrap();
+        let node = cluster.node(granter);
+        let started = Instant::now();
+        for wait in [Duration::ZERO, most / 2, most - Duration::from_millis(1)] {
+            tokio::time::sleep_until(begin + wait).await;
+            assert!(!ask(node.clone(), false, false).await, "after {wait:?}");
+            assert!(!ask(node.clone(), true, false).await, "after {wait:?}");
+        }
+        tokio::time::sleep_until(started + most + Duration::from_millis(2)).await;
+        assert!(ask(node.clone(), false, false).await, "it would vote now");
+        assert_eq!(node.status().role, Role::Follower);
+
+        // The leader that handed over has no lease.
+        cluster.kill(granter, None);
+        cluster.start(granter).await.unwrap();
+        let node = cluster.node(granter);
+        assert!(!ask(node.clone(), true, false).await);
+        assert!(ask(node, true, true).await, "leadership is handed over");
+
+        // It voted for somebody of whom it never heard as a leader: nobody has a lease of it.
+        cluster.kill(granter, None);
+        cluster.start(granter).await.unwrap();
+        assert!(ask(cluster.node(granter), true, false).await);
+
+        // Who led granted none.
+        cluster.kill(leader, None);
+        cluster.start(leader).await.unwrap();
+        assert!(ask(cluster.node(leader), true, false).await);
+    });
+}
+
+/// What nodes promised before a power cut costs no more than the time of one election after it.
+#[test]
+fn after_a_power_cut_somebody_leads_soon() {
+    for (nodes, most) in [(1, 100), (3, 600), (5, 600)] {
+        for seed in 0..20 {
+            let took = simulate(async {
+                let (mut cluster, leader) = booted(seed, nodes).await;
+                fill(&cluster, leader, 5).await;
+                for id in 1..=nodes {
+                    cluster.kill(id, Some(CrashMode::DropUnsynced));
+                }
+                for id in 1..=nodes {
+                    cluster.start(id).await.unwrap();
+                }
+                let begin = Instant::now();
+                cluster.wait_for_leader().await.unwrap();
+                begin.elapsed()
+            });
+            assert!(
+                took < Duration::from_millis(most),
+                "seed {seed}, {nodes} nodes: {took:?}"
+            );
+        }
+    }
 }
 
 #[test]
