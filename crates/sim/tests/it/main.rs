@@ -3,6 +3,7 @@
 
 mod scenarios;
 mod seeds;
+mod states;
 
 #[cfg(feature = "planted-bugs")]
 mod planted;

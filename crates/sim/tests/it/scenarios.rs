@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Runs a script to its end, without a panic of anybody.
-fn simulate<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn simulate<T>(work: impl Future<Output = T>) -> T {
     let (result, panics) = stage::simulate(work);
     assert_eq!(panics, Vec::<String>::new());
     result.expect("no panic")
@@ -36,18 +36,18 @@ async fn booted(seed: u64, nodes: u64) -> (Cluster, NodeId) {
     booted_with(seed, nodes, Settings::default()).await
 }
 
-async fn booted_with(seed: u64, nodes: u64, settings: Settings) -> (Cluster, NodeId) {
+pub(crate) async fn booted_with(seed: u64, nodes: u64, settings: Settings) -> (Cluster, NodeId) {
     let mut cluster = Cluster::new(seed, nodes, settings);
     cluster.boot().await;
     let leader = cluster.wait_for_leader().await.unwrap();
     (cluster, leader)
 }
 
-fn follower_of(cluster: &Cluster, leader: NodeId) -> NodeId {
+pub(crate) fn follower_of(cluster: &Cluster, leader: NodeId) -> NodeId {
     *cluster.alive().iter().find(|&&id| id != leader).unwrap()
 }
 
-async fn fill(cluster: &Cluster, through: NodeId, keys: u64) {
+pub(crate) async fn fill(cluster: &Cluster, through: NodeId, keys: u64) {
     for n in 0..keys {
         let key = format!("key{n:05}").into_bytes();
         let write = put(&key, &[b'v'; 300], None);
