@@ -154,6 +154,19 @@ pub struct Server {
     /// The first one is `http`, the others are those of `dialect`.
     sites: Vec<Site>,
     resp: Option<resp::Door>,
+    home: Home,
+}
+
+/// Which threads serve the connections of HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Home {
+    /// Those that suit the number of processors of this machine.
+    #[default]
+    Suited,
+    /// Those of the runtime that the server runs in.
+    Runtime,
+    /// That of the node of a cluster, if sockets can be served there.
+    Node,
 }
 
 /// A listener, and what it speaks; `None`: the native API.
@@ -284,7 +297,15 @@ impl Server {
             door,
             sites,
             resp,
+            home: Home::default(),
         })
+    }
+
+    /// Serves connections there whatever the machine is: not for users, who would choose no better.
+    #[must_use]
+    pub fn at_home(mut self, home: Home) -> Self {
+        self.home = home;
+        self
     }
 
     /// Where HTTP listens, with the port that was picked.
@@ -336,7 +357,7 @@ impl Server {
             config: Arc::new(self.config.clone()),
             grpc: Arc::new(GrpcDoor::new(Arc::clone(&self.door))),
         };
-        let home = home_of_connections(&self.service);
+        let home = home_of_connections(&self.service, self.home);
         let most = i64::try_from(self.config.connections).unwrap_or(i64::MAX);
         tokio::pin!(shutdown);
         let mut turn = 0;
@@ -794,13 +815,16 @@ const FEW_PROCESSORS: usize = 2;
 /// Nearly every request of a node of a cluster has to do with its thread. Where the others would have a
 /// processor of their own they work beside it. Where they would not, a request is no faster for being
 /// handed over, and pays for waking two threads: a fifth of what a read costs on two processors.
-fn home_of_connections(service: &Service) -> Handle {
+fn home_of_connections(service: &Service, home: Home) -> Handle {
     let processors = std::thread::available_parallelism().map_or(usize::MAX, NonZero::get);
+    let at_node = match home {
+        Home::Suited => processors <= FEW_PROCESSORS,
+        Home::Runtime => false,
+        Home::Node => true,
+    };
     let sockets = service.cluster().map(|cluster| cluster.network().sockets());
-    match sockets.flatten() {
-        Some(node) if processors <= FEW_PROCESSORS => node,
-        _ => Handle::current(),
-    }
+    let node = sockets.flatten().filter(|_| at_node);
+    node.unwrap_or_else(Handle::current)
 }
 
 /// Lets another runtime's thread wait for this socket.

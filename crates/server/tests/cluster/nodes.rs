@@ -13,9 +13,12 @@ use firn_replica::{Node, Replicator};
 use firn_server::cluster::identity::Identity;
 use firn_server::cluster::{Network, Wiring};
 use firn_server::config::Config;
-use firn_server::serve::{ServeError, Server};
+use firn_server::serve::{Home, ServeError, Server};
 use firn_server::service::Service;
 use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -27,11 +30,26 @@ use crate::support;
 #[derive(Debug, Default)]
 struct Hub(Mutex<BTreeMap<String, Node>>);
 
+/// What a node's thread drives, until it is taken.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Option<Runtime>>);
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.lock().take() {
+            // Dropped it would wait, which tasks must not.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// One node's end of it.
 #[derive(Clone, Debug)]
 struct Plug {
     hub: Arc<Hub>,
     address: String,
+    runtime: Arc<Spare>,
+    sockets: Option<Handle>,
 }
 
 impl Wiring for Plug {
@@ -40,13 +58,29 @@ impl Wiring for Plug {
     }
 
     fn connect(&self, _: &Env, _: Identity, _: &Path) -> Result<Arc<dyn Network>, String> {
-        Ok(Arc::new(self.clone()))
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        Ok(Arc::new(Self {
+            sockets: Some(runtime.handle().clone()),
+            runtime: Arc::new(Spare(Mutex::new(Some(runtime)))),
+            ..self.clone()
+        }))
     }
 }
 
 impl Network for Plug {
     fn transport(&self) -> Arc<dyn Transport> {
         Arc::new(self.clone())
+    }
+
+    fn take_runtime(&self) -> Option<Runtime> {
+        self.runtime.0.lock().take()
+    }
+
+    fn sockets(&self) -> Option<Handle> {
+        self.sockets.clone()
     }
 
     fn attach(&self, node: Node) {
@@ -103,11 +137,14 @@ struct Cluster {
     http: Vec<SocketAddr>,
     resp: Vec<SocketAddr>,
     running: Vec<Option<Running>>,
+    /// Where connections of HTTP are served.
+    home: Home,
 }
 
 impl Cluster {
     fn new(nodes: usize) -> Self {
         Self {
+            home: Home::Runtime,
             hub: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
             http: (0..nodes).map(|_| free_port()).collect(),
@@ -141,8 +178,11 @@ impl Cluster {
         let plug = Plug {
             hub: Arc::clone(&self.hub),
             address: config.peer_addr.clone().unwrap_or_default(),
+            runtime: Arc::default(),
+            sockets: None,
         };
         let server = Server::start_wired(Env::os(2), config, &plug).await?;
+        let server = server.at_home(self.home);
         let service = server.service().clone();
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
@@ -157,7 +197,12 @@ impl Cluster {
     }
 
     async fn of_three() -> Self {
+        Self::of_three_at(Home::Runtime).await
+    }
+
+    async fn of_three_at(home: Home) -> Self {
         let mut cluster = Self::new(3);
+        cluster.home = home;
         for at in 0..3 {
             cluster.start(at).await;
         }
@@ -247,7 +292,17 @@ async fn wait_until(mut done: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_node_takes_all_have() {
-    let cluster = Cluster::of_three().await;
+    what_one_node_takes_all_have_at(Home::Runtime).await;
+}
+
+/// As on a machine with one or two processors.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_takes_all_have_where_its_thread_serves_clients() {
+    what_one_node_takes_all_have_at(Home::Node).await;
+}
+
+async fn what_one_node_takes_all_have_at(home: Home) {
+    let cluster = Cluster::of_three_at(home).await;
     for at in 0..3 {
         let key = format!("/v1/keys/k{at}");
         let put = cluster.send(at, "PUT", &key, &[], b"v").await;
@@ -338,6 +393,24 @@ async fn what_one_node_takes_all_have() {
         metrics.text()
     );
     assert!(metrics.text().contains("firn_raft_lag_entries{node="));
+    // It was served where it should be: each connection is a task there. Some others come and go.
+    let sockets = cluster.service(0).cluster().unwrap().network().sockets();
+    let tasks = sockets.unwrap().metrics();
+    let before = tasks.num_alive_tasks();
+    let mut connections = Vec::new();
+    for _ in 0..100 {
+        let mut client = TcpStream::connect(cluster.http[0]).await.unwrap();
+        let request = b"GET /v1/keys/k0 HTTP/1.1\r\nhost: here\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        // A part of the answer says that somebody serves it.
+        assert!(client.read(&mut [0; 16]).await.unwrap() > 0);
+        connections.push(client);
+    }
+    let came = tasks.num_alive_tasks().saturating_sub(before);
+    match home {
+        Home::Node => assert!(came >= 90, "{came} tasks"),
+        _ => assert!(came < 50, "{came} tasks"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
