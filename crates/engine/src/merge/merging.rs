@@ -43,6 +43,10 @@ const FULL_COMPARISONS: u32 = if cfg!(test) { 2 } else { 64 };
 /// be looked at again each time that the last of these bytes change.
 const SLACK_BYTES: usize = 3;
 
+/// What keys have in common beyond this is compared with the rest of them: looking for it takes time with
+/// each seek.
+const MAX_COMMON_BYTES: usize = 256;
+
 /// Where a child stands.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -207,9 +211,8 @@ impl<I: InternalIterator> MergingIter<I> {
         self.top = self.order.first().map_or(0, |s| s.child as usize);
     }
 
-    /// Finds what the keys of all children have in common, and fills the slots anew. Their order
-    /// stays as it is.
-    #[cold]
+    /// Finds what the keys of all children have in common, up to [`MAX_COMMON_BYTES`], and fills the slots
+    /// anew. Their order stays as it is.
     fn find_common(&mut self) {
         self.full_comparisons = 0;
         self.common.clear();
@@ -229,7 +232,8 @@ impl<I: InternalIterator> MergingIter<I> {
                     .take_while(|(a, b)| a == b)
                     .count()
             };
-            let len = keys.fold(first.len(), shared).saturating_sub(SLACK_BYTES);
+            let most = first.len().min(MAX_COMMON_BYTES);
+            let len = keys.fold(most, shared).saturating_sub(SLACK_BYTES);
             self.common
                 .extend_from_slice(first.get(..len).unwrap_or_default());
         }

@@ -467,10 +467,12 @@ impl InternalIterator for TableIter {
             // What it shares with its restart point, the current key has too; a restart point
             // shares nothing.
             let suffix = &block_bytes(self.image())[entry.suffix..entry.value];
-            let present = self.key.get(entry.shared..).unwrap_or_default();
             // Keys that are neighbours mostly differ in their last byte, which spares the call of a
             // comparison.
-            let same = present.last() == suffix.last() && present == suffix;
+            let same = self
+                .key
+                .get(entry.shared..)
+                .is_some_and(|present| present.last() == suffix.last() && present == suffix);
             self.i = i;
             if !same {
                 self.step(entry);

@@ -35,6 +35,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::checksum;
 use crate::codec;
@@ -251,12 +252,13 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// A file that an opening log has found: it is not known how far it was ever written.
+    /// A file that an opening log has found. Most were filled, or made of zeros: if this one was not, the
+    /// syncs in it take longer.
     pub(crate) fn found(&(number, bytes): &(u32, u64)) -> Self {
         Self {
             number,
             bytes,
-            is_written: false,
+            is_written: true,
         }
     }
 }
@@ -299,10 +301,11 @@ impl Segment {
 
     /// What it is when the log has gone on in another one, having filled it up to `end`.
     pub(crate) fn kept(&self, end: u64) -> Kept {
+        let is_filled = end > SEGMENT_HEADER_BYTES && end + UNFILLED_BYTES >= self.header.capacity;
         Kept {
             number: self.header.number,
             bytes: self.header.capacity,
-            is_written: self.is_written || end + UNFILLED_BYTES >= self.header.capacity,
+            is_written: self.is_written || is_filled,
         }
     }
 
@@ -364,6 +367,8 @@ pub(crate) struct Pool {
     synced_often: bool,
     next_number: u32,
     spares: Vec<Kept>,
+    /// Bytes of the spares, for those who must not wait for a file that is being made.
+    spare_bytes: Arc<AtomicU64>,
 }
 
 /// How many spares are kept, at least 1.
@@ -395,6 +400,7 @@ impl Pool {
             synced_often: false,
             next_number: listing.last_number() + 1,
             spares: Vec::new(),
+            spare_bytes: Arc::default(),
         };
         for &number in &listing.temps {
             pool.fs.remove_file(&FileName::Temp(number).path(dir))?;
@@ -409,6 +415,7 @@ impl Pool {
                     .remove_file(&FileName::Spare(spare.number).path(dir))?;
             }
         }
+        pool.note_spares();
         Ok(pool)
     }
 
@@ -422,8 +429,14 @@ impl Pool {
         self.synced_often = often;
     }
 
-    pub(crate) fn spare_bytes(&self) -> u64 {
-        self.spares.iter().map(|spare| spare.bytes).sum()
+    /// Where the bytes of the spares are told.
+    pub(crate) fn spare_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.spare_bytes)
+    }
+
+    fn note_spares(&self) {
+        let bytes = self.spares.iter().map(|spare| spare.bytes).sum();
+        self.spare_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn take_number(&mut self) -> Result<u32> {
@@ -445,20 +458,27 @@ impl Pool {
         use_reserve: bool,
     ) -> std::result::Result<Segment, PrepareError> {
         let fits = |spare: &Kept| spare.bytes >= required && spare.bytes <= u64::from(u32::MAX);
-        let largest = |spares: &[Kept]| {
-            let fitting = spares.iter().enumerate().filter(|(_, spare)| fits(spare));
+        let largest = |spares: &[Kept], serves: &dyn Fn(&Kept) -> bool| {
+            let fitting = spares.iter().enumerate();
             fitting
+                .filter(|(_, spare)| fits(spare) && serves(spare))
                 .max_by_key(|(_, spare)| spare.bytes)
                 .map(|(index, _)| index)
         };
+        // To write zeros into one that was left early is no less work than to make a new one.
+        let serves: &dyn Fn(&Kept) -> bool = if self.synced_often {
+            &|spare| spare.is_written && spare.bytes >= wanted
+        } else {
+            &|_| true
+        };
         if self.spares.len() > 1
-            && let Some(index) = largest(&self.spares)
+            && let Some(index) = largest(&self.spares, serves)
         {
             return self.prepare_spare(index, previous, false);
         }
         match self.prepare_fresh(previous, required.max(wanted)) {
             Err(failed) if use_reserve && failed.error.is_out_of_space() => {
-                match largest(&self.spares) {
+                match largest(&self.spares, &|_| true) {
                     Some(index) => self.prepare_spare(index, previous, true),
                     None => Err(failed),
                 }
@@ -473,19 +493,15 @@ impl Pool {
         previous: u32,
         is_reserve: bool,
     ) -> std::result::Result<Segment, PrepareError> {
-        let mut spare = self.spares[index];
+        let spare = self.spares[index];
         let path = FileName::Spare(spare.number).path(&self.dir);
         let file = self.fs.open(&path, OpenMode::ReadWrite)?;
-        if self.synced_often && !spare.is_written && !is_reserve {
-            fill_with_zeros(&*file, spare.bytes)?;
-            spare.is_written = true;
-        } else {
-            // Its old pages are about to be overwritten bit by bit: better to have them in memory.
-            file.advise(0, spare.bytes, Advice::WillNeed);
-        }
+        // Its old pages are about to be overwritten bit by bit: better to have them in memory.
+        file.advise(0, spare.bytes, Advice::WillNeed);
         let segment = self.finish(file, &path, previous, spare.bytes, is_reserve);
         // Whatever happened to it, it is no spare any more; a left-over is found when opening.
         self.spares.remove(index);
+        self.note_spares();
         let mut segment = segment?;
         segment.is_written = spare.is_written;
         Ok(segment)
@@ -519,8 +535,16 @@ impl Pool {
         // A segment made to fit one huge record is written once: zeros would double the work.
         let is_small = capacity <= ZEROED_BYTES && capacity < self.segment_bytes;
         let write = (self.synced_often || is_small) && capacity <= self.segment_bytes;
-        if write {
-            fill_with_zeros(&*file, capacity)?;
+        let mut offset = 0;
+        while write && offset < capacity {
+            let len = (capacity - offset).min(ZEROS_BYTES);
+            file.write_zeros(offset, len)?;
+            offset += len;
+            if offset < capacity {
+                // So that a sync of the log waits for a piece of this at most, not for all of it.
+                // If it fails the file is given up, and nothing was promised of it.
+                file.sync_data()?;
+            }
         }
         Ok((file, write))
     }
@@ -579,6 +603,7 @@ impl Pool {
             } else {
                 self.spares.push(segment);
             }
+            self.note_spares();
             return Ok(());
         }
         self.fs.remove_file(&path)?;
@@ -609,6 +634,7 @@ impl Pool {
                     bytes: capacity,
                     is_written,
                 });
+                self.note_spares();
                 Ok(())
             }
             Err(error) => {
@@ -622,22 +648,6 @@ impl Pool {
             }
         }
     }
-}
-
-/// Writes zeros over all of a file, and syncs all but the last of them.
-fn fill_with_zeros(file: &dyn File, bytes: u64) -> Result<()> {
-    let mut offset = 0;
-    while offset < bytes {
-        let len = (bytes - offset).min(ZEROS_BYTES);
-        file.write_zeros(offset, len)?;
-        offset += len;
-        if offset < bytes {
-            // So that a sync of the log waits for a piece of this at most, not for all of it.
-            // If it fails the file is given up, and nothing was promised of it.
-            file.sync_data()?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,6 +7,10 @@
 //! * `inner`, held for moments: the current segment. An append holds nothing else, and nobody holds
 //!   it across a sync or a change of the directory.
 //!
+//! When the log goes on in the next segment a sync is asked for. If the log is seldom synced it leaves the
+//! new segment out. A segment is left before it is full if a record does not fit, or if it was made for a
+//! log that is seldom synced and this one no longer is.
+//!
 //! A sync is done by one of the threads that want it; the others wait and find either that it has
 //! covered them too, or that they can be the next. So one sync runs at a time, and each takes all
 //! that was appended while the one before it ran.
@@ -144,6 +148,10 @@ struct Inner {
     unsynced: VecDeque<Segment>,
     /// Those before the current one, oldest first.
     older: VecDeque<Kept>,
+    /// The log came into the current segment while it was seldom synced, and has not been asked to leave it
+    /// yet. Not so of the one that it was opened with: a process that lives for a few writes would fill a
+    /// segment with zeros each time.
+    may_renew: bool,
     /// The next segment is gone on in as soon as it is ready, if its blocks were written before.
     renew: bool,
     poison: Option<Error>,
@@ -181,6 +189,8 @@ struct Shared {
     dir: PathBuf,
     options: LogOptions,
     pool: Mutex<Pool>,
+    /// Those of the pool, whose lock is held while a segment is made.
+    spare_bytes: Arc<AtomicU64>,
     sync: std::sync::Mutex<SyncState>,
     /// With `sync`: a sync ended.
     /// Not parking_lot's, which lets those whom it wakes through its lock one by one, each when the one
@@ -372,6 +382,7 @@ impl Log {
             env,
             dir: dir.to_path_buf(),
             options,
+            spare_bytes: pool.spare_bytes(),
             pool: Mutex::new(pool),
             sync: std::sync::Mutex::default(),
             sync_done: std::sync::Condvar::new(),
@@ -381,6 +392,7 @@ impl Log {
                 next: Next::None,
                 unsynced: VecDeque::new(),
                 older,
+                may_renew: false,
                 renew: false,
                 poison: None,
                 closed: false,
@@ -458,6 +470,8 @@ impl Log {
         }
         let end = inner.end();
         let capacity = inner.current.header.capacity;
+        // Who syncs often waits for a whole sync anyway, and should not wait for two.
+        let often_synced = inner.current.is_written;
         let prepare = matches!(inner.next, Next::None) && inner.position * PREPARE > capacity;
         if prepare {
             inner.next = Next::Queued;
@@ -466,7 +480,9 @@ impl Log {
         if prepare {
             shared.submit_prepare();
         }
-        if switched {
+        if switched && often_synced {
+            self.request_sync();
+        } else if switched {
             shared.submit_sync_of_filled(end.segment());
         }
         Ok(end)
@@ -582,7 +598,7 @@ impl Log {
     /// Figures about the log.
     pub fn stats(&self) -> LogStats {
         let shared = &*self.shared;
-        let spare_bytes = shared.pool.lock().spare_bytes();
+        let spare_bytes = shared.spare_bytes.load(Ordering::Relaxed);
         let inner = shared.inner.lock();
         let older_bytes = inner.older.iter().map(|kept| kept.bytes).sum::<u64>();
         let mut disk_bytes = spare_bytes + older_bytes + inner.current.header.capacity;
@@ -817,26 +833,30 @@ impl Shared {
                 return;
             }
             inner.next = Next::Preparing;
-            shared.prepare_in_background(inner, None);
+            let current = inner.current.header;
+            drop(inner);
+            shared.prepare_in_background(current.number, current.capacity, None);
         });
     }
 
-    /// If the log is synced often and its present segment was made for one that is not: has the next one
-    /// made with its blocks written, and lets the log go on in it.
-    fn renew_if_useful(&self, inner: &mut Inner) {
+    /// Whether the log is synced often and its present segment was made for one that is not: then the next
+    /// one is to be made with its blocks written, and the log goes on in that. Says so once a segment: if it
+    /// comes to nothing, syncs take longer and that is all.
+    fn should_renew(&self, inner: &mut Inner) -> bool {
         let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
-        if inner.renew
-            || inner.current.is_written
-            || inner.closed
-            || syncs < RENEWED_SYNCS
-            || !self.counts_as_synced_often(inner)
-        {
-            return;
-        }
+        let should = inner.may_renew
+            && !inner.closed
+            && syncs >= RENEWED_SYNCS
+            && self.counts_as_synced_often(inner);
+        inner.may_renew &= !should;
+        inner.renew |= should;
+        should
+    }
+
+    fn submit_renewal(&self) {
         let Some(shared) = self.me() else {
             return;
         };
-        inner.renew = true;
         shared.submit(Priority::High, |shared| {
             let mut inner = shared.inner.lock();
             if !inner.renew || inner.closed || inner.poison.is_some() {
@@ -854,14 +874,14 @@ impl Shared {
                 Next::Ready(next) => Some(next),
                 Next::None | Next::Queued | Next::Failed => None,
             };
-            shared.prepare_in_background(inner, unfit);
+            let current = inner.current.header;
+            drop(inner);
+            shared.prepare_in_background(current.number, current.capacity, unfit);
         });
     }
 
-    /// Makes the next segment. The caller has set `Next::Preparing`.
-    fn prepare_in_background(&self, inner: MutexGuard<'_, Inner>, unfit: Option<Segment>) {
-        let (previous, capacity) = (inner.current.header.number, inner.current.header.capacity);
-        drop(inner);
+    /// Makes the segment after `previous`. The caller has set `Next::Preparing`.
+    fn prepare_in_background(&self, previous: u32, capacity: u64, unfit: Option<Segment>) {
         let result = self.prepare(previous, capacity, 0, false, unfit);
         {
             let mut inner = self.inner.lock();
@@ -897,6 +917,7 @@ impl Shared {
         inner.older.push_back(old.kept(inner.position));
         inner.position = SEGMENT_HEADER_BYTES;
         inner.renew = false;
+        inner.may_renew = !inner.current.is_written;
         inner.unsynced.push_back(old);
         inner.segment_began = (inner.appended_bytes, self.syncs.load(Ordering::Relaxed));
         self.appended.store(inner.end().0, Ordering::Release);
@@ -1068,7 +1089,7 @@ impl Shared {
             self.tell(Err(error.duplicate()));
             return Err(error);
         }
-        let (synced, arm_marker) = {
+        let (synced, arm_marker, renew) = {
             let mut inner = self.inner.lock();
             let is_synced = |segment: &Segment| segment.header.number < current;
             let count = inner
@@ -1079,8 +1100,7 @@ impl Shared {
             let synced: Vec<_> = inner.unsynced.drain(..count).collect();
             let arm = !inner.marker_armed && !inner.is_marked && !inner.closed;
             inner.marker_armed |= arm && self.options.idle_marker.is_some();
-            self.renew_if_useful(&mut inner);
-            (synced, arm)
+            (synced, arm, self.should_renew(&mut inner))
         };
         self.tell(Ok(target));
         self.synced_bytes.store(target_bytes, Ordering::Relaxed);
@@ -1089,6 +1109,9 @@ impl Shared {
         drop(synced);
         if arm_marker {
             self.arm_marker();
+        }
+        if renew {
+            self.submit_renewal();
         }
         Ok(())
     }
