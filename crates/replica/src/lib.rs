@@ -51,7 +51,7 @@
 //! [`transport`], and consensus runs on one thread with random numbers from a seed. The crate
 //! `firn-sim` runs whole clusters so, with power cuts and partitions; a seed decides everything.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`,
+//! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`, `budget`,
 //! `codec`, `types`, `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`,
 //! `transport`, `transfer`, `raft::watch`,
 //! `raft::rt`, `raft::config`, `raft::errors`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
@@ -59,6 +59,7 @@
 #![deny(missing_docs)]
 
 pub mod adopt;
+mod budget;
 pub mod codec;
 pub mod command;
 pub mod error;

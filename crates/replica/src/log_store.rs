@@ -64,6 +64,9 @@ use crate::error::{Error, Result};
 use crate::planted::{self, Bug};
 use crate::types::{ENTRY_HEADER_BYTES, Entry, GROUP, LogId, NodeId, Payload, Vote};
 
+/// Segments that are given up together are reused one after the other: so many are kept for that.
+const SPARE_SEGMENTS: usize = 4;
+
 /// Kinds of records. **Stored on disk: never change these values.**
 const RECORD_ENTRY: u8 = 16;
 const RECORD_STATE: u8 = 17;
@@ -424,6 +427,7 @@ impl LogStore {
         let log_options = LogOptions {
             segment_bytes: options.segment_bytes,
             mapped: options.mapped,
+            spare_segments_synced: SPARE_SEGMENTS,
             ..LogOptions::default()
         };
         env.fs.create_dir_durable(dir)?;
@@ -473,11 +477,6 @@ impl LogStore {
     pub fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
         let inner = self.shared.inner.lock();
         (inner.index.purged, inner.index.last())
-    }
-
-    /// Bytes of the log's files.
-    pub fn disk_bytes(&self) -> u64 {
-        self.shared.log.stats().disk_bytes
     }
 
     /// Figures about the log below.

@@ -57,6 +57,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::budget::Budget;
 use crate::command::{CommandBuilder, Write};
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -1249,6 +1250,7 @@ async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
 /// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
 async fn keep_up(inner: Arc<Inner>) {
     let mut half_way = None;
+    let mut budget = Budget::new(inner.options.log_bytes);
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
         if inner.machine.failure().is_some() {
@@ -1262,7 +1264,7 @@ async fn keep_up(inner: Arc<Inner>) {
         let snapshot = inner.machine.current_snapshot();
         let snapshot = snapshot.and_then(|s| s.meta.last).map_or(0, |id| id.index);
         let has_grown = applied.saturating_sub(snapshot) > kept.max(1);
-        if has_grown && inner.log.disk_bytes() > inner.options.log_bytes {
+        if has_grown && budget.is_exceeded(&inner.log.stats()) {
             // Its failure is the node's, which everybody is told.
             let _ = inner.trigger_snapshot().await;
         }

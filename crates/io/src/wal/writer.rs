@@ -113,6 +113,9 @@ pub struct LogStats {
     pub segments: u64,
     /// Bytes of their files and of the spares.
     pub disk_bytes: u64,
+    /// Bytes from the beginning of the oldest segment to the end of the log: what would be less if segments
+    /// were given up.
+    pub used_bytes: u64,
     /// Bytes of frames appended since the opening.
     pub appended_bytes: u64,
     /// Bytes of frames appended and not synced yet.
@@ -609,6 +612,7 @@ impl Log {
         LogStats {
             segments: inner.older.len() as u64 + 1,
             disk_bytes,
+            used_bytes: older_bytes + inner.position,
             appended_bytes: inner.appended_bytes,
             unsynced_bytes: inner.appended_bytes.saturating_sub(synced_bytes),
             syncs: shared.syncs.load(Ordering::Relaxed),
