@@ -307,6 +307,9 @@ fn s10_enospc() {
                 let written = cluster.node(other).propose(put(b"k", b"v", None)).await;
                 written.unwrap();
                 cluster.heal();
+                // A flush that met the full disk may be told to the node only now, with its next snapshot:
+                // then it stops, and is started again here.
+                sleep(Duration::from_secs(4)).await;
                 cluster.revive(id).await.unwrap();
                 sleep(Duration::from_millis(500)).await;
             }
