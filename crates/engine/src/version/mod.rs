@@ -478,8 +478,8 @@ const COUNTED: usize = 32;
 /// Orders two strings of the same length, which are usually equal and not long.
 ///
 /// Not by a comparison of slices as long as it can be helped: the C library's reads 32 bytes with a mask,
-/// and where an empty slice's pointer leads nowhere, AMD's processors take some 500 cycles to find that
-/// nothing of them was wanted.
+/// and where an empty slice's pointer leads nowhere, an EPYC took some 80 ns to find that nothing of them
+/// was wanted.
 #[inline]
 fn order_of_heads(a: &[u8], b: &[u8]) -> Ordering {
     match (a.last_chunk::<8>(), b.last_chunk::<8>()) {

@@ -620,6 +620,13 @@ mod tests {
         file.allocate(10_000).unwrap();
         assert!(file.map(0).unwrap().is_none());
         let map = file.map(10_000).unwrap().unwrap();
+        // What is made ready keeps its content.
+        map.write(5000, b"before");
+        map.prepare(u64::MAX);
+        map.prepare(0);
+        let mut kept = [0; 6];
+        file.read_exact_at(&mut kept, 5000).unwrap();
+        assert_eq!(&kept, b"before");
         map.write(9_995, b"world");
         let mut buf = [0; 5];
         file.read_exact_at(&mut buf, 9_995).unwrap();

@@ -242,6 +242,11 @@ fn more_is_kept_and_zeros_are_written_where_syncs_are_frequent() {
         log.remove_before(log.appended()).unwrap();
         let is_spare = |path: &&std::path::PathBuf| path.extension().is_some_and(|e| e == "spare");
         assert_eq!(fs.files().iter().filter(is_spare).count(), spares);
+        // They are files of the log, but no part of what it holds.
+        let stats = log.stats();
+        assert!(stats.used_bytes <= 1 << 20, "{stats:?}");
+        let known = stats.used_bytes + spares as u64 * (1 << 20);
+        assert!(stats.disk_bytes >= known, "{stats:?}");
     }
 }
 
