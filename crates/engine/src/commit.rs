@@ -33,7 +33,7 @@ use crate::feed::DropRecord;
 use crate::key::{Kind, NamespaceId, SeqNo};
 use crate::options::Durability;
 use crate::publish::AckFn;
-use crate::tree::{Tree, TreeState};
+use crate::tree::{Immutable, Tree, TreeState};
 use crate::work;
 
 /// How a batch is written.
@@ -346,12 +346,19 @@ impl Core {
             self.memtables_bytes.load(Ordering::Relaxed) > self.settings.memtables_bytes;
         // The log is looked at once a segment.
         let segment = self.log()?.appended().segment();
-        let is_new_segment = self.log_segment.swap(segment, Ordering::Relaxed) != segment;
+        let previous = self.log_segment.swap(segment, Ordering::Relaxed);
+        let is_new_segment = previous != segment;
         if !over_memory && !is_new_segment {
             return Ok(false);
         }
         let trees = self.trees.load();
-        let oldest = trees.iter().filter_map(|tree| tree.needs_log_from()).min();
+        let needs = || trees.iter().filter_map(|tree| tree.needs_log_from());
+        let is_filled = is_new_segment && previous != 0;
+        if is_filled && (needs().count() > 1 || self.settings.given.changefeed_bytes > 0) {
+            // Flushes will wait for it (see `may_be_ahead_of_log`).
+            self.log()?.request_sync_of_filled(segment);
+        }
+        let oldest = needs().min();
         let segments = segment - oldest.map_or(segment, Lsn::segment);
         let over_log =
             u64::from(segments) * self.settings.log_segment_bytes > self.settings.log_bytes;
@@ -548,6 +555,17 @@ impl Core {
         }
         self.publish_synced(log.synced());
         Ok(())
+    }
+
+    /// Whether a memtable may be flushed though the log is not durable up to its end: no other tree needs
+    /// the log up to there, so what is lost with it is in SSTables. Nobody waits for a part of it to be
+    /// durable, either: who was told that the log failed should not find the write in an SSTable. Not where
+    /// segments are kept for watches: they would have a hole after a power loss.
+    pub fn may_be_ahead_of_log(&self, memtable: &Arc<Immutable>) -> Result<bool> {
+        Ok(self.settings.given.changefeed_bytes == 0
+            && self.snapshots.published() >= memtable.last_seqno
+            && self.log()?.poison().is_none()
+            && self.log_needed_from(Some(memtable))? >= memtable.end_lsn)
     }
 
     /// Lets readers see every batch that is durable, or that need not be, up to the first that must

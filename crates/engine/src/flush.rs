@@ -1,7 +1,9 @@
 //! Flush: a retired memtable becomes one SSTable in L0 (and a blob file for its large values).
 //!
-//! 1. Wait until the log is durable up to the memtable's last record: an SSTable must never be
-//!    ahead of the log, or a batch over two trees could be lost by half.
+//! 1. Wait until the log is durable up to the memtable's last record: an SSTable must not be ahead of
+//!    the log, or a batch over two trees could be lost by half, or one tree lack an older write than
+//!    another has. Where no other tree needs the log up to there neither can be, and nothing is waited for:
+//!    log that is given up before it was synced need not reach the disk at all.
 //! 2. Write the blob file and the SSTable, sync both, sync the directory. Versions that no reader
 //!    needs are left out.
 //! 3. One manifest edit, synced: the new files, and "operations up to N of this tree are in
@@ -10,7 +12,10 @@
 //! 5. Let go of log that no tree needs any more.
 //!
 //! A crash before 3 leaves files that no manifest names; the next open removes them and replays the
-//! log. A crash after 3 replays nothing twice: recovery skips operations up to N.
+//! log. A crash after 3 replays nothing twice: recovery skips operations up to N. If power is lost after
+//! 3 and the log ended before N, it goes on at the position that the edit says recovery begins at, and what
+//! the segments have before that is no longer a log: the edit says that, too (*log whole from*), and
+//! watches are told that it is too old.
 
 use std::sync::Arc;
 
@@ -40,7 +45,10 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
     });
 
     let log = core.log()?;
-    core.sync_log(log, oldest.end_lsn)?;
+    let is_ahead = log.synced() < oldest.end_lsn && core.may_be_ahead_of_log(&oldest)?;
+    if !is_ahead {
+        core.sync_log(log, oldest.end_lsn)?;
+    }
     let written = write(core, tree, &oldest)?;
     let bytes = written.bytes;
 
@@ -64,6 +72,7 @@ pub fn flush_oldest(core: &Arc<Core>, tree: &Arc<Tree>) -> Result<()> {
     let mut edit = VersionEdit::of(ops);
     edit.last_seqno = Some(oldest.last_seqno);
     edit.log_start = Some(core.log_needed_from(Some(&oldest))?.0);
+    edit.log_whole_from = edit.log_start.filter(|_| is_ahead);
     core.versions.apply(edit)?;
     tree.update(|state| {
         state.levels = core.versions.current(tree.id);

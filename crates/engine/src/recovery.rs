@@ -120,7 +120,8 @@ fn open_as(
     let log_options = LogOptions {
         segment_bytes: settings.log_segment_bytes,
         mapped: settings.given.log_mapped,
-        from: versions.log_start(),
+        from: versions.replay_from(),
+        sync_filled: false,
         ..LogOptions::default()
     };
     let apply = |record: wal::Record<'_>| replay.apply(&wal_dir, &record);

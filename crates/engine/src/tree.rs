@@ -91,8 +91,8 @@ pub struct Immutable {
     pub last_seqno: SeqNo,
     /// Where the oldest log record that it needs starts.
     pub first_lsn: Lsn,
-    /// The log must be durable up to here before it may be flushed: an SSTable must never hold half
-    /// of a batch whose other half, in another tree, is lost with the log.
+    /// The log must be durable up to here before it may be flushed, if it has other trees' records: an
+    /// SSTable must never hold half of a batch whose other half, in another tree, is lost with the log.
     pub end_lsn: Lsn,
 }
 

@@ -228,7 +228,7 @@ pub(crate) struct State {
     pub(crate) trees: Vec<TreeFiles>,
     pub(crate) flushed: BTreeMap<NamespaceId, SeqNo>,
     pub(crate) last_seqno: SeqNo,
-    pub(crate) log_start: Option<Lsn>,
+    pub(crate) replay_from: Option<wal::Start>,
     pub(crate) next_namespace: NamespaceId,
     pub(crate) applied: Option<Applied>,
 }
@@ -274,7 +274,7 @@ impl State {
                 .collect(),
             flushed: ids.map(|id| (id, versions.flushed_seqno(id))).collect(),
             last_seqno: versions.last_seqno(),
-            log_start: versions.log_start(),
+            replay_from: versions.replay_from(),
             next_namespace: versions.next_namespace(),
             applied: versions.applied(),
             names,
@@ -319,7 +319,7 @@ pub(crate) fn check_dir(
     match checker.findings.state.take() {
         Some(state) => {
             checker.check_state(&state, &listing);
-            checker.check_log(state.log_start);
+            checker.check_log(state.replay_from);
             checker.findings.state = Some(state);
         }
         None => {
@@ -741,7 +741,7 @@ impl<'a> Checker<'a> {
     // ---- the log --------------------------------------------------------------------------------
 
     /// Reads the log of a directory that nobody changes.
-    fn check_log(&mut self, from: Option<Lsn>) {
+    fn check_log(&mut self, from: Option<wal::Start>) {
         let dir = self.dir.join(names::WAL_DIR);
         if from.is_none() && matches!(self.env.fs.exists(&dir), Ok(false)) {
             return;
@@ -773,7 +773,7 @@ impl<'a> Checker<'a> {
     /// Reads the log while it is written.
     fn check_log_in_use(&mut self, core: &Arc<Core>) -> Result<()> {
         let Some(log) = &core.log else {
-            self.check_log(core.versions.log_start());
+            self.check_log(core.versions.replay_from());
             return Ok(());
         };
         let dir = self.dir.join(names::WAL_DIR);
@@ -781,7 +781,11 @@ impl<'a> Checker<'a> {
         loop {
             tries += 1;
             let appended = log.appended();
-            let from = core.log_needed_from(None)?;
+            let stored = core.versions.replay_from();
+            let from = wal::Start {
+                lsn: core.log_needed_from(None)?,
+                whole_from: stored.map_or(Lsn::ZERO, |start| start.whole_from),
+            };
             let found = LogCheck::read(self.env, &dir, Some(from));
             let needed = core.log_needed_from(None)?;
             let mut found = match found {
@@ -1263,7 +1267,7 @@ pub(crate) struct LogCheck {
 
 impl LogCheck {
     /// Reads a log and checks that every record is a batch or a drop that follows the one before.
-    pub(crate) fn read(env: &Env, dir: &Path, from: Option<Lsn>) -> Result<Self> {
+    pub(crate) fn read(env: &Env, dir: &Path, from: Option<wal::Start>) -> Result<Self> {
         let mut operations = 0;
         let mut problems = Vec::new();
         let mut next = SeqNo::ZERO;

@@ -19,6 +19,7 @@
 //!          20 next namespace     varint
 //!          21 end of snapshot    (empty)
 //!          22 applied state      bytes, whose meaning is the replicated log's
+//!         128 log whole from     varint
 //! file      number, file bytes, raw bytes, entries, tombstones, range tombstones varint
 //!           | smallest bytes | largest bytes | flags u8 (1: the largest is exclusive)
 //!           | min seqno, max seqno varint | n varint, n times: blob number, count, bytes varint
@@ -55,6 +56,7 @@ mod tag {
     pub(super) const NEXT_NAMESPACE: u32 = 20;
     pub(super) const SNAPSHOT_END: u32 = 21;
     pub(super) const APPLIED_STATE: u32 = 22;
+    pub(super) const LOG_WHOLE_FROM: u32 = 128;
     pub(super) const FIRST_OPTIONAL: u32 = 128;
 }
 
@@ -132,6 +134,8 @@ pub struct VersionEdit {
     pub last_seqno: Option<SeqNo>,
     /// The lowest log position that recovery needs.
     pub log_start: Option<u64>,
+    /// The SSTables have what the log had before this position, and the log may have lost it.
+    pub log_whole_from: Option<u64>,
     /// The last replicated command that the SSTables have.
     pub applied: Option<Applied>,
     /// What the replicated log wants to know of itself as of `applied`; the engine gives it no
@@ -311,6 +315,7 @@ impl VersionEdit {
                 tag::NEXT_NAMESPACE,
                 self.next_namespace.map(|id| u64::from(id.0)),
             ),
+            (tag::LOG_WHOLE_FROM, self.log_whole_from),
         ];
         for (tag, number) in numbers {
             if let Some(number) = number {
@@ -414,6 +419,7 @@ impl VersionEdit {
             tag::NEXT_FILE => self.next_file = Some(FileId(r.varint_u64()?)),
             tag::LAST_SEQNO => self.last_seqno = Some(SeqNo(r.varint_u64()?)),
             tag::LOG_START => self.log_start = Some(r.varint_u64()?),
+            tag::LOG_WHOLE_FROM => self.log_whole_from = Some(r.varint_u64()?),
             tag::NEXT_NAMESPACE => self.next_namespace = Some(NamespaceId(r.varint_u32()?)),
             tag::APPLIED => {
                 self.applied = Some(Applied {
@@ -499,6 +505,7 @@ pub(crate) mod tests {
             next_namespace: Some(NamespaceId(3)),
             last_seqno: Some(SeqNo(1000)),
             log_start: Some(65536),
+            log_whole_from: Some(65000),
             applied: Some(Applied {
                 term: 2,
                 index: 128,
@@ -526,6 +533,7 @@ pub(crate) mod tests {
             &[17, 2, 0xe8, 7],
             &[18, 3, 0x80, 0x80, 4],
             &[20, 1, 3],
+            &[128, 1, 3, 0xe8, 0xfb, 3],
             &[19, 3, 2, 0x80, 1],
             &[22, 4], b"raft",
             &[21, 0],
@@ -544,7 +552,7 @@ pub(crate) mod tests {
         assert!(unknown(&[2]));
         assert!(unknown(&[1, 7, 0]));
         assert!(unknown(&[1, 127, 0]));
-        assert!(!unknown(&[1, 0x80, 1, 2, 9, 9]));
+        assert!(!unknown(&[1, 0x81, 1, 2, 9, 9]));
         let mut file = vec![0; 6];
         file.extend([0, 1, b'a', 0, 0, 0, 0]);
         let edit = |file: &[u8]| {
@@ -655,7 +663,7 @@ pub(crate) mod tests {
         #[test]
         fn what_was_encoded_is_decoded(
             ops in vec(any_op(), 0..6),
-            numbers in proptest::array::uniform4(any::<Option<u64>>()),
+            numbers in proptest::array::uniform5(any::<Option<u64>>()),
             next_namespace: Option<u32>,
             snapshot_end: bool,
             applied_state: Option<Vec<u8>>,
@@ -666,6 +674,7 @@ pub(crate) mod tests {
                 next_namespace: next_namespace.map(NamespaceId),
                 last_seqno: numbers[1].map(SeqNo),
                 log_start: numbers[2],
+                log_whole_from: numbers[4],
                 applied: numbers[3].map(|n| Applied { term: n >> 32, index: n }),
                 applied_state: applied_state.map(Into::into),
                 snapshot_end,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use firn_io::Env;
-use firn_io::wal::Lsn;
+use firn_io::wal::{self, Lsn};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
@@ -62,6 +62,7 @@ struct State<T, B> {
     next_namespace: NamespaceId,
     last_seqno: SeqNo,
     log_start: Option<u64>,
+    log_whole_from: Option<u64>,
     applied: Option<Applied>,
     applied_state: Option<Arc<[u8]>>,
 }
@@ -83,6 +84,7 @@ impl<T, B> Default for State<T, B> {
             next_namespace: NamespaceId(0),
             last_seqno: SeqNo::ZERO,
             log_start: None,
+            log_whole_from: None,
             applied: None,
             applied_state: None,
         }
@@ -126,6 +128,7 @@ impl<T, B> State<T, B> {
             .max(edit.next_namespace.unwrap_or_default());
         state.last_seqno = state.last_seqno.max(edit.last_seqno.unwrap_or_default());
         state.log_start = state.log_start.max(edit.log_start);
+        state.log_whole_from = state.log_whole_from.max(edit.log_whole_from);
         state.applied = state.applied.max(edit.applied);
         if edit.applied_state.is_some() {
             state.applied_state.clone_from(&edit.applied_state);
@@ -163,6 +166,7 @@ impl<T, B> State<T, B> {
             next_namespace: Some(self.next_namespace),
             last_seqno: Some(self.last_seqno),
             log_start: self.log_start,
+            log_whole_from: self.log_whole_from,
             applied: self.applied,
             applied_state: self.applied_state.clone(),
             snapshot_end: false,
@@ -623,6 +627,15 @@ impl<T, B> VersionSet<T, B> {
     /// The lowest log position that recovery needs; `None` if no edit said one yet.
     pub fn log_start(&self) -> Option<Lsn> {
         self.inner.lock().state.log_start.map(Lsn)
+    }
+
+    /// Where recovery begins to read the log; `None` if no edit said it yet.
+    pub fn replay_from(&self) -> Option<wal::Start> {
+        let state = &self.inner.lock().state;
+        Some(wal::Start {
+            lsn: Lsn(state.log_start?),
+            whole_from: Lsn(state.log_whole_from.unwrap_or(0)),
+        })
     }
 
     /// Namespaces from this number on were never made.

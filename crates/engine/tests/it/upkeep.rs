@@ -11,7 +11,7 @@ use firn_engine::{
 };
 
 use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
-use firn_io::fs::mem::MemFs;
+use firn_io::fs::mem::{CrashMode, MemFs};
 use firn_io::fs::os::OsFs;
 use firn_io::fs::{Fs, OpenMode};
 
@@ -91,6 +91,78 @@ fn reads_that_ask_several_tables_have_them_merged() {
                 .count(),
             80
         );
+    }
+}
+
+/// A flush waits for the log where a power loss could else leave more of one write than of another, or
+/// where somebody still waits for a write to be durable; and only there.
+#[test]
+fn a_flush_waits_for_the_log_where_it_must() {
+    struct Case {
+        name: &'static str,
+        changefeed_bytes: u64,
+        other_namespace: bool,
+        pending: bool,
+        waits: bool,
+    }
+    let case = |name, waits| Case {
+        name,
+        changefeed_bytes: 0,
+        other_namespace: false,
+        pending: false,
+        waits,
+    };
+    let cases = [
+        case("one namespace", false),
+        Case {
+            other_namespace: true,
+            ..case("another namespace needs the log", true)
+        },
+        Case {
+            pending: true,
+            ..case("a durable write that waits", true)
+        },
+        Case {
+            changefeed_bytes: 1 << 20,
+            ..case("segments kept for watches", true)
+        },
+    ];
+    for case in cases {
+        let world = World::new(1);
+        let options = Options {
+            background_sync: None,
+            changefeed_bytes: case.changefeed_bytes,
+            ..tiny()
+        };
+        let db = world.open(options).unwrap();
+        let other = db.create_namespace("other").unwrap();
+        let main = db.default_namespace();
+        let buffered = WriteOptions::buffered();
+        let put = |ns, key: &[u8], options: &WriteOptions| {
+            let mut batch = WriteBatch::new();
+            batch.put(ns, key, b"value").unwrap();
+            db.submit(batch, options).unwrap()
+        };
+        if case.other_namespace {
+            let _ = put(&other, b"first", &buffered);
+        }
+        let _ = put(&main, b"key", &buffered);
+        if case.pending {
+            let _ = put(&main, b"key", &WriteOptions::sync());
+        }
+        let before = db.stats().counters.log_syncs;
+        // Of all trees, the one with the smaller number first.
+        db.flush().unwrap();
+        let waited = db.stats().counters.log_syncs > before;
+        assert_eq!(waited, case.waits, "{}", case.name);
+        // What was flushed is durable either way.
+        let after = World::on(world.disk.crash(1, CrashMode::DropUnsynced), 1);
+        let db = after.open(tiny()).unwrap();
+        assert_eq!(db.get(b"key").unwrap().as_deref(), Some(&b"value"[..]));
+        db.put(b"key", b"newer").unwrap();
+        assert_eq!(db.get(b"key").unwrap().as_deref(), Some(&b"newer"[..]));
+        db.close().unwrap();
+        assert!(after.open(tiny()).unwrap().verify().unwrap().is_clean());
     }
 }
 

@@ -3,7 +3,8 @@
 //! Segments are read front to back in chunks of a megabyte; a payload is handed out as a slice of
 //! the chunk. An end frame leads from a segment to the next one. Replay that starts inside of a
 //! segment begins there if it finds a frame, otherwise at the segment's first frame, so that a start
-//! beyond the end of the log is recognized as such.
+//! beyond the end of the log is recognized as such. Where the log may have lost what is before some
+//! position ([`Start::whole_from`]) and has a frame there, it begins with that one instead of the first.
 //!
 //! At the first frame that is not valid, at offset `o` of segment `S`, the log ends or is damaged.
 //! Every frame states how far the log was known to be synced when the frame was made, so:
@@ -50,6 +51,26 @@ pub struct Record<'a> {
     pub payload: &'a [u8],
 }
 
+/// Where reading of a log starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The first record that is wanted begins here or behind.
+    pub lsn: Lsn,
+    /// What was logged before this position may be gone, without that being damage, as a power loss came
+    /// before it was synced and its user had it elsewhere. Not behind `lsn`.
+    pub whole_from: Lsn,
+}
+
+impl From<Lsn> for Start {
+    /// In a log that has lost nothing.
+    fn from(lsn: Lsn) -> Self {
+        Self {
+            lsn,
+            whole_from: Lsn::ZERO,
+        }
+    }
+}
+
 /// What a scan of a log found.
 #[derive(Debug, Default)]
 pub struct ScanReport {
@@ -78,7 +99,7 @@ pub struct ScanReport {
 pub fn scan<E: From<Error>>(
     fs: &dyn Fs,
     dir: &Path,
-    from: Option<Lsn>,
+    from: Option<Start>,
     f: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<ScanReport, E> {
     Ok(walk(fs, dir, from, false, f)?.report)
@@ -92,7 +113,7 @@ pub fn scan<E: From<Error>>(
 pub fn verify<E: From<Error>>(
     fs: &dyn Fs,
     dir: &Path,
-    from: Option<Lsn>,
+    from: Option<Start>,
     f: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<ScanReport, E> {
     Ok(walk(fs, dir, from, true, f)?.report)
@@ -318,12 +339,15 @@ impl Walker<'_> {
 pub(crate) fn walk<E: From<Error>>(
     fs: &dyn Fs,
     dir: &Path,
-    from: Option<Lsn>,
+    from: Option<Start>,
     tolerant: bool,
     mut f: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<Walk, E> {
     let listing = Listing::read(fs, dir)?;
-    let from = from.unwrap_or(Lsn::ZERO);
+    let Start {
+        lsn: from,
+        whole_from,
+    } = from.unwrap_or(Start::from(Lsn::ZERO));
     let mut walk = Walk::default();
     let walker = Walker {
         fs,
@@ -385,13 +409,16 @@ pub(crate) fn walk<E: From<Error>>(
         walk.report.segments += 1;
         walk.stale_end = 0;
         let mut offset = SEGMENT_HEADER_BYTES;
-        let start = u64::from(from.offset());
-        if number == from.segment()
-            && start > offset
-            && start.is_multiple_of(8)
-            && reader.frame_at(start)?.is_some()
-        {
-            offset = start;
+        for start in [from, whole_from] {
+            let start_offset = u64::from(start.offset());
+            if number == start.segment()
+                && start_offset > offset
+                && start_offset.is_multiple_of(8)
+                && reader.frame_at(start_offset)?.is_some()
+            {
+                offset = start_offset;
+                break;
+            }
         }
         loop {
             let Some(frame) = reader.frame_at(offset)? else {

@@ -16,8 +16,10 @@ use crate::fs::fault::{Fault, FaultFs, OpKind, Rule, Verdict};
 use crate::fs::mem::{CrashMode, MemFs};
 use crate::fs::trace::{Detail, TraceFs};
 use crate::rng::{Rng, SeededEntropy};
-use crate::wal::reader::{scan, verify};
+use crate::wal::reader::{Start, scan, verify};
 use crate::wal::record::Lsn;
+
+use crate::wal::tail::{Tail, TailError};
 use crate::wal::writer::{Entry, Log, LogOptions};
 
 const DIR: &str = "/db/wal";
@@ -154,7 +156,7 @@ fn replay_starts_where_it_is_told() {
     drop(log);
     for (i, &from) in ends.iter().enumerate() {
         let options = LogOptions {
-            from: Some(from),
+            from: Some(from.into()),
             ..small(true)
         };
         let disk = fs.fork();
@@ -166,7 +168,7 @@ fn replay_starts_where_it_is_told() {
     let end = ends[39];
     let beyond = Lsn::new(end.segment(), end.offset() + 40);
     let options = LogOptions {
-        from: Some(beyond),
+        from: Some(beyond.into()),
         ..small(true)
     };
     let (log, found) = open(&world(fs.clone(), 3).env, options.clone()).unwrap();
@@ -177,7 +179,7 @@ fn replay_starts_where_it_is_told() {
     assert_eq!(payloads(&found), [b"new".to_vec()]);
     // A missing segment is damage.
     let options = LogOptions {
-        from: Some(Lsn::new(1000, 64)),
+        from: Some(Lsn::new(1000, 64).into()),
         ..small(true)
     };
     assert!(
@@ -212,6 +214,104 @@ fn segments_are_recycled_and_their_old_bytes_never_taken() {
         }
     }
     assert!(fs.files().len() <= 8, "{:?}", fs.files());
+}
+
+/// What was given up before it was synced need not reach the disk: the files are dropped, but for the
+/// reserve, and the log goes on in new ones.
+#[test]
+fn segments_that_were_never_synced_are_not_used_again() {
+    let fs = mem();
+    let w = world(fs.clone(), 1);
+    let options = LogOptions {
+        sync_filled: false,
+        ..small(true)
+    };
+    let (log, _) = open(&w.env, options.clone()).unwrap();
+    let mut end = Lsn::ZERO;
+    for i in 0..2000u64 {
+        end = log.append(1, &[&[i as u8; 24]]).unwrap();
+        w.stepper.run_all();
+    }
+    assert_eq!(log.stats().syncs, 0);
+    let segments = log.segments();
+    assert!(segments.len() > 10, "{segments:?}");
+    log.remove_before(end).unwrap();
+    assert_eq!(log.segments().len(), 1);
+    // The current one, the next one and the reserve.
+    assert!(fs.files().len() <= 3, "{:?}", fs.files());
+
+    // After a power loss it goes on at the position where its user wants it to.
+    let image = fs.crash(1, CrashMode::DropUnsynced);
+    let from = Start {
+        lsn: end,
+        whole_from: end,
+    };
+    let options = LogOptions {
+        from: Some(from),
+        ..options
+    };
+    let (log, found) = open(&world(image.clone(), 2).env, options.clone()).unwrap();
+    assert_eq!(found.len(), 0);
+    let next = log.append(1, &[b"next"]).unwrap();
+    assert!(next > end);
+    log.sync_to(next).unwrap();
+    drop(log);
+    let (_, found) = open(&world(image, 3).env, options).unwrap();
+    assert_eq!(payloads(&found), [b"next".to_vec()]);
+}
+
+/// What the user of a log says may be lost is no damage when it is, and is not given to readers.
+#[test]
+fn a_hole_before_the_position_from_which_it_is_whole_is_no_damage() {
+    let fs = mem();
+    let w = world(fs.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    let mut ends = Vec::new();
+    for i in 0..20u8 {
+        ends.push(log.append(1, &[&[i; 24]]).unwrap());
+    }
+    log.sync_to(ends[19]).unwrap();
+    let last = log.append(1, &[b"states the sync"]).unwrap();
+    log.sync_to(last).unwrap();
+    drop(log);
+    let path = fs
+        .files()
+        .into_iter()
+        .find(|path| path.ends_with("0000000000000001.wal"));
+    let path = path.unwrap();
+    let mut bytes = fs.read_file(&path).unwrap();
+    let hole = ends[4].offset() as usize..ends[7].offset() as usize;
+    bytes[hole.clone()].fill(0);
+    fs.write_file(&path, &bytes).unwrap();
+    let start = |lsn, whole_from| Some(Start { lsn, whole_from });
+    let scan_from = |from| {
+        let mut found = Vec::new();
+        scan(&fs, Path::new(DIR), from, |record| {
+            found.push(record.payload.to_vec());
+            Ok::<_, Error>(())
+        })
+        .map(|_| found)
+    };
+    // It is damage for who knows of no loss, unless reading starts behind it.
+    assert!(scan_from(None).unwrap_err().is_corruption());
+    assert_eq!(scan_from(start(ends[10], Lsn::ZERO)).unwrap().len(), 10);
+    assert!(
+        scan_from(start(last, Lsn::ZERO))
+            .unwrap_err()
+            .is_corruption()
+    );
+    assert_eq!(scan_from(start(last, ends[8])).unwrap().len(), 0);
+    assert_eq!(scan_from(start(ends[8], ends[8])).unwrap().len(), 12);
+
+    let options = LogOptions {
+        from: start(last, ends[8]),
+        ..small(true)
+    };
+    let (log, _) = open(&w.env, options).unwrap();
+    let gone = Tail::new(ends[7]).next(&log, last).unwrap_err();
+    assert!(matches!(gone, TailError::Gone), "{gone:?}");
+    let mut tail = Tail::new(ends[8]);
+    assert_eq!(tail.next(&log, last).unwrap().unwrap().payload, [9; 24]);
 }
 
 #[test]
@@ -464,7 +564,7 @@ fn power_loss_keeps_what_was_synced_and_invents_nothing() {
             let w = world(fs.clone(), seed * 31 + round);
             let mapped = rng.chance(0.5);
             let options = LogOptions {
-                from: Some(first),
+                from: Some(first.into()),
                 spare_segments: 1 + rng.index(3),
                 ..small(mapped)
             };
@@ -507,7 +607,7 @@ fn power_loss_keeps_what_was_synced_and_invents_nothing() {
             drop(log);
             let reopen = |disk: &MemFs| {
                 let options = LogOptions {
-                    from: Some(first),
+                    from: Some(first.into()),
                     ..small(true)
                 };
                 let (log, found) = open(&world(disk.clone(), 77).env, options).unwrap();
@@ -594,7 +694,7 @@ fn power_may_fail_before_any_operation() {
             // Before the first sync of the directory there may be none.
             if disk.exists(Path::new(DIR)).unwrap() || synced > 0 {
                 let options = LogOptions {
-                    from: Some(first),
+                    from: Some(first.into()),
                     ..small(true)
                 };
                 let opened = open(&world(disk, 5).env, options);
@@ -685,7 +785,7 @@ fn a_crash_at_any_operation_of_recovery_changes_nothing() {
             Verdict::Proceed
         }));
         let options = LogOptions {
-            from,
+            from: from.map(Into::into),
             ..small(true)
         };
         drop(open(&world(faulty, seed).env, options).unwrap());

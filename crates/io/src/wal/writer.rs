@@ -7,9 +7,10 @@
 //! * `inner`, held for moments: the current segment. An append holds nothing else, and nobody holds
 //!   it across a sync or a change of the directory.
 //!
-//! When the log goes on in the next segment a sync is asked for. If the log is seldom synced it leaves the
-//! new segment out. A segment is left before it is full if a record does not fit, or if it was made for a
-//! log that is seldom synced and this one no longer is.
+//! When the log goes on in the next segment a sync is asked for, unless the log's user does that
+//! ([`LogOptions::sync_filled`]). If the log is seldom synced it leaves the new segment out. A segment is
+//! left before it is full if a record does not fit, or if it was made for a log that is seldom synced and
+//! this one no longer is.
 //!
 //! A sync is done by one of the threads that want it; the others wait and find either that it has
 //! covered them too, or that they can be the next. So one sync runs at a time, and each takes all
@@ -23,7 +24,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::exec::Priority;
 use crate::fs::OpenMode;
-use crate::wal::reader::{self, Record, ScanReport, Walk};
+use crate::wal::reader::{self, Record, ScanReport, Start, Walk};
 use crate::wal::record::{
     FRAME_HEADER_BYTES, FrameHeader, KIND_END, KIND_FILLER, KIND_MARKER, Lsn, MAX_KIND,
     MAX_PAYLOAD_BYTES, Synced, frame_bytes,
@@ -78,7 +79,10 @@ pub struct LogOptions {
     /// The same while the log is synced often: blocks that were written once make syncs shorter.
     pub spare_segments_synced: usize,
     /// Where replay starts; what is before is not needed. `None`: at the beginning.
-    pub from: Option<Lsn>,
+    pub from: Option<Start>,
+    /// Whether a segment that is filled is synced without being asked for. If not, the user bounds what a
+    /// power loss can take, by [`Log::request_sync_of_filled`] or other syncs.
+    pub sync_filled: bool,
     /// How long after a sync without further appends a marker is left that lets recovery find
     /// damage to the last batch; `None`: only when the log is closed.
     pub idle_marker: Option<Duration>,
@@ -92,6 +96,7 @@ impl Default for LogOptions {
             spare_segments: 1,
             spare_segments_synced: 8,
             from: None,
+            sync_filled: true,
             idle_marker: Some(Duration::from_secs(1)),
         }
     }
@@ -204,8 +209,8 @@ struct Shared {
     prepared: Condvar,
     appended: AtomicU64,
     synced: AtomicU64,
-    /// Segments below this number are given up, or are about to be.
-    oldest: AtomicU32,
+    /// Records before this position are given up, or are about to be, or were lost.
+    readable_from: AtomicU64,
     /// Of `appended_bytes`, how many were there at the last sync.
     synced_bytes: AtomicU64,
     poisoned: AtomicBool,
@@ -335,13 +340,14 @@ impl Log {
             Some(tail) => {
                 for segment in walk.listing.segments.iter().map(Kept::found) {
                     if segment.number > tail.header.number {
-                        pool.retire(segment)?;
+                        pool.retire(segment, true)?;
                     }
                 }
                 let path = FileName::Segment(tail.header.number).path(dir);
                 let file = env.fs.open(&path, OpenMode::ReadWrite)?;
                 let segment = Segment::new(tail.header, file, options.mapped, false)?;
-                let position = seal(&segment, tail.end, walk.stale_end, options.from)?;
+                let from = options.from.map(|from| from.lsn);
+                let position = seal(&segment, tail.end, walk.stale_end, from)?;
                 for piece in &walk.chain {
                     let header = piece.header;
                     let is_tail = header.number == tail.header.number;
@@ -378,6 +384,8 @@ impl Log {
             .filter(|file| file.number < number)
             .collect();
         let oldest = older.front().map_or(number, |file| file.number);
+        let whole_from = options.from.map_or(Lsn::ZERO, |from| from.whole_from);
+        let readable_from = Lsn::new(oldest, 0).max(whole_from);
         let end = Lsn::new(number, position as u32);
         report.end = end;
         let shared = Arc::new_cyclic(|me| Shared {
@@ -408,7 +416,7 @@ impl Log {
             prepared: Condvar::new(),
             appended: AtomicU64::new(end.0),
             synced: AtomicU64::new(end.0),
-            oldest: AtomicU32::new(oldest),
+            readable_from: AtomicU64::new(readable_from.0),
             synced_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             background: AtomicU8::new(IDLE),
@@ -485,8 +493,8 @@ impl Log {
         }
         if switched && often_synced {
             self.request_sync();
-        } else if switched {
-            shared.submit_sync_of_filled(end.segment());
+        } else if switched && shared.options.sync_filled {
+            self.request_sync_of_filled(end.segment());
         }
         Ok(end)
     }
@@ -504,6 +512,21 @@ impl Log {
     /// listener hears of its end.
     pub fn request_sync(&self) {
         self.shared.request_sync();
+    }
+
+    /// Asks for a background sync of what was appended before segment `current`, which the log has gone on
+    /// in. Bounds what a power loss can take from those who never ask for a sync, and gives the mapping of
+    /// the filled segment back.
+    pub fn request_sync_of_filled(&self, current: u32) {
+        let Some(shared) = self.shared.me() else {
+            return;
+        };
+        shared.submit(Priority::High, move |shared| {
+            if !shared.inner.lock().closed {
+                // Its failure poisons the log and the listener has been told.
+                let _ = shared.sync_to(Lsn::new(current, SEGMENT_HEADER_BYTES as u32));
+            }
+        });
     }
 
     /// Sets who is told of syncs and of failure. See [`SyncListener`].
@@ -536,18 +559,24 @@ impl Log {
         let mut pool = shared.pool.lock();
         let mut removed = 0;
         loop {
-            let segment = {
+            let (segment, is_synced) = {
                 let inner = shared.inner.lock();
+                let unsynced = inner.unsynced.front();
                 match inner.older.front() {
-                    Some(&oldest) if oldest.number < lsn.segment() && !inner.closed => oldest,
+                    Some(&oldest) if oldest.number < lsn.segment() && !inner.closed => {
+                        let is_synced =
+                            unsynced.is_none_or(|segment| segment.header.number > oldest.number);
+                        (oldest, is_synced)
+                    }
                     _ => return Ok(removed),
                 }
             };
             let number = segment.number;
             // Before its file may get another name or other bytes: who reads it while it is given
             // up looks here after each read.
-            shared.oldest.store(number + 1, Ordering::SeqCst);
-            let result = pool.retire(segment);
+            let rest = Lsn::new(number + 1, 0);
+            shared.readable_from.fetch_max(rest.0, Ordering::SeqCst);
+            let result = pool.retire(segment, is_synced);
             let is_gone = match &result {
                 Ok(()) => true,
                 Err(_) => !shared
@@ -580,13 +609,14 @@ impl Log {
         let older = inner.older.iter().map(|kept| (kept.number, kept.bytes));
         older
             .chain([current])
-            .filter(|segment| !self.is_given_up(segment.0))
+            .filter(|segment| !self.is_given_up(Lsn::new(segment.0, u32::MAX)))
             .collect()
     }
 
-    /// Whether a segment was given up. What was read of it before this said no is what was logged.
-    pub(crate) fn is_given_up(&self, segment: u32) -> bool {
-        segment < self.shared.oldest.load(Ordering::SeqCst)
+    /// Whether what was logged at a position was given up, or lost. What was read there before this said no
+    /// is what was logged.
+    pub(crate) fn is_given_up(&self, at: Lsn) -> bool {
+        at.0 < self.shared.readable_from.load(Ordering::SeqCst)
     }
 
     pub(crate) fn fs(&self) -> &dyn crate::fs::Fs {
@@ -651,7 +681,7 @@ impl Log {
         let mut pool = shared.pool.lock();
         let next = std::mem::replace(&mut shared.inner.lock().next, Next::None);
         if let Next::Ready(next) = next {
-            let retired = pool.retire(next.kept(0));
+            let retired = pool.retire(next.kept(0), true);
             return result.and(retired);
         }
         result
@@ -803,7 +833,7 @@ impl Shared {
         if let Some(unfit) = unfit {
             let kept = unfit.kept(0);
             drop(unfit);
-            pool.retire(kept).map_err(|error| (error, false))?;
+            pool.retire(kept, true).map_err(|error| (error, false))?;
         }
         let wanted = self
             .options
@@ -1188,21 +1218,6 @@ impl Shared {
                 if ended.is_ok() {
                     break;
                 }
-            }
-        });
-    }
-
-    /// Has what was appended before segment `current` synced, which the log has just gone on in. Bounds
-    /// what a power loss can take from those who never ask for a sync, and gives the mapping of the filled
-    /// segment back.
-    fn submit_sync_of_filled(&self, current: u32) {
-        let Some(shared) = self.me() else {
-            return;
-        };
-        shared.submit(Priority::High, move |shared| {
-            if !shared.inner.lock().closed {
-                // Its failure poisons the log and the listener has been told.
-                let _ = shared.sync_to(Lsn::new(current, SEGMENT_HEADER_BYTES as u32));
             }
         });
     }
