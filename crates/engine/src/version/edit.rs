@@ -429,7 +429,7 @@ impl VersionEdit {
             }
             tag::APPLIED_STATE => self.applied_state = Some(r.take(r.remaining())?.into()),
             tag::SNAPSHOT_END => self.snapshot_end = true,
-            tag::FIRST_OPTIONAL.. => {
+            other if other >= tag::FIRST_OPTIONAL => {
                 r.take(r.remaining())?;
             }
             _ => {
