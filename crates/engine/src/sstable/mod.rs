@@ -38,6 +38,7 @@ pub(crate) mod filter;
 pub(crate) mod footer;
 pub(crate) mod index;
 pub(crate) mod iter;
+mod lz4;
 pub(crate) mod multi;
 pub(crate) mod properties;
 pub(crate) mod reader;

@@ -20,6 +20,7 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 
 use crate::error::{Error, Result};
 use crate::options::Compression;
+use crate::sstable::lz4;
 
 /// Bytes of the envelope after the payload.
 pub(crate) const ENVELOPE_BYTES: usize = 5;
@@ -247,16 +248,6 @@ pub(crate) fn decompress(
         return Err(Bad::Damaged(TOO_LARGE));
     }
     check_len(compressed.len(), compression, len)?;
-    if compression == Compression::Lz4 as u8 && out.capacity() < len {
-        // A fresh vector need not be zeroed.
-        *out =
-            lz4_flex::block::decompress(compressed, len).map_err(|_| Bad::Damaged(UNREADABLE))?;
-        return if out.len() == len {
-            Ok(())
-        } else {
-            Err(Bad::Damaged(UNREADABLE))
-        };
-    }
     out.clear();
     out.resize(len, 0);
     decompress_into(compressed, compression, out)
@@ -269,7 +260,7 @@ fn decompress_into(
     out: &mut [u8],
 ) -> std::result::Result<(), Bad> {
     let written = if compression == Compression::Lz4 as u8 {
-        lz4_flex::block::decompress_into(compressed, out).ok()
+        lz4::decompress(compressed, out)
     } else if compression == Compression::Zstd as u8 {
         #[cfg(feature = "zstd")]
         {
