@@ -21,6 +21,8 @@
 //! waits for a queued job, it does the work itself, and waits only if another thread is at it.
 //! Nothing here ever runs other jobs while it waits, as the caller may hold locks that they need.
 
+mod next;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -36,13 +38,14 @@ use crate::exec::Priority;
 use crate::fs::OpenMode;
 use crate::wal::reader::{self, Record, ScanReport, Start, Walk};
 use crate::wal::record::{
-    FRAME_HEADER_BYTES, FrameHeader, KIND_END, KIND_FILLER, KIND_MARKER, Lsn, MAX_KIND,
-    MAX_PAYLOAD_BYTES, Synced, frame_bytes,
+    FRAME_HEADER_BYTES, FrameHeader, KIND_FILLER, KIND_MARKER, Lsn, MAX_KIND, MAX_PAYLOAD_BYTES,
+    Synced, frame_bytes,
 };
 use crate::wal::segment::{
-    END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, GROWTH, Kept, Pool, SEGMENT_HEADER_BYTES,
-    Segment, SpareLimits,
+    END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, Kept, Pool, SEGMENT_HEADER_BYTES, Segment,
+    SpareLimits,
 };
+use crate::wal::writer::next::{Next, Renewal};
 
 /// Appends up to this size are put together in memory and stored at once.
 const GATHER_BYTES: u64 = 128 << 10;
@@ -50,12 +53,6 @@ const GATHER_BYTES: u64 = 128 << 10;
 /// segment may be filled in not much more time than it takes to make one durable, the more so while
 /// segments grow.
 const PREPARE: u64 = 16;
-/// The log is synced often if there was a sync for so many bytes: without zeros each of them would
-/// have metadata to write.
-const SYNCED_OFTEN_BYTES: u64 = 256 << 10;
-/// After so many syncs in a segment whose blocks are merely reserved, the log goes on in another one: each
-/// sync writes metadata here, which takes half as long again.
-const RENEWED_SYNCS: u64 = 32;
 /// Memory that is kept for putting appends together.
 const SCRATCH_KEPT_BYTES: usize = 1 << 20;
 
@@ -133,19 +130,6 @@ pub struct LogStats {
     pub sync_max_micros: u64,
 }
 
-/// The segment after the current one.
-#[derive(Debug)]
-enum Next {
-    None,
-    /// A job is queued that will prepare it.
-    Queued,
-    /// Some thread is at it.
-    Preparing,
-    Ready(Segment),
-    /// The background job failed; whoever needs the segment tries again.
-    Failed,
-}
-
 #[derive(Debug)]
 struct Inner {
     current: Segment,
@@ -156,12 +140,7 @@ struct Inner {
     unsynced: VecDeque<Segment>,
     /// Those before the current one, oldest first.
     older: VecDeque<Kept>,
-    /// The log came into the current segment while it was seldom synced, and has not been asked to leave it
-    /// yet. Not so of the one that it was opened with: a process that lives for a few writes would fill a
-    /// segment with zeros each time.
-    may_renew: bool,
-    /// The next segment is gone on in as soon as it is ready, if its blocks were written before.
-    renew: bool,
+    renewal: Renewal,
     poison: Option<Error>,
     closed: bool,
     /// The last frame is a marker.
@@ -403,8 +382,7 @@ impl Log {
                 next: Next::None,
                 unsynced: VecDeque::new(),
                 older,
-                may_renew: false,
-                renew: false,
+                renewal: Renewal::No,
                 poison: None,
                 closed: false,
                 is_marked: true,
@@ -750,214 +728,6 @@ impl Shared {
         Ok(())
     }
 
-    /// Returns when a frame of `total` bytes fits into the current segment.
-    fn make_room<'a>(
-        &'a self,
-        mut inner: MutexGuard<'a, Inner>,
-        total: u64,
-        use_reserve: bool,
-        switched: &mut bool,
-    ) -> Result<MutexGuard<'a, Inner>> {
-        let required = SEGMENT_HEADER_BYTES + total + END_RESERVE_BYTES;
-        loop {
-            self.check_usable(&inner)?;
-            let is_usable = |segment: &Segment| use_reserve || !segment.is_reserve;
-            let is_better = |next: &Next| match next {
-                Next::Ready(next) => {
-                    next.is_written && next.header.capacity >= required && is_usable(next)
-                }
-                _ => false,
-            };
-            let renew = inner.renew && is_better(&inner.next);
-            if total <= inner.room() && is_usable(&inner.current) && !renew {
-                return Ok(inner);
-            }
-            if matches!(inner.next, Next::Preparing) {
-                self.prepared.wait(&mut inner);
-                continue;
-            }
-            let mut unfit = None;
-            match std::mem::replace(&mut inner.next, Next::None) {
-                Next::Ready(next) if next.header.capacity >= required && is_usable(&next) => {
-                    if let Err(error) = self.switch(&mut inner, next) {
-                        let error = self.fail(&mut inner, error);
-                        drop(inner);
-                        self.wake_after_failure();
-                        return Err(error);
-                    }
-                    *switched = true;
-                    continue;
-                }
-                Next::Ready(next) => unfit = Some(next),
-                _ => {}
-            }
-            let previous = inner.current.header.number;
-            let capacity = inner.current.header.capacity;
-            inner.next = Next::Preparing;
-            drop(inner);
-            let result = self.prepare(previous, capacity, required, use_reserve, unfit);
-            inner = self.inner.lock();
-            match result {
-                Ok(segment) => {
-                    inner.next = Next::Ready(segment);
-                    self.prepared.notify_all();
-                }
-                Err((error, is_final)) => {
-                    inner.next = Next::Failed;
-                    self.prepared.notify_all();
-                    if is_final {
-                        let error = self.fail(&mut inner, error);
-                        drop(inner);
-                        self.wake_after_failure();
-                        return Err(error);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Makes the segment after `previous`. The caller has set `Next::Preparing`.
-    fn prepare(
-        &self,
-        previous: u32,
-        previous_capacity: u64,
-        required: u64,
-        use_reserve: bool,
-        unfit: Option<Segment>,
-    ) -> std::result::Result<Segment, (Error, bool)> {
-        let _end = EndPrepare(self);
-        let synced_often = self.is_synced_often();
-        let mut pool = self.pool.lock();
-        pool.set_synced_often(synced_often);
-        if let Some(unfit) = unfit {
-            let kept = unfit.kept(0);
-            drop(unfit);
-            pool.retire(kept, true).map_err(|error| (error, false))?;
-        }
-        let wanted = self
-            .options
-            .segment_bytes
-            .min(previous_capacity.saturating_mul(GROWTH));
-        let required = required.next_multiple_of(4096).min(u64::from(u32::MAX));
-        pool.prepare(previous, required, wanted, use_reserve)
-            .map_err(|failed| (failed.error, failed.is_final))
-    }
-
-    /// Whether the present segment was and is synced often.
-    fn is_synced_often(&self) -> bool {
-        self.counts_as_synced_often(&self.inner.lock())
-    }
-
-    fn counts_as_synced_often(&self, inner: &Inner) -> bool {
-        let bytes = inner.appended_bytes - inner.segment_began.0;
-        let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
-        // The change of segments made one.
-        syncs.saturating_sub(1).saturating_mul(SYNCED_OFTEN_BYTES) >= bytes
-    }
-
-    fn submit_prepare(&self) {
-        let Some(shared) = self.me() else {
-            return;
-        };
-        shared.submit(Priority::High, |shared| {
-            let mut inner = shared.inner.lock();
-            let is_wanted = matches!(inner.next, Next::Queued);
-            if !is_wanted || inner.closed || inner.poison.is_some() {
-                return;
-            }
-            inner.next = Next::Preparing;
-            let current = inner.current.header;
-            drop(inner);
-            shared.prepare_in_background(current.number, current.capacity, None);
-        });
-    }
-
-    /// Whether the log is synced often and its present segment was made for one that is not: then the next
-    /// one is to be made with its blocks written, and the log goes on in that. Says so once a segment: if it
-    /// comes to nothing, syncs take longer and that is all.
-    fn should_renew(&self, inner: &mut Inner) -> bool {
-        let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
-        let should = inner.may_renew
-            && !inner.closed
-            && syncs >= RENEWED_SYNCS
-            && self.counts_as_synced_often(inner);
-        inner.may_renew &= !should;
-        inner.renew |= should;
-        should
-    }
-
-    fn submit_renewal(&self) {
-        let Some(shared) = self.me() else {
-            return;
-        };
-        shared.submit(Priority::High, |shared| {
-            let mut inner = shared.inner.lock();
-            if !inner.renew || inner.closed || inner.poison.is_some() {
-                return;
-            }
-            let unfit = match std::mem::replace(&mut inner.next, Next::Preparing) {
-                next @ Next::Preparing => {
-                    inner.next = next;
-                    return;
-                }
-                Next::Ready(next) if next.is_written => {
-                    inner.next = Next::Ready(next);
-                    return;
-                }
-                Next::Ready(next) => Some(next),
-                Next::None | Next::Queued | Next::Failed => None,
-            };
-            let current = inner.current.header;
-            drop(inner);
-            shared.prepare_in_background(current.number, current.capacity, unfit);
-        });
-    }
-
-    /// Makes the segment after `previous`. The caller has set `Next::Preparing`.
-    fn prepare_in_background(&self, previous: u32, capacity: u64, unfit: Option<Segment>) {
-        let result = self.prepare(previous, capacity, 0, false, unfit);
-        {
-            let mut inner = self.inner.lock();
-            inner.next = Next::Failed;
-            let mut failed = false;
-            match result {
-                Ok(segment) => inner.next = Next::Ready(segment),
-                Err((error, true)) => {
-                    self.fail(&mut inner, error);
-                    failed = true;
-                }
-                // Whoever needs the segment tries again and is told.
-                Err((_, false)) => {}
-            }
-            self.prepared.notify_all();
-            drop(inner);
-            if failed {
-                self.wake_after_failure();
-            }
-        }
-        let mut pool = self.pool.lock();
-        if !self.inner.lock().closed {
-            // As at opening: the log works without.
-            let _ = pool.ensure_reserve();
-        }
-    }
-
-    /// Ends the current segment and goes on in `next`.
-    fn switch(&self, inner: &mut Inner, next: Segment) -> Result<()> {
-        let number = u64::from(next.header.number).to_le_bytes();
-        self.write_internal(inner, KIND_END, &number)?;
-        let old = std::mem::replace(&mut inner.current, next);
-        inner.older.push_back(old.kept(inner.position));
-        inner.position = SEGMENT_HEADER_BYTES;
-        inner.renew = false;
-        inner.may_renew = !inner.current.is_written;
-        inner.unsynced.push_back(old);
-        inner.segment_began = (inner.appended_bytes, self.syncs.load(Ordering::Relaxed));
-        self.appended.store(inner.end().0, Ordering::Release);
-        Ok(())
-    }
-
     fn write_internal(&self, inner: &mut Inner, kind: u8, payload: &[u8]) -> Result<()> {
         let parts: [&[u8]; 1] = [payload];
         // A marker that does not speak for all before it needs another one behind it.
@@ -1274,18 +1044,6 @@ impl Shared {
         let mut state = self.lock_sync();
         while state.running {
             state = self.wait_for_sync(state);
-        }
-    }
-}
-
-/// Lets those who wait for a preparation that panicked do it themselves.
-struct EndPrepare<'a>(&'a Shared);
-
-impl Drop for EndPrepare<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.inner.lock().next = Next::Failed;
-            self.0.prepared.notify_all();
         }
     }
 }
