@@ -359,8 +359,10 @@ pub fn update_pacing(core: &Core) {
     core.pacer.update(run::load(core));
 }
 
-/// Waits until no flush is due or running; errors if one fails.
+/// Waits until no flush is due or running; errors if one fails. What failed before is tried again at once,
+/// not when its retry is due: the error is of now, not of a disk that was full a moment ago.
 pub fn wait_for_flushes(core: &Arc<Core>) -> Result<()> {
+    core.work.lock().flush.last_error = None;
     schedule(core);
     core.wait_for(|work| {
         if let Some(error) = &work.flush.last_error {

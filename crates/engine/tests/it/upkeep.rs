@@ -186,6 +186,28 @@ fn a_stall_over_many_small_memtables_ends() {
     assert!(memtables < 4 * (16 << 10), "{memtables} bytes");
 }
 
+/// Whoever asks for a flush hears how that one went, not how the one before did.
+#[test]
+fn a_flush_that_is_asked_for_does_not_answer_with_an_old_error() {
+    let (world, faults) = faulty(4);
+    let db = world.open(tiny()).unwrap();
+    db.put(b"key", b"1").unwrap();
+    faults.add_rule(
+        Rule::new(Fault::NoSpace)
+            .on(OpKind::Write)
+            .path_ends(".sst"),
+    );
+    for _ in 0..2 {
+        let error = db.flush().unwrap_err();
+        assert!(error.is_out_of_space(), "{error}");
+    }
+    faults.clear_rules();
+    // No time has passed: the retry is not due yet.
+    db.flush().unwrap();
+    db.checkpoint(Path::new("/copy")).unwrap();
+    assert_eq!(db.get(b"key").unwrap().as_deref(), Some(&b"1"[..]));
+}
+
 #[test]
 fn a_compaction_that_fails_holds_up_no_flush() {
     let (world, faults) = faulty(2);
