@@ -354,7 +354,7 @@ impl Core {
         let trees = self.trees.load();
         let needs = || trees.iter().filter_map(|tree| tree.needs_log_from());
         let is_filled = is_new_segment && previous != 0;
-        if is_filled && (needs().count() > 1 || self.settings.given.changefeed_bytes > 0) {
+        if is_filled && (needs().count() > 1 || self.is_log_followed()) {
             // Flushes will wait for it (see `may_be_ahead_of_log`).
             self.log()?.request_sync_of_filled(segment);
         }
@@ -557,12 +557,17 @@ impl Core {
         Ok(())
     }
 
+    /// Whether segments are kept for watches, or one is open: they are told what is durable in the log, and
+    /// would have a hole in it after a power loss, or lose segments before they were told of them.
+    fn is_log_followed(&self) -> bool {
+        self.settings.given.changefeed_bytes > 0 || self.feed.watches().0 > 0
+    }
+
     /// Whether a memtable may be flushed though the log is not durable up to its end: no other tree needs
     /// the log up to there, so what is lost with it is in SSTables. Nobody waits for a part of it to be
-    /// durable, either: who was told that the log failed should not find the write in an SSTable. Not where
-    /// segments are kept for watches: they would have a hole after a power loss.
+    /// durable, either: who was told that the log failed should not find the write in an SSTable.
     pub fn may_be_ahead_of_log(&self, memtable: &Arc<Immutable>) -> Result<bool> {
-        Ok(self.settings.given.changefeed_bytes == 0
+        Ok(!self.is_log_followed()
             && self.snapshots.published() >= memtable.last_seqno
             && self.log()?.poison().is_none()
             && self.log_needed_from(Some(memtable))? >= memtable.end_lsn)

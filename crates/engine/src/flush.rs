@@ -13,9 +13,8 @@
 //!
 //! A crash before 3 leaves files that no manifest names; the next open removes them and replays the
 //! log. A crash after 3 replays nothing twice: recovery skips operations up to N. If power is lost after
-//! 3 and the log ended before N, it goes on at the position that the edit says recovery begins at, and what
-//! the segments have before that is no longer a log: the edit says that, too (*log whole from*), and
-//! watches are told that it is too old.
+//! 3 and the log ended before N, it goes on at the position that the edit says recovery begins at. The edit
+//! says, too, that the log may have holes before (*log whole from*): the next open fills them.
 
 use std::sync::Arc;
 

@@ -371,7 +371,7 @@ fn directory(env: &Env, dir: &Path) -> Result<Directory> {
                     let state = State::of(&versions);
                     live = Some(live_files(&state));
                     out.last_seqno = state.last_seqno;
-                    out.log_start = state.replay_from.map(|from| from.lsn);
+                    out.log_start = state.log_start;
                     out.applied = state.applied;
                     let mut trees = state.trees.into_iter();
                     out.namespaces = state
@@ -636,7 +636,7 @@ fn read_segment(
     mut each: impl FnMut(&wal::Record<'_>) -> Flow,
 ) -> Result<Vec<Problem>> {
     env.fs.open(path, OpenMode::Read)?;
-    let from = Some(Lsn::new(number, 0).into());
+    let from = Some(Lsn::new(number, 0));
     let mut ended = false;
     let report = wal::reader::verify::<Error>(&*env.fs, parent(path), from, |record| {
         if !ended && record.start.segment() == number && each(&record).is_break() {

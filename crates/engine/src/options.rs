@@ -94,8 +94,8 @@ pub struct Options {
     /// Write the log through a shared mapping: a buffered write costs no system call. Turn off on
     /// copy-on-write file systems, where a store to a mapping can run out of space. Default: true.
     pub log_mapped: bool,
-    /// How long a buffered write may stay unsynced. Default: 1 s. `None`: until the next sync
-    /// write, segment change or close.
+    /// How long a buffered write may stay unsynced. Default: 1 s. `None`: until the next sync write or
+    /// close, or until it is in an SSTable; a loss of power can then take several memtables.
     pub background_sync: Option<Duration>,
     /// Disk space held in reserve, so that a full disk leaves room for deletes and compaction.
     /// Default: 64 MiB, less on small disks. 0 turns it off.

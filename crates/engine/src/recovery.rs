@@ -120,7 +120,8 @@ fn open_as(
     let log_options = LogOptions {
         segment_bytes: settings.log_segment_bytes,
         mapped: settings.given.log_mapped,
-        from: versions.replay_from(),
+        from: versions.log_start(),
+        whole_from: versions.log_whole_from(),
         sync_filled: false,
         ..LogOptions::default()
     };

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use firn_io::Env;
 use firn_io::fs::{DirEntry, OpenMode};
-use firn_io::wal;
+use firn_io::wal::{self, Lsn};
 
 use crate::batch::BatchReader;
 use crate::blob::{BlobFile, BlobPointer};
@@ -148,7 +148,8 @@ struct Plan {
     flushed: BTreeMap<NamespaceId, SeqNo>,
     last_seqno: SeqNo,
     next_namespace: NamespaceId,
-    replay_from: Option<wal::Start>,
+    log_start: Option<Lsn>,
+    log_whole_from: Option<Lsn>,
     applied: Option<Applied>,
     /// Files that go to `lost/`.
     damaged: BTreeSet<PathBuf>,
@@ -216,11 +217,8 @@ impl Plan {
             next_file: Some(next_file),
             next_namespace: Some(self.next_namespace),
             last_seqno: Some(self.last_seqno),
-            log_start: self.replay_from.map(|from| from.lsn.0),
-            log_whole_from: self
-                .replay_from
-                .map(|from| from.whole_from.0)
-                .filter(|&at| at > 0),
+            log_start: self.log_start.map(|lsn| lsn.0),
+            log_whole_from: self.log_whole_from.map(|lsn| lsn.0),
             applied: self.applied,
             // What was repaired may lack data: it is no longer what the log's other copies have.
             applied_state: None,
@@ -328,7 +326,8 @@ impl<'a> Repair<'a> {
             flushed: state.flushed.clone(),
             last_seqno: state.last_seqno,
             next_namespace: state.next_namespace,
-            replay_from: state.replay_from,
+            log_start: state.log_start,
+            log_whole_from: state.log_whole_from,
             applied: state.applied,
             ..Plan::default()
         };
@@ -859,8 +858,9 @@ impl<'a> Repair<'a> {
         all: bool,
     ) -> Result<()> {
         let dir = self.dir.join(names::WAL_DIR);
-        let from = if all { None } else { plan.replay_from };
-        plan.replay_from = None;
+        let from = if all { None } else { plan.log_start };
+        plan.log_start = None;
+        plan.log_whole_from = None;
         if !self.env.fs.exists(&dir)? {
             if !all {
                 let detail = "it is missing: operations that were not yet in SSTables are lost";

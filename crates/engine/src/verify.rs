@@ -228,7 +228,8 @@ pub(crate) struct State {
     pub(crate) trees: Vec<TreeFiles>,
     pub(crate) flushed: BTreeMap<NamespaceId, SeqNo>,
     pub(crate) last_seqno: SeqNo,
-    pub(crate) replay_from: Option<wal::Start>,
+    pub(crate) log_start: Option<Lsn>,
+    pub(crate) log_whole_from: Option<Lsn>,
     pub(crate) next_namespace: NamespaceId,
     pub(crate) applied: Option<Applied>,
 }
@@ -274,7 +275,8 @@ impl State {
                 .collect(),
             flushed: ids.map(|id| (id, versions.flushed_seqno(id))).collect(),
             last_seqno: versions.last_seqno(),
-            replay_from: versions.replay_from(),
+            log_start: versions.log_start(),
+            log_whole_from: versions.log_whole_from(),
             next_namespace: versions.next_namespace(),
             applied: versions.applied(),
             names,
@@ -319,7 +321,7 @@ pub(crate) fn check_dir(
     match checker.findings.state.take() {
         Some(state) => {
             checker.check_state(&state, &listing);
-            checker.check_log(state.replay_from);
+            checker.check_log(state.log_start);
             checker.findings.state = Some(state);
         }
         None => {
@@ -741,7 +743,7 @@ impl<'a> Checker<'a> {
     // ---- the log --------------------------------------------------------------------------------
 
     /// Reads the log of a directory that nobody changes.
-    fn check_log(&mut self, from: Option<wal::Start>) {
+    fn check_log(&mut self, from: Option<Lsn>) {
         let dir = self.dir.join(names::WAL_DIR);
         if from.is_none() && matches!(self.env.fs.exists(&dir), Ok(false)) {
             return;
@@ -773,7 +775,7 @@ impl<'a> Checker<'a> {
     /// Reads the log while it is written.
     fn check_log_in_use(&mut self, core: &Arc<Core>) -> Result<()> {
         let Some(log) = &core.log else {
-            self.check_log(core.versions.replay_from());
+            self.check_log(core.versions.log_start());
             return Ok(());
         };
         let dir = self.dir.join(names::WAL_DIR);
@@ -781,11 +783,7 @@ impl<'a> Checker<'a> {
         loop {
             tries += 1;
             let appended = log.appended();
-            let stored = core.versions.replay_from();
-            let from = wal::Start {
-                lsn: core.log_needed_from(None)?,
-                whole_from: stored.map_or(Lsn::ZERO, |start| start.whole_from),
-            };
+            let from = core.log_needed_from(None)?;
             let found = LogCheck::read(self.env, &dir, Some(from));
             let needed = core.log_needed_from(None)?;
             let mut found = match found {
@@ -1267,7 +1265,7 @@ pub(crate) struct LogCheck {
 
 impl LogCheck {
     /// Reads a log and checks that every record is a batch or a drop that follows the one before.
-    pub(crate) fn read(env: &Env, dir: &Path, from: Option<wal::Start>) -> Result<Self> {
+    pub(crate) fn read(env: &Env, dir: &Path, from: Option<Lsn>) -> Result<Self> {
         let mut operations = 0;
         let mut problems = Vec::new();
         let mut next = SeqNo::ZERO;

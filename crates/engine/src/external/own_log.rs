@@ -34,7 +34,7 @@ pub fn check(
                       database of its own first";
         Err(Error::InvalidArgument(detail.into()))
     };
-    reader::scan(&*env.fs, dir, versions.replay_from(), |record| {
+    reader::scan(&*env.fs, dir, versions.log_start(), |record| {
         let damaged =
             |detail: &str| Error::corruption(dir, record.start.0, format!("log record: {detail}"));
         match record.kind {

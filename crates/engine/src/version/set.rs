@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use firn_io::Env;
-use firn_io::wal::{self, Lsn};
+use firn_io::wal::Lsn;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
@@ -629,13 +629,9 @@ impl<T, B> VersionSet<T, B> {
         self.inner.lock().state.log_start.map(Lsn)
     }
 
-    /// Where recovery begins to read the log; `None` if no edit said it yet.
-    pub fn replay_from(&self) -> Option<wal::Start> {
-        let state = &self.inner.lock().state;
-        Some(wal::Start {
-            lsn: Lsn(state.log_start?),
-            whole_from: Lsn(state.log_whole_from.unwrap_or(0)),
-        })
+    /// The log may have lost what was before this position, which SSTables have.
+    pub fn log_whole_from(&self) -> Option<Lsn> {
+        self.inner.lock().state.log_whole_from.map(Lsn)
     }
 
     /// Namespaces from this number on were never made.

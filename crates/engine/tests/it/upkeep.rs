@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::time::Duration;
 
 use firn_engine::{
-    Db, Error, Event, EventListener, Options, ScanOptions, WriteBatch, WriteOptions,
+    Db, Error, Event, EventListener, Options, ScanOptions, WatchOptions, WriteBatch, WriteOptions,
 };
 
 use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
@@ -103,6 +103,7 @@ fn a_flush_waits_for_the_log_where_it_must() {
         changefeed_bytes: u64,
         other_namespace: bool,
         pending: bool,
+        watched: bool,
         waits: bool,
     }
     let case = |name, waits| Case {
@@ -110,6 +111,7 @@ fn a_flush_waits_for_the_log_where_it_must() {
         changefeed_bytes: 0,
         other_namespace: false,
         pending: false,
+        watched: false,
         waits,
     };
     let cases = [
@@ -121,6 +123,10 @@ fn a_flush_waits_for_the_log_where_it_must() {
         Case {
             pending: true,
             ..case("a durable write that waits", true)
+        },
+        Case {
+            watched: true,
+            ..case("a watch that is open", true)
         },
         Case {
             changefeed_bytes: 1 << 20,
@@ -143,6 +149,8 @@ fn a_flush_waits_for_the_log_where_it_must() {
             batch.put(ns, key, b"value").unwrap();
             db.submit(batch, options).unwrap()
         };
+        let watch = db.watch(WatchOptions::default()).unwrap();
+        let watch = case.watched.then_some(watch);
         if case.other_namespace {
             let _ = put(&other, b"first", &buffered);
         }
@@ -155,6 +163,7 @@ fn a_flush_waits_for_the_log_where_it_must() {
         db.flush().unwrap();
         let waited = db.stats().counters.log_syncs > before;
         assert_eq!(waited, case.waits, "{}", case.name);
+        drop(watch);
         // What was flushed is durable either way.
         let after = World::on(world.disk.crash(1, CrashMode::DropUnsynced), 1);
         let db = after.open(tiny()).unwrap();

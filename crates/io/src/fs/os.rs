@@ -494,16 +494,19 @@ mod sys {
                 .min(usize::try_from(bytes).unwrap_or(usize::MAX));
             for at in (0..size).step_by(PREPARE_BYTES) {
                 // SAFETY: a part of the mapping, which is the region's own. Pages are mapped, no byte
-                // changes. The result is ignored: kernels before 5.14 do not know the advice, and a page
-                // that cannot be made ready now is met again by the store.
-                let _ = unsafe {
+                // changes. Kernels before 5.14 do not know the advice, and a page that cannot be made
+                // ready now is met again by the store.
+                let failed = unsafe {
                     let start = region.start.as_ptr().add(at).cast();
                     libc::madvise(
                         start,
                         PREPARE_BYTES.min(size - at),
                         libc::MADV_POPULATE_WRITE,
                     )
-                };
+                } != 0;
+                if failed {
+                    break;
+                }
             }
         }
 

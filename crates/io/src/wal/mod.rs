@@ -53,7 +53,7 @@ pub mod tail;
 pub mod writer;
 
 pub use crate::wal::lookup::{Lookup, starts_of};
-pub use crate::wal::reader::{Record, ScanReport, Start};
+pub use crate::wal::reader::{Record, ScanReport};
 pub use crate::wal::record::{Lsn, MAX_KIND, MAX_PAYLOAD_BYTES};
 pub use crate::wal::tail::{Tail, TailError};
 pub use crate::wal::writer::{Entry, Log, LogOptions, LogStats, Replayed, SyncListener};

@@ -3,8 +3,7 @@
 //! Segments are read front to back in chunks of a megabyte; a payload is handed out as a slice of
 //! the chunk. An end frame leads from a segment to the next one. Replay that starts inside of a
 //! segment begins there if it finds a frame, otherwise at the segment's first frame, so that a start
-//! beyond the end of the log is recognized as such. Where the log may have lost what is before some
-//! position ([`Start::whole_from`]) and has a frame there, it begins with that one instead of the first.
+//! beyond the end of the log is recognized as such.
 //!
 //! At the first frame that is not valid, at offset `o` of segment `S`, the log ends or is damaged.
 //! Every frame states how far the log was known to be synced when the frame was made, so:
@@ -51,26 +50,6 @@ pub struct Record<'a> {
     pub payload: &'a [u8],
 }
 
-/// Where reading of a log starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Start {
-    /// The first record that is wanted begins here or behind.
-    pub lsn: Lsn,
-    /// What was logged before this position may be gone, without that being damage, as a power loss came
-    /// before it was synced and its user had it elsewhere. Not behind `lsn`.
-    pub whole_from: Lsn,
-}
-
-impl From<Lsn> for Start {
-    /// In a log that has lost nothing.
-    fn from(lsn: Lsn) -> Self {
-        Self {
-            lsn,
-            whole_from: Lsn::ZERO,
-        }
-    }
-}
-
 /// What a scan of a log found.
 #[derive(Debug, Default)]
 pub struct ScanReport {
@@ -99,7 +78,7 @@ pub struct ScanReport {
 pub fn scan<E: From<Error>>(
     fs: &dyn Fs,
     dir: &Path,
-    from: Option<Start>,
+    from: Option<Lsn>,
     f: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<ScanReport, E> {
     Ok(walk(fs, dir, from, false, f)?.report)
@@ -113,7 +92,7 @@ pub fn scan<E: From<Error>>(
 pub fn verify<E: From<Error>>(
     fs: &dyn Fs,
     dir: &Path,
-    from: Option<Start>,
+    from: Option<Lsn>,
     f: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<ScanReport, E> {
     Ok(walk(fs, dir, from, true, f)?.report)
@@ -134,6 +113,8 @@ pub(crate) struct Walk {
     pub(crate) listing: Listing,
     /// In order; the last one is the tail.
     pub(crate) chain: Vec<ChainSegment>,
+    /// Where in the first of them reading began.
+    pub(crate) began: u64,
     /// In the tail, the end of the last valid frame behind the end of the log, or of what looks
     /// like the beginning of one.
     pub(crate) stale_end: u64,
@@ -335,19 +316,30 @@ impl Walker<'_> {
     }
 }
 
+/// Where in a segment the first frame is missing of those that should lead to the one at `until`; `None` if
+/// they do.
+pub(crate) fn gap_before(fs: &dyn Fs, dir: &Path, number: u32, until: u64) -> Result<Option<u64>> {
+    let mut reader = SegmentReader::open(fs, dir, number, Vec::new())?;
+    let mut at = SEGMENT_HEADER_BYTES;
+    while at < until {
+        match reader.frame_at(at)? {
+            Some(frame) if frame.end() <= until => at = frame.end(),
+            _ => return Ok(Some(at)),
+        }
+    }
+    Ok(None)
+}
+
 /// Reads the log. With `tolerant`, damage is noted and stepped over, otherwise it is the end.
 pub(crate) fn walk<E: From<Error>>(
     fs: &dyn Fs,
     dir: &Path,
-    from: Option<Start>,
+    from: Option<Lsn>,
     tolerant: bool,
     mut f: impl FnMut(Record<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<Walk, E> {
     let listing = Listing::read(fs, dir)?;
-    let Start {
-        lsn: from,
-        whole_from,
-    } = from.unwrap_or(Start::from(Lsn::ZERO));
+    let from = from.unwrap_or(Lsn::ZERO);
     let mut walk = Walk::default();
     let walker = Walker {
         fs,
@@ -409,16 +401,16 @@ pub(crate) fn walk<E: From<Error>>(
         walk.report.segments += 1;
         walk.stale_end = 0;
         let mut offset = SEGMENT_HEADER_BYTES;
-        for start in [from, whole_from] {
-            let start_offset = u64::from(start.offset());
-            if number == start.segment()
-                && start_offset > offset
-                && start_offset.is_multiple_of(8)
-                && reader.frame_at(start_offset)?.is_some()
-            {
-                offset = start_offset;
-                break;
-            }
+        let start = u64::from(from.offset());
+        if number == from.segment()
+            && start > offset
+            && start.is_multiple_of(8)
+            && reader.frame_at(start)?.is_some()
+        {
+            offset = start;
+        }
+        if walk.chain.is_empty() {
+            walk.began = offset;
         }
         loop {
             let Some(frame) = reader.frame_at(offset)? else {

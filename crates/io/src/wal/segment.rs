@@ -580,8 +580,8 @@ impl Pool {
 
     /// Gives up segment `number`: from the return on it is not found under its number any more,
     /// whatever happens. The file is kept as a spare if one is wanted. One that is not synced is wanted as
-    /// the reserve alone: to use it again would first write all of it to the disk, for nothing, and to drop
-    /// it writes nothing.
+    /// the reserve, or in place of a smaller one, alone: to use it again would first write all of it to the
+    /// disk, for nothing, and to drop it writes nothing.
     pub(crate) fn retire(&mut self, segment: Kept, is_synced: bool) -> Result<()> {
         let Kept { number, bytes, .. } = segment;
         let path = FileName::Segment(number).path(&self.dir);
@@ -594,7 +594,7 @@ impl Pool {
         let has_room = self.spares.len() < self.spare_limit();
         let is_wanted = is_synced || self.synced_often || self.spares.is_empty();
         let is_useful = is_full_size || (self.spares.is_empty() && bytes <= self.segment_bytes);
-        if is_wanted && (replaces.is_some() || (has_room && is_useful)) {
+        if replaces.is_some() || (is_wanted && has_room && is_useful) {
             self.fs
                 .rename(&path, &FileName::Spare(number).path(&self.dir))?;
             self.fs.sync_dir(&self.dir)?;

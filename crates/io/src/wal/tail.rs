@@ -202,7 +202,7 @@ impl Tail {
             let header = SegmentHeader::read(&*file, number)?;
             Ok((file, header))
         });
-        if log.is_given_up(self.at) {
+        if log.is_given_up(number) {
             return Err(TailError::Gone);
         }
         let (file, header) = opened?;
@@ -238,7 +238,7 @@ impl Tail {
         }
         self.buf_len = 0;
         let read = source.file.read_exact_at(&mut self.buf[..wanted], offset);
-        if log.is_given_up(self.at) {
+        if log.is_given_up(self.at.segment()) {
             return Err(TailError::Gone);
         }
         read?;

@@ -26,7 +26,7 @@ mod next;
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -36,10 +36,10 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::exec::Priority;
 use crate::fs::OpenMode;
-use crate::wal::reader::{self, Record, ScanReport, Start, Walk};
+use crate::wal::reader::{self, Record, ScanReport, Walk};
 use crate::wal::record::{
-    FRAME_HEADER_BYTES, FrameHeader, KIND_FILLER, KIND_MARKER, Lsn, MAX_KIND, MAX_PAYLOAD_BYTES,
-    Synced, frame_bytes,
+    FRAME_HEADER_BYTES, FrameHeader, FrameKey, KIND_FILLER, KIND_MARKER, Lsn, MAX_KIND,
+    MAX_PAYLOAD_BYTES, Synced, frame_bytes,
 };
 use crate::wal::segment::{
     END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, Kept, Pool, SEGMENT_HEADER_BYTES, Segment,
@@ -76,7 +76,10 @@ pub struct LogOptions {
     /// The same while the log is synced often: blocks that were written once make syncs shorter.
     pub spare_segments_synced: usize,
     /// Where replay starts; what is before is not needed. `None`: at the beginning.
-    pub from: Option<Start>,
+    pub from: Option<Lsn>,
+    /// The log may have lost records before this position, which its user has elsewhere: a hole there is
+    /// filled and segments before are given up when it is opened. Not behind `from`.
+    pub whole_from: Option<Lsn>,
     /// Whether a segment that is filled is synced without being asked for. If not, the user bounds what a
     /// power loss can take, by [`Log::request_sync_of_filled`] or other syncs.
     pub sync_filled: bool,
@@ -93,6 +96,7 @@ impl Default for LogOptions {
             spare_segments: 1,
             spare_segments_synced: 8,
             from: None,
+            whole_from: None,
             sync_filled: true,
             idle_marker: Some(Duration::from_secs(1)),
         }
@@ -188,8 +192,8 @@ struct Shared {
     prepared: Condvar,
     appended: AtomicU64,
     synced: AtomicU64,
-    /// Records before this position are given up, or are about to be, or were lost.
-    readable_from: AtomicU64,
+    /// Segments below this number are given up, or are about to be.
+    oldest: AtomicU32,
     /// Of `appended_bytes`, how many were there at the last sync.
     synced_bytes: AtomicU64,
     poisoned: AtomicBool,
@@ -300,7 +304,7 @@ impl Log {
         env: Env,
         dir: &Path,
         options: LogOptions,
-        walk: Walk,
+        mut walk: Walk,
     ) -> Result<(Self, ScanReport)> {
         let mut pool = Pool::new(
             Arc::clone(&env.fs),
@@ -314,19 +318,20 @@ impl Log {
             },
             &walk.listing,
         )?;
-        let mut report = walk.report;
+        let mut report = std::mem::take(&mut walk.report);
         let (current, position) = match walk.chain.last() {
             Some(tail) => {
+                let first = options.whole_from.map_or(0, |from| from.segment());
                 for segment in walk.listing.segments.iter().map(Kept::found) {
-                    if segment.number > tail.header.number {
+                    if segment.number > tail.header.number || segment.number < first {
                         pool.retire(segment, true)?;
                     }
                 }
+                fill_hole(&env, dir, &walk, first)?;
                 let path = FileName::Segment(tail.header.number).path(dir);
                 let file = env.fs.open(&path, OpenMode::ReadWrite)?;
                 let segment = Segment::new(tail.header, file, options.mapped, false)?;
-                let from = options.from.map(|from| from.lsn);
-                let position = seal(&segment, tail.end, walk.stale_end, from)?;
+                let position = seal(&segment, tail.end, walk.stale_end, options.from)?;
                 for piece in &walk.chain {
                     let header = piece.header;
                     let is_tail = header.number == tail.header.number;
@@ -361,10 +366,9 @@ impl Log {
             .iter()
             .map(Kept::found)
             .filter(|file| file.number < number)
+            .filter(|file| file.number >= options.whole_from.map_or(0, |from| from.segment()))
             .collect();
         let oldest = older.front().map_or(number, |file| file.number);
-        let whole_from = options.from.map_or(Lsn::ZERO, |from| from.whole_from);
-        let readable_from = Lsn::new(oldest, 0).max(whole_from);
         let end = Lsn::new(number, position as u32);
         report.end = end;
         let shared = Arc::new_cyclic(|me| Shared {
@@ -394,7 +398,7 @@ impl Log {
             prepared: Condvar::new(),
             appended: AtomicU64::new(end.0),
             synced: AtomicU64::new(end.0),
-            readable_from: AtomicU64::new(readable_from.0),
+            oldest: AtomicU32::new(oldest),
             synced_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             background: AtomicU8::new(IDLE),
@@ -552,8 +556,7 @@ impl Log {
             let number = segment.number;
             // Before its file may get another name or other bytes: who reads it while it is given
             // up looks here after each read.
-            let rest = Lsn::new(number + 1, 0);
-            shared.readable_from.fetch_max(rest.0, Ordering::SeqCst);
+            shared.oldest.store(number + 1, Ordering::SeqCst);
             let result = pool.retire(segment, is_synced);
             let is_gone = match &result {
                 Ok(()) => true,
@@ -587,14 +590,13 @@ impl Log {
         let older = inner.older.iter().map(|kept| (kept.number, kept.bytes));
         older
             .chain([current])
-            .filter(|segment| !self.is_given_up(Lsn::new(segment.0, u32::MAX)))
+            .filter(|segment| !self.is_given_up(segment.0))
             .collect()
     }
 
-    /// Whether what was logged at a position was given up, or lost. What was read there before this said no
-    /// is what was logged.
-    pub(crate) fn is_given_up(&self, at: Lsn) -> bool {
-        at.0 < self.shared.readable_from.load(Ordering::SeqCst)
+    /// Whether a segment was given up. What was read of it before this said no is what was logged.
+    pub(crate) fn is_given_up(&self, segment: u32) -> bool {
+        segment < self.shared.oldest.load(Ordering::SeqCst)
     }
 
     pub(crate) fn fs(&self) -> &dyn crate::fs::Fs {
@@ -872,7 +874,7 @@ impl Shared {
                 .collect();
             let current = inner.current.header.number;
             let start = Lsn::new(current, SEGMENT_HEADER_BYTES as u32);
-            if wanted <= start.0 && !files.is_empty() {
+            if wanted <= start.0 {
                 (start, inner.segment_began.0, files, current)
             } else {
                 files.push(Arc::clone(&inner.current.file));
@@ -880,9 +882,11 @@ impl Shared {
             }
         };
         let begin = self.env.clock.monotonic();
+        // None if all that was filled was given up: what it held is durable elsewhere.
         let result = files.iter().try_for_each(|file| file.sync_data());
         let micros = self.env.clock.monotonic().saturating_sub(begin).as_micros() as u64;
-        self.syncs.fetch_add(1, Ordering::Relaxed);
+        let syncs = u64::from(!files.is_empty());
+        self.syncs.fetch_add(syncs, Ordering::Relaxed);
         self.sync_micros.fetch_add(micros, Ordering::Relaxed);
         self.sync_max_micros.fetch_max(micros, Ordering::Relaxed);
         if let Err(error) = result {
@@ -1072,7 +1076,6 @@ fn run(shared: &Weak<Shared>, job: impl FnOnce(&Arc<Shared>)) {
 /// nothing up to `stale_end` can be taken for a frame any more, and if `from` is beyond, a filler
 /// leads there. The caller syncs.
 fn seal(segment: &Segment, end: u64, stale_end: u64, from: Option<Lsn>) -> Result<u64> {
-    const ZEROS: &[u8] = &[0; 64 << 10];
     let capacity = segment.header.capacity;
     let file = &*segment.file;
     let mut target = end;
@@ -1088,27 +1091,70 @@ fn seal(segment: &Segment, end: u64, stale_end: u64, from: Option<Lsn>) -> Resul
             return Err(invalid("open", file.path(), detail));
         }
     }
-    let mut at = end;
     let wiped_end = stale_end.min(capacity).max(target);
-    while at < wiped_end {
-        let len = (wiped_end - at).min(ZEROS.len() as u64);
+    wipe(file, end, wiped_end)?;
+    if target > end {
+        // The zeros are durable before the fillers make them a part of the log.
+        file.sync_data()?;
+        fill(file, segment.key, end, target)?;
+    }
+    Ok(target)
+}
+
+/// If reading began behind the first frame of segment `first`, whose user said that frames before may be
+/// gone, and some are: puts fillers in their place. No later recovery can then take the hole for damage,
+/// whatever is synced behind it.
+fn fill_hole(env: &Env, dir: &Path, walk: &Walk, first: u32) -> Result<()> {
+    let Some(segment) = walk.chain.first() else {
+        return Ok(());
+    };
+    let number = segment.header.number;
+    if number != first || walk.began <= SEGMENT_HEADER_BYTES {
+        return Ok(());
+    }
+    let Some(gap) = reader::gap_before(&*env.fs, dir, number, walk.began)? else {
+        return Ok(());
+    };
+    let path = FileName::Segment(number).path(dir);
+    let file = env.fs.open(&path, OpenMode::ReadWrite)?;
+    // A crash in between leaves a hole, as before, and its user says the same of it again.
+    wipe(&*file, gap, walk.began)?;
+    fill(&*file, segment.header.key(), gap, walk.began)?;
+    file.sync_data()
+}
+
+/// Overwrites with zeros.
+fn wipe(file: &dyn crate::fs::File, mut at: u64, end: u64) -> Result<()> {
+    const ZEROS: &[u8] = &[0; 64 << 10];
+    while at < end {
+        let len = (end - at).min(ZEROS.len() as u64);
         file.write_at(&ZEROS[..len as usize], at)?;
         at += len;
     }
-    if target > end {
-        // The zeros are durable before the filler makes them a part of the log.
-        file.sync_data()?;
-        let len = target - end - FRAME_HEADER_BYTES as u64;
-        let zeros = vec![0; len as usize];
+    Ok(())
+}
+
+/// Makes zeros into frames without meaning: from `at` to `end`, which are a frame's header or more apart.
+fn fill(file: &dyn crate::fs::File, key: FrameKey, mut at: u64, end: u64) -> Result<()> {
+    /// Readers have a whole frame in memory.
+    const FILLER_BYTES: u64 = 1 << 20;
+    let zeros = vec![0; (end - at).min(FILLER_BYTES) as usize];
+    while at < end {
+        let mut total = (end - at).min(FILLER_BYTES);
+        if end - at - total < FRAME_HEADER_BYTES as u64 && end - at > total {
+            // What is left must hold a frame, too.
+            total -= FRAME_HEADER_BYTES as u64;
+        }
+        let len = total as usize - FRAME_HEADER_BYTES;
         let header = FrameHeader {
             len: len as u32,
             kind: KIND_FILLER,
             synced: Synced::Unknown,
         };
-        let header = segment.key.encode(end as u32, header, &[&zeros]);
-        file.write_at(&header, end)?;
+        file.write_at(&key.encode(at as u32, header, &[&zeros[..len]]), at)?;
+        at += total;
     }
-    Ok(target)
+    Ok(())
 }
 
 /// Makes the frames of a segment up to `end` durable, whether or not the kernel believes that they
