@@ -154,6 +154,8 @@ pub struct Guarded {
     pace: Pace,
     reading: Option<ReadTimer>,
     writing: Option<Pin<Box<Sleep>>>,
+    /// Runs out for a client that does not close after we have.
+    closing: Option<Pin<Box<Sleep>>>,
     /// Bytes that were read to learn the protocol, and are to be read again.
     first: Vec<u8>,
     /// The last bytes that were read.
@@ -219,6 +221,9 @@ content-type: application/problem+json\r\ncontent-length: 157\r\n\r\n\
 {\"type\":\"urn:firn:error:request_timeout\",\"title\":\"The request arrived too slowly\",\
 \"status\":408,\"detail\":\"see limits.header_timeout\",\"code\":\"request_timeout\"}";
 
+/// How long a client may take to read the last reply and close, once we have nothing more to say.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Guarded {
     /// Guards a socket.
     pub fn new(stream: TcpStream, activity: Arc<Activity>, pace: Pace) -> Self {
@@ -228,6 +233,7 @@ impl Guarded {
             pace,
             reading: None,
             writing: None,
+            closing: None,
             first: Vec::new(),
             last: [0; 4],
             multiplexed: false,
@@ -362,8 +368,27 @@ impl AsyncWrite for Guarded {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Ends our half and waits briefly for the client to end its own, leaving aside what it sends: a socket
+    /// that is closed while bytes of the client are unread, of HTTP/2's windows for example, resets the
+    /// connection under a reply that the client has not read yet.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.closing.is_none() {
+            std::task::ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        let timer = this
+            .closing
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)));
+        let mut bytes = [0; 4096];
+        while timer.as_mut().poll(cx).is_pending() {
+            let mut rest = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut rest) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !rest.filled().is_empty() => {}
+                Poll::Ready(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -117,6 +117,27 @@ async fn what_does_not_end_is_cut() {
         .unwrap();
 }
 
+/// A reply is read to its end though the server closes the connection and the client has sent bytes that
+/// nobody reads: a socket that is closed with such bytes resets the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_arrives_whole_on_a_connection_that_is_closed() {
+    let server = Running::start().await;
+    let value = vec![7; 4 << 20];
+    assert_eq!(server.put("/v1/keys/large", &value).await.status, 204);
+    for _ in 0..4 {
+        let mut stream = server.connect().await;
+        let head = "GET /v1/keys/large HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut reply = vec![0; 1 << 20];
+        stream.read_exact(&mut reply).await.unwrap();
+        // No request: the server has read the last one that it serves here.
+        stream.write_all(&[0; 1000]).await.unwrap();
+        stream.read_to_end(&mut reply).await.unwrap();
+        assert!(reply.ends_with(&value[..4 << 20]), "{} bytes", reply.len());
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_connections_are_told_so() {
     let server = Running::start_with(|config| config.connections = 3).await;
