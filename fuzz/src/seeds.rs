@@ -627,6 +627,7 @@ fn edits() -> Vec<(&'static str, VersionEdit)> {
         next_namespace: Some(NamespaceId(2)),
         last_seqno: Some(SeqNo(900)),
         log_start: Some(1 << 32 | 64),
+        log_whole_from: Some(1 << 32 | 64),
         applied: Some(Applied {
             term: 3,
             index: 500,
