@@ -1145,7 +1145,10 @@ fn fill(file: &dyn crate::fs::File, key: FrameKey, mut at: u64, end: u64) -> Res
             // What is left must hold a frame, too.
             total -= FRAME_HEADER_BYTES as u64;
         }
-        let len = total as usize - FRAME_HEADER_BYTES;
+        let Some(len) = (total as usize).checked_sub(FRAME_HEADER_BYTES) else {
+            // Not reached: frames begin and end where frames do.
+            break;
+        };
         let header = FrameHeader {
             len: len as u32,
             kind: KIND_FILLER,
