@@ -159,7 +159,6 @@ fn a_flush_waits_for_the_log_where_it_must() {
             let _ = put(&main, b"key", &WriteOptions::sync());
         }
         let before = db.stats().counters.log_syncs;
-        // Of all trees, the one with the smaller number first.
         db.flush().unwrap();
         let waited = db.stats().counters.log_syncs > before;
         assert_eq!(waited, case.waits, "{}", case.name);

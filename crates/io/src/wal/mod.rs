@@ -36,6 +36,9 @@
 //!
 //! 1. Segments behind the end of the log are given up, the directory synced. (Crash here: the same
 //!    end is found again, as what was given up held no evidence of a sync.)
+//!    So are those before the position of which the caller says that the log may have lost what was before;
+//!    if reading began behind a hole in that segment, fillers take the hole's place. (Crash: the hole is
+//!    there again, and the caller says the same of it.)
 //! 2. What looks like a frame behind the end is overwritten with zeros. (Crash: the same end.)
 //! 3. If the caller's start of replay is beyond the end (records that it made durable elsewhere
 //!    and that the log lost), a filler frame leads up to it: no position is given out that the

@@ -18,7 +18,6 @@ use crate::fs::trace::{Detail, TraceFs};
 use crate::rng::{Rng, SeededEntropy};
 use crate::wal::reader::{scan, verify};
 use crate::wal::record::Lsn;
-
 use crate::wal::writer::{Entry, Log, LogOptions};
 
 const DIR: &str = "/db/wal";

@@ -319,9 +319,10 @@ impl Log {
             &walk.listing,
         )?;
         let mut report = std::mem::take(&mut walk.report);
+        // Segments before may have holes.
+        let first = options.whole_from.map_or(0, |from| from.segment());
         let (current, position) = match walk.chain.last() {
             Some(tail) => {
-                let first = options.whole_from.map_or(0, |from| from.segment());
                 for segment in walk.listing.segments.iter().map(Kept::found) {
                     if segment.number > tail.header.number || segment.number < first {
                         pool.retire(segment, true)?;
@@ -365,8 +366,7 @@ impl Log {
             .segments
             .iter()
             .map(Kept::found)
-            .filter(|file| file.number < number)
-            .filter(|file| file.number >= options.whole_from.map_or(0, |from| from.segment()))
+            .filter(|file| (first..number).contains(&file.number))
             .collect();
         let oldest = older.front().map_or(number, |file| file.number);
         let end = Lsn::new(number, position as u32);
