@@ -13,6 +13,11 @@
 //! block and notes the use in a counter of two bits. The entries of a shard wait in a queue, in the
 //! order in which they came; at its end one that was used gets another round, others are evicted.
 //!
+//! *Hints.* Whoever asks again and again for the same blocks keeps a [`Hint`] for each: the slot in
+//! which it was, or that it is not here. It saves the probe, which is a wait for memory, and a block
+//! that is not here costs no more than reading the hint. A hint may be out of date, never wrong: what
+//! is in the slot says which block it is.
+//!
 //! *Admission.* As long as there is room everything is kept. Then only what is read for the second
 //! time within about as many misses as there are entries: a block that was not found leaves a
 //! fingerprint among the *ghosts*, a table in which newer ones overwrite older ones, and is kept when
@@ -24,7 +29,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -146,6 +151,53 @@ impl Key {
     }
 }
 
+/// Where one block is in the cache, kept by the table whose block it is. It is changed only under the
+/// lock of the block's shard.
+#[derive(Debug, Default)]
+pub(crate) struct Hint(AtomicU16);
+
+/// What a [`Hint`] says, when it is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hinted {
+    /// Nothing: the shard's index knows.
+    Unknown,
+    /// It was in this slot.
+    Slot(usize),
+    /// It is not here, unless somebody with another hint for it has put it here.
+    Absent,
+}
+
+impl Hint {
+    /// The default.
+    const UNKNOWN: u16 = 0;
+    const ABSENT: u16 = u16::MAX;
+
+    #[inline]
+    fn read(&self) -> Hinted {
+        match self.0.load(Ordering::Relaxed) {
+            Self::UNKNOWN => Hinted::Unknown,
+            Self::ABSENT => Hinted::Absent,
+            slot => Hinted::Slot(usize::from(slot - 1)),
+        }
+    }
+
+    /// Notes where the block is. A slot whose number is too great for it is not remembered.
+    #[inline]
+    fn note(&self, slot: Option<usize>) {
+        let new = match slot {
+            None => Self::ABSENT,
+            Some(slot) => match u16::try_from(slot + 1) {
+                Ok(number) if number != Self::ABSENT => number,
+                _ => Self::UNKNOWN,
+            },
+        };
+        // Written only when it changes: readers on all cores share this line.
+        if self.0.load(Ordering::Relaxed) != new {
+            self.0.store(new, Ordering::Relaxed);
+        }
+    }
+}
+
 /// An entry of a shard, or a free place for one.
 struct Slot {
     key: Key,
@@ -228,19 +280,61 @@ impl Shard {
         self.probe(tag).find(|&slot| self.slots[slot].key == key)
     }
 
-    /// The same for one that knows the first slot with the tag, which most likely is it.
+    /// The slot of a key, for one that has a guess which it is; without one it is probed for, unless
+    /// the hint says that this is in vain.
     #[inline]
-    fn confirm(&self, first: usize, key: Key, tag: u32) -> Option<usize> {
-        if self.slots[first].key == key {
-            Some(first)
-        } else {
-            self.find(key, tag)
-        }
+    fn confirm(&self, guess: Option<usize>, key: Key, tag: u32, hint: &Hint) -> Option<usize> {
+        let guess = guess.filter(|&slot| {
+            let slot = self.slots.get(slot);
+            slot.is_some_and(|slot| slot.key == key && slot.block.is_some())
+        });
+        let slot = match guess {
+            Some(slot) => Some(slot),
+            None if hint.read() == Hinted::Absent => return None,
+            None => self.find(key, tag),
+        };
+        hint.note(slot);
+        slot
     }
 
     #[inline]
-    fn get(&self, key: Key, tag: u32) -> Option<Block> {
-        self.take(self.find(key, tag)?)
+    fn get(&self, key: Key, tag: u32, hint: &Hint) -> Option<Block> {
+        let guess = match hint.read() {
+            Hinted::Slot(slot) => Some(slot),
+            Hinted::Unknown | Hinted::Absent => None,
+        };
+        let Some(slot) = self.confirm(guess, key, tag, hint) else {
+            self.prefetch_admission(tag);
+            return None;
+        };
+        if let Some(block) = &self.slots[slot].block {
+            block.prefetch();
+        }
+        self.take(slot)
+    }
+
+    /// Has the memory fetched that [`admits`](Self::admits) reads next of a block that is not here: it
+    /// is read from its file meanwhile.
+    #[inline]
+    fn prefetch_admission(&self, tag: u32) {
+        prefetch_lines(self.ghosts_of(tag), 1);
+        if let Some(&slot) = self.queue.front() {
+            let slot = &self.slots[slot as usize];
+            prefetch_lines(&slot.key, 1);
+            prefetch_lines(&slot.block, 1);
+        }
+    }
+
+    /// Has the memory fetched of the block that is likely evicted next.
+    #[inline]
+    fn prefetch_victim(&self) {
+        let front = self.queue.front().map(|&slot| &self.slots[slot as usize]);
+        if let Some(block) = front.and_then(|slot| slot.block.as_ref()) {
+            // Its counts, and what the allocator has behind it.
+            let image = block.image();
+            prefetch_span(image.as_ptr().wrapping_sub(16), 1);
+            prefetch_span(image.as_ptr().wrapping_add(image.len() + 8), 1);
+        }
     }
 
     /// The block of a slot, whose use is noted.
@@ -304,11 +398,21 @@ impl Shard {
         self.ghosts = no_ghosts(len);
     }
 
-    /// Puts a block in. What had to go is appended to `evicted`, to be dropped without the lock.
-    fn insert(&mut self, key: Key, tag: u32, block: Block, evicted: &mut Vec<Block>) {
+    /// Puts a block in; returns its slot, unless it does not fit. What had to go is appended to
+    /// `evicted`, to be dropped without the lock.
+    fn insert(
+        &mut self,
+        key: Key,
+        tag: u32,
+        block: Block,
+        evicted: &mut Vec<Block>,
+    ) -> Option<usize> {
         let weight = block.weight() as u64;
-        if weight > self.capacity || self.find(key, tag).is_some() {
-            return;
+        if weight > self.capacity {
+            return None;
+        }
+        if let Some(slot) = self.find(key, tag) {
+            return Some(slot);
         }
         self.evict_to(self.capacity - weight, evicted);
         if 4 * (self.len() + 1) > 3 * self.index.len() {
@@ -334,6 +438,7 @@ impl Shard {
         self.index_insert(tag, slot);
         self.weight += weight;
         self.queue.push_back(slot);
+        Some(slot as usize)
     }
 
     /// Evicts until the weight is at most `weight`.
@@ -363,19 +468,25 @@ impl Shard {
         if self.weight + weight <= self.capacity {
             return true;
         }
-        // By other bits than the index: keys that are neighbours there are not here.
-        let row = &self.ghosts[(tag >> 16 ^ tag << 16) as usize % self.ghosts.len()];
         let mut newer = tag;
-        for ghost in row {
+        for ghost in self.ghosts_of(tag) {
             let older = ghost.load(Ordering::Relaxed);
             // Readers that do this at the same time may lose a ghost: that costs one more miss.
             ghost.store(newer, Ordering::Relaxed);
             if older == tag {
+                self.prefetch_victim();
                 return true;
             }
             newer = older;
         }
         false
+    }
+
+    /// The row of ghosts with this tag, if there is one.
+    #[inline]
+    fn ghosts_of(&self, tag: u32) -> &[AtomicU32; GHOST_ROW] {
+        // By other bits than the index: keys that are neighbours there are not here.
+        &self.ghosts[(tag >> 16 ^ tag << 16) as usize % self.ghosts.len()]
     }
 }
 
@@ -390,7 +501,19 @@ struct Lookup<'c> {
     shard: RwLockReadGuard<'c, Shard>,
     key: Key,
     tag: u32,
+    hint: &'c Hint,
     slot: Option<usize>,
+}
+
+impl Lookup<'_> {
+    /// Has the memory of the slot fetched.
+    fn prefetch(&self) {
+        if let Some(slot) = self.slot.and_then(|slot| self.shard.slots.get(slot)) {
+            // It may lie across two lines.
+            prefetch_lines(&slot.key, 1);
+            prefetch_lines(&slot.block, 1);
+        }
+    }
 }
 
 /// So many blocks are looked up side by side: about as many as the processor can wait for.
@@ -437,12 +560,17 @@ pub struct BlockCache {
 /// A shard has at least this capacity, if there is more than one: a block is kept only by a shard
 /// that it fits into.
 const MIN_SHARD_BYTES: u64 = 2 << 20;
+/// There are more than this only so that none is larger than [`MAX_SHARD_BYTES`].
 const MAX_SHARDS: u64 = 64;
+/// So that all slots have numbers that fit into a [`Hint`], unless blocks are far below their usual
+/// size.
+const MAX_SHARD_BYTES: u64 = 64 << 20;
 
 impl BlockCache {
     /// A cache that holds at most `capacity_bytes`; 0 holds nothing.
     pub fn new(capacity_bytes: u64) -> Self {
-        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let most = MAX_SHARDS.max(capacity_bytes.div_ceil(MAX_SHARD_BYTES).next_power_of_two());
+        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, most);
         let shards = 1 << shards.ilog2();
         let cache = Self {
             shards: (0..shards).map(|_| RwLock::new(Shard::new(0))).collect(),
@@ -461,8 +589,8 @@ impl BlockCache {
 
     /// The block at `offset` of `file`, if it is here.
     #[inline]
-    pub fn get(&self, file: FileId, offset: u64) -> Option<Block> {
-        let found = self.look(file, offset);
+    pub(crate) fn get(&self, file: FileId, offset: u64, hint: &Hint) -> Option<Block> {
+        let found = self.look(file, offset, hint);
         let hits = u64::from(found.is_some());
         self.count(offset, hits, 1 - hits);
         found
@@ -470,10 +598,10 @@ impl BlockCache {
 
     /// [`get`](Self::get) without counting.
     #[inline]
-    fn look(&self, file: FileId, offset: u64) -> Option<Block> {
+    fn look(&self, file: FileId, offset: u64, hint: &Hint) -> Option<Block> {
         let key = Key { file, offset };
         let (shard, tag) = self.shard(key.hash());
-        shard.read().get(key, tag)
+        shard.read().get(key, tag, hint)
     }
 
     /// Counts lookups, one of which was of this offset.
@@ -488,58 +616,64 @@ impl BlockCache {
         }
     }
 
-    /// [`get`](Self::get) for several blocks of one file. Each step of a lookup is done for up to
+    /// [`get`](Self::get) for several blocks of one file, told by offsets. Each step of a lookup is done for up to
     /// [`TOGETHER`] of them before the next, so that the processor waits for the memory of many at
-    /// once. `found` gets what was found, with its place among the offsets, in their order.
+    /// once. `found` gets what was found, with its place among the blocks, in their order.
     pub(crate) fn get_many(
         &self,
         file: FileId,
-        offsets: &[u64],
+        blocks: &[(u64, &Hint)],
         mut found: impl FnMut(usize, Option<Block>),
     ) {
-        for (chunk, offsets) in offsets.chunks(TOGETHER).enumerate() {
+        for (chunk, blocks) in blocks.chunks(TOGETHER).enumerate() {
             let mut lookups: [Option<Lookup<'_>>; TOGETHER] = [const { None }; TOGETHER];
-            for (lookup, &offset) in lookups.iter_mut().zip(offsets) {
+            for (lookup, &(offset, hint)) in lookups.iter_mut().zip(blocks) {
                 let key = Key { file, offset };
                 let (shard, tag) = self.shard(key.hash());
                 // Without waiting: a writer may wait for a shard that is locked here for another block.
                 *lookup = shard.try_read().map(|shard| {
-                    prefetch_lines(&shard.index[tag as usize & shard.mask()], 1);
-                    Lookup {
+                    let slot = match hint.read() {
+                        Hinted::Slot(slot) => Some(slot),
+                        Hinted::Absent => None,
+                        Hinted::Unknown => {
+                            prefetch_lines(&shard.index[tag as usize & shard.mask()], 1);
+                            None
+                        }
+                    };
+                    let lookup = Lookup {
                         shard,
                         key,
                         tag,
-                        slot: None,
-                    }
+                        hint,
+                        slot,
+                    };
+                    lookup.prefetch();
+                    lookup
                 });
             }
             for lookup in lookups.iter_mut().flatten() {
-                lookup.slot = lookup.shard.probe(lookup.tag).next();
-                if let Some(slot) = lookup.slot {
-                    // It may lie across two lines.
-                    let slot = &lookup.shard.slots[slot];
-                    prefetch_lines(&slot.key, 1);
-                    prefetch_lines(&slot.block, 1);
+                if lookup.hint.read() == Hinted::Unknown {
+                    lookup.slot = lookup.shard.probe(lookup.tag).next();
+                    lookup.prefetch();
                 }
             }
             for lookup in lookups.iter_mut().flatten() {
-                let first = lookup.slot;
-                lookup.slot =
-                    first.and_then(|first| lookup.shard.confirm(first, lookup.key, lookup.tag));
+                let (key, tag, hint) = (lookup.key, lookup.tag, lookup.hint);
+                lookup.slot = lookup.shard.confirm(lookup.slot, key, tag, hint);
                 let slot = lookup.slot.map(|slot| &lookup.shard.slots[slot]);
                 if let Some(block) = slot.and_then(|slot| slot.block.as_ref()) {
                     block.prefetch();
                 }
             }
             // No lock is held any more when what was found is told.
-            let blocks = lookups.map(|lookup| {
+            let taken = lookups.map(|lookup| {
                 lookup.map(|Lookup { shard, slot, .. }| slot.and_then(|slot| shard.take(slot)))
             });
             let (mut hits, mut misses) = (0, 0);
-            for (i, (block, &offset)) in blocks.into_iter().zip(offsets).enumerate() {
+            for (i, (block, &(offset, hint))) in taken.into_iter().zip(blocks).enumerate() {
                 let block = match block {
                     Some(block) => block,
-                    None => self.look(file, offset),
+                    None => self.look(file, offset, hint),
                 };
                 match block {
                     Some(_) => hits += 1,
@@ -547,16 +681,19 @@ impl BlockCache {
                 }
                 found(TOGETHER * chunk + i, block);
             }
-            self.count(offsets[0], hits, misses);
+            self.count(blocks[0].0, hits, misses);
         }
     }
 
     /// Keeps `block` for later, maybe pushing out others.
-    pub fn insert(&self, file: FileId, offset: u64, block: Block) {
+    pub(crate) fn insert(&self, file: FileId, offset: u64, hint: &Hint, block: Block) {
         let key = Key { file, offset };
         let (shard, tag) = self.shard(key.hash());
         let mut evicted = Vec::new();
-        shard.write().insert(key, tag, block, &mut evicted);
+        let mut shard = shard.write();
+        let slot = shard.insert(key, tag, block, &mut evicted);
+        hint.note(slot);
+        drop(shard);
     }
 
     /// Whether a block that was not found should be kept, as the page says.
@@ -642,6 +779,15 @@ mod tests {
 
     use super::*;
 
+    /// Keeps a block without a hint that lasts.
+    fn put(cache: &BlockCache, file: u64, offset: u64, block: Block) {
+        cache.insert(FileId(file), offset, &Hint::default(), block);
+    }
+
+    fn get(cache: &BlockCache, file: u64, offset: u64) -> Option<Block> {
+        cache.get(FileId(file), offset, &Hint::default())
+    }
+
     fn block(len: usize) -> Block {
         Block::new(&vec![7; len])
     }
@@ -649,12 +795,12 @@ mod tests {
     #[test]
     fn holds_what_fits_and_counts() {
         let cache = BlockCache::new(1 << 20);
-        assert!(cache.get(FileId(1), 0).is_none());
-        cache.insert(FileId(1), 0, block(4000));
-        cache.insert(FileId(2), 0, block(100));
-        assert_eq!(cache.get(FileId(1), 0).map(|b| b.image().len()), Some(4000));
-        assert_eq!(cache.get(FileId(2), 0).map(|b| b.image().len()), Some(100));
-        assert!(cache.get(FileId(1), 1).is_none());
+        assert!(get(&cache, 1, 0).is_none());
+        put(&cache, 1, 0, block(4000));
+        put(&cache, 2, 0, block(100));
+        assert_eq!(get(&cache, 1, 0).map(|b| b.image().len()), Some(4000));
+        assert_eq!(get(&cache, 2, 0).map(|b| b.image().len()), Some(100));
+        assert!(get(&cache, 1, 1).is_none());
         let stats = cache.stats();
         assert_eq!((stats.hits, stats.misses, stats.blocks), (2, 2, 2));
         assert!(stats.bytes >= 4100);
@@ -666,7 +812,7 @@ mod tests {
     fn the_capacity_is_never_exceeded_and_may_change() {
         let cache = BlockCache::new(1 << 20);
         for i in 0..2000 {
-            cache.insert(FileId(i % 7), i * 4096, block(4096));
+            put(&cache, i % 7, i * 4096, block(4096));
             assert!(cache.stats().bytes <= 1 << 20);
         }
         let before = cache.stats().bytes;
@@ -675,16 +821,56 @@ mod tests {
         assert!(cache.stats().bytes <= 1 << 18);
         cache.set_capacity(1 << 20);
         for i in 0..2000 {
-            cache.insert(FileId(9), i * 4096, block(4096));
+            put(&cache, 9, i * 4096, block(4096));
         }
         assert!(cache.stats().bytes > 1 << 19);
     }
 
     #[test]
+    fn a_hint_follows_its_block() {
+        let cache = BlockCache::new(1 << 20);
+        let (file, hint) = (FileId(1), Hint::default());
+        assert!(cache.get(file, 0, &hint).is_none());
+        assert!(hint.read() == Hinted::Absent);
+        cache.insert(file, 0, &hint, block(1000));
+        assert!(hint.read() == Hinted::Slot(0));
+        assert!(cache.get(file, 0, &hint).is_some());
+        // Another takes its place.
+        cache.set_capacity(0);
+        cache.set_capacity(1 << 20);
+        put(&cache, 2, 0, block(1000));
+        assert!(hint.read() == Hinted::Slot(0));
+        assert!(cache.get(file, 0, &hint).is_none());
+        assert!(hint.read() == Hinted::Absent);
+        // Its new slot is told, also to one who comes too late to put it in.
+        let late = Hint::default();
+        for hint in [&hint, &late] {
+            cache.insert(file, 0, hint, block(1000));
+            assert!(hint.read() == Hinted::Slot(1));
+        }
+        cache.clear();
+        assert!(cache.get(file, 0, &hint).is_none());
+        // The slot of one that was evicted is free.
+        put(&cache, 1, 0, block(1000));
+        cache.set_capacity(0);
+        hint.note(Some(0));
+        assert!(cache.get(file, 0, &hint).is_none());
+        // A slot that no hint can name is found without one.
+        for (slot, hinted) in [
+            (65_533, Hinted::Slot(65_533)),
+            (65_534, Hinted::Unknown),
+            (1 << 20, Hinted::Unknown),
+        ] {
+            hint.note(Some(slot));
+            assert!(hint.read() == hinted);
+        }
+    }
+
+    #[test]
     fn nothing_is_kept_without_capacity() {
         let cache = BlockCache::new(0);
-        cache.insert(FileId(1), 0, block(10));
-        assert!(cache.get(FileId(1), 0).is_none());
+        put(&cache, 1, 0, block(10));
+        assert!(get(&cache, 1, 0).is_none());
     }
 
     #[test]
@@ -692,29 +878,32 @@ mod tests {
         let cache = BlockCache::new(8 << 20);
         // Every third is here, and another file's of the same offset is not confused with it.
         for i in 0..300 {
-            cache.insert(FileId(1 + i % 3), i * 4096, block(1 + i as usize));
+            put(&cache, 1 + i % 3, i * 4096, block(1 + i as usize));
         }
         let offsets: Vec<u64> = (0..300).rev().map(|i| i * 4096).collect();
-        let before = cache.stats();
-        let mut told = Vec::new();
-        cache.get_many(FileId(1), &offsets, |i, found| {
-            told.push((i, found.map(|b| b.image().len())));
-        });
-        let one = |offset| cache.get(FileId(1), offset).map(|b| b.image().len());
-        assert_eq!(
-            told,
-            offsets
-                .iter()
-                .map(|&o| one(o))
-                .enumerate()
-                .collect::<Vec<_>>()
-        );
-        // Both were counted alike.
-        let after = cache.stats();
-        assert_eq!(
-            (after.hits - before.hits, after.misses - before.misses),
-            (200, 400)
-        );
+        let one = |offset| get(&cache, 1, offset).map(|b| b.image().len());
+        let expected: Vec<_> = offsets.iter().map(|&o| one(o)).enumerate().collect();
+        let hints: Vec<Hint> = offsets.iter().map(|_| Hint::default()).collect();
+        let blocks: Vec<_> = offsets.iter().copied().zip(&hints).collect();
+        // Without hints, with them, and with hints that lead to other blocks.
+        for round in 0..3 {
+            if round == 2 {
+                for (i, hint) in hints.iter().enumerate() {
+                    hint.note(Some(i * 7 % 300));
+                }
+            }
+            let before = cache.stats();
+            let mut told = Vec::new();
+            cache.get_many(FileId(1), &blocks, |i, found| {
+                told.push((i, found.map(|b| b.image().len())));
+            });
+            assert_eq!(told, expected);
+            let after = cache.stats();
+            assert_eq!(
+                (after.hits - before.hits, after.misses - before.misses),
+                (100, 200)
+            );
+        }
         cache.get_many(FileId(1), &[], |_, _| panic!("nothing was asked for"));
     }
 
@@ -725,16 +914,18 @@ mod tests {
         assert_eq!(cache.shards.len(), 2);
         let offsets: Vec<u64> = (0..64).map(|i| i * 4096).collect();
         for (i, &offset) in offsets.iter().enumerate() {
-            cache.insert(FileId(1), offset, block(1 + i));
+            put(&cache, 1, offset, block(1 + i));
         }
+        let hint = Hint::default();
+        let blocks: Vec<_> = offsets.iter().map(|&offset| (offset, &hint)).collect();
         let locked = cache.shards[0].write();
         std::thread::scope(|scope| {
             let (asks, asked) = std::sync::mpsc::channel();
-            let (cache, offsets) = (&cache, &offsets);
+            let (cache, blocks) = (&cache, &blocks);
             let reader = scope.spawn(move || {
                 asks.send(()).unwrap();
                 let mut told = Vec::new();
-                cache.get_many(FileId(1), offsets, |i, found| {
+                cache.get_many(FileId(1), blocks, |i, found| {
                     told.push((i, found.map(|b| b.image().len())));
                 });
                 told
@@ -768,7 +959,11 @@ mod tests {
             if slot.block.is_some() {
                 assert_eq!(shard.find(slot.key, slot.tag), Some(i));
                 let first = shard.probe(slot.tag).next().unwrap();
-                assert_eq!(shard.confirm(first, slot.key, slot.tag), Some(i));
+                let hint = Hint::default();
+                assert_eq!(
+                    shard.confirm(Some(first), slot.key, slot.tag, &hint),
+                    Some(i)
+                );
             } else {
                 assert!(shard.free.contains(&(i as u32)));
             }
@@ -784,6 +979,7 @@ mod tests {
             // Few tags, so that many keys share their place.
             let tag = |n: u64| (n as u32 % tags).wrapping_mul(0x4000_0001);
             let mut shard = Shard::new(5000);
+            let hints: Vec<Hint> = (0..120).map(|_| Hint::default()).collect();
             for (n, len, op) in ops {
                 let key = Key { file: FileId(n), offset: 2 * n };
                 match op {
@@ -793,10 +989,14 @@ mod tests {
                     }
                     1..10 => {
                         let block = Block::new(&vec![n as u8; len as usize]);
-                        shard.insert(key, tag(n), block, &mut Vec::new());
+                        let slot = shard.insert(key, tag(n), block, &mut Vec::new());
+                        hints[n as usize].note(slot);
                     }
                     _ => {
-                        if let Some(block) = shard.get(key, tag(n)) {
+                        let here = shard.find(key, tag(n)).is_some();
+                        let found = shard.get(key, tag(n), &hints[n as usize]);
+                        prop_assert_eq!(found.is_some(), here);
+                        if let Some(block) = found {
                             prop_assert!(block.image().iter().all(|&b| b == n as u8));
                         }
                     }
@@ -813,9 +1013,10 @@ mod tests {
         let read = |file: u64, i: u64| {
             let (file, offset) = (FileId(file), i << 10);
             let block = block(1000);
-            let found = cache.get(file, offset).is_some();
+            let hint = Hint::default();
+            let found = cache.get(file, offset, &hint).is_some();
             if !found && cache.admits(file, offset, block.image()) {
-                cache.insert(file, offset, block);
+                cache.insert(file, offset, &hint, block);
             }
             found
         };
@@ -842,8 +1043,8 @@ mod tests {
     #[test]
     fn a_slice_outlives_eviction_and_skips() {
         let cache = BlockCache::new(1 << 20);
-        cache.insert(FileId(1), 0, Block::new(b"abcdef"));
-        let slice = BlockSlice::new(cache.get(FileId(1), 0).unwrap(), 1, 5);
+        put(&cache, 1, 0, Block::new(b"abcdef"));
+        let slice = BlockSlice::new(get(&cache, 1, 0).unwrap(), 1, 5);
         cache.clear();
         assert_eq!(&*slice, b"bcde");
         assert_eq!(&*slice.clone().skip(2), b"de");

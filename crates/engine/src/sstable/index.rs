@@ -18,6 +18,7 @@
 
 use firn_io::codec::{Reader, put_bytes, put_varint_u64};
 
+use crate::cache::Hint;
 use crate::key::window;
 use crate::prefetch::prefetch_lines;
 use crate::sstable::block::common_prefix;
@@ -96,7 +97,7 @@ pub(crate) fn separator<'a>(last: &'a [u8], next: &'a [u8], room: &'a mut Vec<u8
 }
 
 /// Eight blocks. Eight of the longest that there can be are shorter than 4 GiB.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 #[repr(align(64))]
 struct Group {
     /// The first eight bytes of each tail; behind the last block, the greatest integer.
@@ -107,7 +108,12 @@ struct Group {
     ends: [u32; FANOUT],
     /// How many bytes each tail has, at most eight.
     lens: [u8; FANOUT],
+    /// Where each block is in the cache.
+    hints: [Hint; FANOUT],
 }
+
+/// Two cache lines.
+const _: () = assert!(size_of::<Group>() == 128);
 
 /// A decoded index. See the module's page.
 #[derive(Debug)]
@@ -159,6 +165,7 @@ impl Index {
                     base: offset - stored_len,
                     ends: [0; FANOUT],
                     lens: [0; FANOUT],
+                    hints: Default::default(),
                 });
             }
             if let Some(group) = groups.last_mut() {
@@ -209,6 +216,12 @@ impl Index {
         let start = if i == 0 { 0 } else { group.ends[i - 1] };
         let len = group.ends[i] - start;
         (group.base + u64::from(start), len as usize)
+    }
+
+    /// Where block `i` is in the cache.
+    #[inline]
+    pub(crate) fn hint(&self, i: usize) -> &Hint {
+        &self.groups[i / FANOUT].hints[i % FANOUT]
     }
 
     /// Where the data ends.

@@ -222,7 +222,7 @@ impl TableIter {
         let (offset, len) = self.table.index().block(no);
         if !self.is_ahead(offset, len) {
             if self.options.fill_cache
-                && let Some(block) = self.table.cache().get(self.table.id(), offset)
+                && let Some(block) = self.table.cached(no)
             {
                 self.current = Current::Shared(block);
                 self.loaded(no);
@@ -242,7 +242,8 @@ impl TableIter {
                 cache.has_room(id, offset, image)
             };
             if keep {
-                cache.insert(id, offset, Block::new(image));
+                let hint = self.table.index().hint(no);
+                cache.insert(id, offset, hint, Block::new(image));
             }
         }
         self.loaded(no);

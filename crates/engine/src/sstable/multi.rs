@@ -66,7 +66,7 @@ impl Table {
             };
         }
         let mut asked = Vec::with_capacity(wanted.len());
-        let mut offsets = Vec::with_capacity(wanted.len());
+        let mut blocks = Vec::with_capacity(wanted.len());
         for (i, w) in wanted.iter_mut().enumerate() {
             w.block = match w.way {
                 Ok(from) => index.find_from(from, w.key),
@@ -74,11 +74,11 @@ impl Table {
             };
             if w.block < index.len() {
                 asked.push(i);
-                offsets.push(index.block(w.block).0);
+                blocks.push((index.block(w.block).0, index.hint(w.block)));
             }
         }
         let mut missing = Vec::new();
-        self.cache().get_many(self.id(), &offsets, |i, block| {
+        self.cache().get_many(self.id(), &blocks, |i, block| {
             let w = &mut wanted[asked[i]];
             match block {
                 Some(block) => {

@@ -384,7 +384,7 @@ impl Table {
         let newest = newest_trailer(snapshot);
         let mut i = self.index.find(key);
         while i < self.index.len() {
-            let found = match self.cache.get(self.id, self.index.block(i).0) {
+            let found = match self.cached(i) {
                 Some(block) => block.search(key, newest),
                 None => {
                     let mut found = Search::Nothing;
@@ -421,7 +421,7 @@ impl Table {
                 let first = block.entry(0);
                 block.suffix(&first) == key && first.trailer > newest
             };
-            let starts_newer = match self.cache.get(self.id, self.index.block(middle).0) {
+            let starts_newer = match self.cached(middle) {
                 Some(block) => starts_newer(block.image()),
                 None => self
                     .with_block(middle, true, starts_newer)?
@@ -459,6 +459,13 @@ impl Table {
         &self.cache
     }
 
+    /// Block `i`, if the cache has it.
+    #[inline]
+    pub(crate) fn cached(&self, i: usize) -> Option<Block> {
+        let (offset, _) = self.index.block(i);
+        self.cache.get(self.id, offset, self.index.hint(i))
+    }
+
     /// Reads block `i`, which is not in the cache, searches it for each key, and puts it into the cache
     /// if that wants it. `false` if it would have to wait for the disk and is not to `wait`.
     #[inline(never)]
@@ -474,7 +481,8 @@ impl Table {
             let offset = self.index.block(i).0;
             if self.cache.admits(self.id, offset, image) {
                 let block = Block::new(image);
-                self.cache.insert(self.id, offset, block.clone());
+                self.cache
+                    .insert(self.id, offset, self.index.hint(i), block.clone());
                 keys.for_each(|key| found(block.clone().search(key, newest)));
             } else {
                 keys.for_each(|key| found(search_image(image, key, newest)));
