@@ -12,9 +12,11 @@
 //! A read loads the tree's picture first and the published number second: what the number allows is
 //! then in the picture, and nothing in the picture can go away under it (see `snapshot`).
 
+use std::cell::Cell;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use firn_io::exec::Priority;
 
 use crate::blob::{BlobFile, BlobPointer};
@@ -29,7 +31,7 @@ use crate::merge::visible::{View, VisibleIter};
 use crate::names;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
-use crate::sstable::{ReadOptions, Table, TableIter, key_hash};
+use crate::sstable::{ReadOptions, Table, TableIter, Way, key_hash};
 use crate::tree::{Levels, TableFile, TableSlot, Tree, TreeState};
 use crate::value::{Entry, Value};
 use crate::version::{KeyRange, Level};
@@ -41,6 +43,49 @@ pub enum Found<'a> {
     Memtable(Trailer, &'a [u8]),
     /// In a table.
     Table(Trailer, Value),
+}
+
+/// So many tables are asked side by side.
+const TOGETHER: usize = 4;
+
+/// A table that a point read asks.
+struct Candidate<'s> {
+    file: &'s Arc<TableFile>,
+    open: Option<Guard<Option<Arc<Table>>>>,
+}
+
+impl<'s> Candidate<'s> {
+    /// Has the memory of the filter fetched.
+    #[inline]
+    fn new(file: &'s Arc<TableFile>, hash: u64) -> Self {
+        let open = file.table().map(TableSlot::borrow);
+        let candidate = Self { file, open };
+        if let Some(table) = candidate.table() {
+            table.prefetch_filter(hash);
+        }
+        candidate
+    }
+
+    /// The table, if it is open.
+    #[inline]
+    fn table(&self) -> Option<&Table> {
+        self.open.as_ref()?.as_deref()
+    }
+
+    #[inline]
+    fn way(&self, key: &[u8]) -> Option<Way> {
+        self.table().map(|table| table.way(key))
+    }
+}
+
+/// The most that [`EXPECTED`] says.
+const EXPECTATION: i8 = 4;
+
+thread_local! {
+    /// Whether the filters of the oldest tables let pass most of the keys that this thread looked for:
+    /// above zero if so. Then their index is searched while the line of the filter is waited for, for
+    /// nothing if that says no.
+    static EXPECTED: Cell<i8> = const { Cell::new(0) };
 }
 
 impl Found<'_> {
@@ -86,40 +131,59 @@ impl Core {
             return Ok(None);
         }
         let hash = key_hash(key);
-        for file in state.levels.files(0) {
-            // Not asked whether its range has the key: the filter costs no more than that.
-            *probed += 1;
-            if let Some(result) = self.probe(file, key, hash, snapshot, &mut covered)? {
-                return Ok(uncovered(result.trailer(), covered).then_some(result));
+        // Of L0 it is not asked whether a file's range has the key: the filter costs no more than that.
+        let deeper = &state.levels.levels()[1..LEVELS];
+        let deeper = deeper.iter().filter_map(|level| level.find(key));
+        let mut files = state.levels.files(0).iter().chain(deeper);
+        loop {
+            // Their filters are waited for together.
+            let mut candidates = [const { None }; TOGETHER];
+            let mut count = 0_usize;
+            for (candidate, file) in candidates.iter_mut().zip(&mut files) {
+                *candidate = Some(Candidate::new(file, hash));
+                count += 1;
             }
-        }
-        for level in 1..LEVELS {
-            if let Some(file) = state.levels.levels()[level].find(key) {
+            let Some(last) = count.checked_sub(1) else {
+                return Ok(None);
+            };
+            // And so is the index of the one that most likely has the key.
+            let mut way = match &candidates[last] {
+                Some(candidate) if EXPECTED.get() > 0 => candidate.way(key),
+                _ => None,
+            };
+            for (i, candidate) in candidates.iter().flatten().enumerate() {
                 *probed += 1;
-                if let Some(result) = self.probe(file, key, hash, snapshot, &mut covered)? {
-                    return Ok(uncovered(result.trailer(), covered).then_some(result));
+                let way = if i == last { way.take() } else { None };
+                let (passed, found) =
+                    self.probe(candidate, key, hash, way, snapshot, &mut covered)?;
+                if i == last {
+                    let step = if passed { 1 } else { -1 };
+                    EXPECTED.set((EXPECTED.get() + step).clamp(-EXPECTATION, EXPECTATION));
+                }
+                if let Some(found) = found {
+                    return Ok(uncovered(found.trailer(), covered).then_some(found));
                 }
             }
         }
-        Ok(None)
     }
 
-    /// Asks one table, and raises `covered` by its range tombstones.
+    /// Asks one table, and raises `covered` by its range tombstones. Returns whether its filter let the
+    /// key pass, too.
     #[inline]
     fn probe(
         &self,
-        file: &Arc<TableFile>,
+        candidate: &Candidate<'_>,
         key: &[u8],
         hash: u64,
+        way: Option<Way>,
         snapshot: SeqNo,
         covered: &mut SeqNo,
-    ) -> Result<Option<Found<'static>>> {
-        let open = file.table().map(TableSlot::borrow);
+    ) -> Result<(bool, Option<Found<'static>>)> {
         let opened;
-        let table: &Table = match open.as_ref().and_then(|open| open.as_deref()) {
+        let table: &Table = match candidate.table() {
             Some(table) => table,
             None => {
-                opened = self.table(file)?;
+                opened = self.table(candidate.file)?;
                 &opened
             }
         };
@@ -127,8 +191,12 @@ impl Core {
         if !tombstones.is_empty() {
             *covered = (*covered).max(tombstones.covering(key, snapshot).unwrap_or_default());
         }
-        let entry = table.get(key, hash, snapshot)?;
-        Ok(entry.map(|entry| Found::Table(entry.trailer, entry.value.into())))
+        if !table.may_contain(hash) {
+            return Ok((false, None));
+        }
+        let entry = table.get_unfiltered(key, way, snapshot)?;
+        let found = entry.map(|entry| Found::Table(entry.trailer, entry.value.into()));
+        Ok((true, found))
     }
 
     /// Reads a key of a tree in a picture of it, at a sequence number.

@@ -306,7 +306,13 @@ impl Index {
     /// before it. The number of blocks if there is none.
     #[inline]
     pub(crate) fn find(&self, key: &[u8]) -> usize {
-        match self.descend(key) {
+        self.find_on(self.descend(key), key)
+    }
+
+    /// [`find`](Self::find) on from what [`descend`](Self::descend) said.
+    #[inline]
+    pub(crate) fn find_on(&self, way: Result<usize, usize>, key: &[u8]) -> usize {
+        match way {
             Ok(from) => self.find_from(from, key),
             Err(block) => block,
         }
@@ -340,7 +346,7 @@ impl Index {
 
     /// The rest of the way; see [`descend`](Self::descend).
     #[inline]
-    pub(crate) fn find_from(&self, from: usize, key: &[u8]) -> usize {
+    fn find_from(&self, from: usize, key: &[u8]) -> usize {
         let n = self.len;
         let tail = key.get(self.common.len()..).unwrap_or_default();
         let wanted = window(key, self.common.len());

@@ -53,5 +53,6 @@ pub use crate::sstable::filter::key_hash;
 pub use crate::sstable::iter::{ReadOptions, TableIter};
 pub(crate) use crate::sstable::multi::Wanted;
 pub use crate::sstable::properties::Properties;
+pub(crate) use crate::sstable::reader::Way;
 pub use crate::sstable::reader::{Table, TableCheck, TableEntry, TableValue};
 pub use crate::sstable::writer::{TableOptions, TableSummary, TableWriter};

@@ -68,10 +68,7 @@ impl Table {
         let mut asked = Vec::with_capacity(wanted.len());
         let mut blocks = Vec::with_capacity(wanted.len());
         for (i, w) in wanted.iter_mut().enumerate() {
-            w.block = match w.way {
-                Ok(from) => index.find_from(from, w.key),
-                Err(block) => block,
-            };
+            w.block = index.find_on(w.way, w.key);
             if w.block < index.len() {
                 asked.push(i);
                 blocks.push((index.block(w.block).0, index.hint(w.block)));
@@ -114,7 +111,7 @@ impl Table {
             Search::Entry(entry) => Some(entry),
             // There are more versions in the next block.
             Search::PastEnd if self.index().separator_is(w.block, w.key) => {
-                self.get_unfiltered(w.key, snapshot)?
+                self.get_unfiltered(w.key, None, snapshot)?
             }
             Search::PastEnd | Search::Nothing => None,
         };

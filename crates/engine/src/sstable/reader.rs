@@ -100,6 +100,10 @@ pub(crate) const fn newest_trailer(snapshot: SeqNo) -> u64 {
 /// Stored bytes beyond this are not kept for the next block.
 const KEPT_SCRATCH_BYTES: usize = 1 << 20;
 
+/// How far a search has come in a table, see [`Table::way`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way(std::result::Result<usize, usize>);
+
 /// What a thread reads blocks into.
 #[derive(Default)]
 struct Scratch {
@@ -373,16 +377,30 @@ impl Table {
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64, snapshot: SeqNo) -> Result<Option<TableEntry>> {
         if self.may_contain(hash) {
-            self.get_unfiltered(key, snapshot)
+            self.get_unfiltered(key, None, snapshot)
         } else {
             Ok(None)
         }
     }
 
-    /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass.
-    pub fn get_unfiltered(&self, key: &[u8], snapshot: SeqNo) -> Result<Option<TableEntry>> {
+    /// The first part of a search for a key, through the upper steps of the index. Has the memory fetched
+    /// that the second part reads first.
+    #[inline]
+    pub(crate) fn way(&self, key: &[u8]) -> Way {
+        Way(self.index.descend(key))
+    }
+
+    /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass; with the
+    /// [`way`](Self::way) of that key if it is known.
+    pub(crate) fn get_unfiltered(
+        &self,
+        key: &[u8],
+        way: Option<Way>,
+        snapshot: SeqNo,
+    ) -> Result<Option<TableEntry>> {
         let newest = newest_trailer(snapshot);
-        let mut i = self.index.find(key);
+        let Way(way) = way.unwrap_or_else(|| self.way(key));
+        let mut i = self.index.find_on(way, key);
         while i < self.index.len() {
             let found = match self.cached(i) {
                 Some(block) => block.search(key, newest),
