@@ -31,6 +31,7 @@ pub mod error;
 pub mod event;
 pub mod external;
 pub mod feed;
+mod file_writer;
 pub mod flush;
 pub mod inspect;
 pub mod iterator;

@@ -51,6 +51,7 @@ use firn_io::codec::{Reader, get_u32, put_u32, put_u64, put_varint_u32, put_vari
 use firn_io::fs::{Advice, File};
 
 use crate::error::{Error, Result};
+use crate::file_writer::FileWriter;
 use crate::key::FileId;
 use crate::names::{BLOB_MAGIC, FORMAT_VERSION};
 use crate::options::{Compression, MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -175,11 +176,9 @@ fn header() -> [u8; HEADER_BYTES as usize] {
 
 /// Writes a blob file front to back.
 pub struct BlobWriter {
-    file: Arc<dyn File>,
+    out: FileWriter,
     id: FileId,
     compressor: Compressor,
-    out: Vec<u8>,
-    out_offset: u64,
     summary: BlobSummary,
 }
 
@@ -193,12 +192,13 @@ impl BlobWriter {
     /// A writer to `file`, which is empty, is open for writing, and has the number `id`. An error
     /// if this build does not know the compression.
     pub fn new(file: Arc<dyn File>, id: FileId, compression: Compression) -> Result<Self> {
+        let compressor = Compressor::new(compression)?;
+        let mut out = FileWriter::new(file, WRITE_BYTES);
+        out.append(&header())?;
         Ok(Self {
-            file,
+            out,
             id,
-            compressor: Compressor::new(compression)?,
-            out: header().to_vec(),
-            out_offset: 0,
+            compressor,
             summary: BlobSummary::default(),
         })
     }
@@ -227,19 +227,16 @@ impl BlobWriter {
             .unwrap_or((Compression::None, value));
         Self::append(
             &mut self.out,
-            self.out_offset,
             self.id,
             (key, stored, value.len() as u32, compression as u8),
             &mut self.summary,
         )
-        .write_if_full(self)
     }
 
     /// Appends the record of another file as it is, without compressing again.
     pub fn add_record(&mut self, record: &BlobRecord<'_>) -> Result<BlobPointer> {
         Self::append(
             &mut self.out,
-            self.out_offset,
             self.id,
             (
                 record.key,
@@ -249,18 +246,17 @@ impl BlobWriter {
             ),
             &mut self.summary,
         )
-        .write_if_full(self)
     }
 
     fn append(
-        out: &mut Vec<u8>,
-        out_offset: u64,
+        writer: &mut FileWriter,
         id: FileId,
         (key, stored, value_len, compression): (&[u8], &[u8], u32, u8),
         summary: &mut BlobSummary,
-    ) -> Appended {
+    ) -> Result<BlobPointer> {
+        let offset = writer.position();
+        let out = &mut writer.buf;
         let start = out.len();
-        let offset = out_offset + start as u64;
         // Lengths are below 4 GiB by the limits on keys and values.
         let stored_len = stored.len() as u32;
         put_u32(out, 0);
@@ -275,7 +271,8 @@ impl BlobWriter {
         summary.count += 1;
         summary.record_bytes += (out.len() - start) as u64;
         summary.value_bytes += u64::from(value_len);
-        Appended(BlobPointer {
+        writer.write_pieces()?;
+        Ok(BlobPointer {
             file: id,
             offset,
             stored_len,
@@ -283,20 +280,9 @@ impl BlobWriter {
         })
     }
 
-    fn write_out(&mut self) -> Result<()> {
-        let len = self.out.len() as u64;
-        self.file.write_at(&self.out, self.out_offset)?;
-        self.file.start_writeback(self.out_offset, len);
-        self.out_offset += len;
-        self.out.clear();
-        // After a giant value the buffer shrinks back.
-        self.out.shrink_to(2 * WRITE_BYTES);
-        Ok(())
-    }
-
     /// Bytes so far; the length of the file will be a footer more.
     pub fn bytes(&self) -> u64 {
-        self.out_offset + self.out.len() as u64
+        self.out.position()
     }
 
     /// Records so far.
@@ -307,29 +293,16 @@ impl BlobWriter {
     /// Writes what is left and syncs the file (not its directory).
     pub fn finish(mut self) -> Result<BlobSummary> {
         let offset = self.bytes();
-        let start = self.out.len();
-        self.out.extend_from_slice(&FOOTER_MAGIC);
-        put_u64(&mut self.out, self.summary.count);
-        put_u64(&mut self.out, self.summary.value_bytes);
-        put_u32(&mut self.out, 0);
-        let crc = seal(self.id, offset, &self.out[start..]);
-        put_u32(&mut self.out, crc);
-        self.write_out()?;
-        self.file.sync_data()?;
-        self.summary.file_bytes = self.out_offset;
+        let out = &mut self.out.buf;
+        let start = out.len();
+        out.extend_from_slice(&FOOTER_MAGIC);
+        put_u64(out, self.summary.count);
+        put_u64(out, self.summary.value_bytes);
+        put_u32(out, 0);
+        let crc = seal(self.id, offset, &out[start..]);
+        put_u32(out, crc);
+        self.summary.file_bytes = self.out.finish()?;
         Ok(self.summary)
-    }
-}
-
-/// A record is in the buffer; it goes to the file if that is full.
-struct Appended(BlobPointer);
-
-impl Appended {
-    fn write_if_full(self, writer: &mut BlobWriter) -> Result<BlobPointer> {
-        if writer.out.len() >= WRITE_BYTES {
-            writer.write_out()?;
-        }
-        Ok(self.0)
     }
 }
 

@@ -119,13 +119,6 @@ pub(crate) fn check_supported(compression: Compression) -> Result<()> {
     Ok(())
 }
 
-/// Appends the stored form of `bytes`, not compressed.
-pub(crate) fn store_raw(bytes: &[u8], offset: u64, out: &mut Vec<u8>) -> usize {
-    let start = out.len();
-    out.extend_from_slice(bytes);
-    seal(out, start, Compression::None, offset)
-}
-
 /// What follows `bytes`, which are not compressed and stored at `offset`.
 pub(crate) fn seal_raw(bytes: &[u8], offset: u64) -> [u8; ENVELOPE_BYTES] {
     let compression = Compression::None as u8;
@@ -295,8 +288,8 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let mut out = Vec::new();
-        store_raw(b"abc", 0, &mut out);
+        let mut out = b"abc".to_vec();
+        out.extend_from_slice(&seal_raw(b"abc", 0));
         let crc = mask(crc32c(b"\0\0\0\0\0\0\0\0abc\0"));
         assert_eq!(out, [&b"abc\0"[..], &crc.to_le_bytes()].concat());
         assert_eq!(out, [b'a', b'b', b'c', 0, out[4], out[5], out[6], out[7]]);

@@ -15,6 +15,7 @@ use firn_io::codec::{put_bytes, put_u64, put_varint_u64};
 use firn_io::fs::File;
 
 use crate::error::{Error, Result};
+use crate::file_writer::FileWriter;
 use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
 use crate::options::{Compression, MAX_KEY_BYTES, MAX_VALUE_BYTES, Options};
 use crate::range_del::RangeTombstone;
@@ -23,7 +24,7 @@ use crate::sstable::filter::{Filter, Hashes, key_hash};
 use crate::sstable::footer::{Footer, Handle};
 use crate::sstable::index::{IndexBuilder, separator};
 use crate::sstable::properties::Properties;
-use crate::sstable::stored::{Compressor, seal_raw, store_raw};
+use crate::sstable::stored::{Compressor, seal_raw};
 
 /// Bytes collected before a write.
 const WRITE_BYTES: usize = 256 << 10;
@@ -102,13 +103,10 @@ pub struct TableSummary {
 
 /// See the module's page.
 pub struct TableWriter {
-    file: Arc<dyn File>,
+    out: FileWriter,
     options: TableOptions,
     compressor: Compressor,
     block: BlockBuilder,
-    /// Bytes not yet written, and where in the file they go.
-    out: Vec<u8>,
-    out_offset: u64,
     /// The stored length of the block that awaits its separator; 0 if none does.
     pending_len: u64,
     index: IndexBuilder,
@@ -130,7 +128,7 @@ impl fmt::Debug for TableWriter {
         write!(
             f,
             "TableWriter({}, {} entries)",
-            self.file.path().display(),
+            self.out.file.path().display(),
             self.entry_count
         )
     }
@@ -146,13 +144,13 @@ impl TableWriter {
             filter_bits_per_key: options.filter_bits_per_key.min(64),
             compression: options.compression,
         };
+        let mut out = FileWriter::new(file, WRITE_BYTES);
+        out.buf.reserve(WRITE_BYTES + 2 * options.block_bytes);
         Ok(Self {
-            file,
+            out,
             options,
             compressor: Compressor::new(options.compression)?,
             block: BlockBuilder::new(options.restart_interval as u32),
-            out: Vec::with_capacity(WRITE_BYTES + 2 * options.block_bytes),
-            out_offset: 0,
             pending_len: 0,
             index: IndexBuilder::default(),
             hashes: Hashes::default(),
@@ -236,7 +234,7 @@ impl TableWriter {
     fn out_of_order(&self, key: &[u8], trailer: Trailer) -> Error {
         Error::InvalidArgument(format!(
             "{}: entry {key:?} {trailer:?} does not come after {:?} {:?}",
-            self.file.path().display(),
+            self.out.file.path().display(),
             self.last_key,
             Trailer(self.last_trailer)
         ))
@@ -270,7 +268,7 @@ impl TableWriter {
 
     /// About how long the file would be if it were finished now.
     pub fn estimated_bytes(&self) -> u64 {
-        let written = self.out_offset + self.out.len() as u64;
+        let written = self.out.position();
         let filter = self.hashes.len() as u64 * u64::from(self.options.filter_bits_per_key) / 8;
         written + self.block.len() as u64 + filter + self.index.bytes() as u64
     }
@@ -285,49 +283,24 @@ impl TableWriter {
         self.entry_count
     }
 
-    fn position(&self) -> u64 {
-        self.out_offset + self.out.len() as u64
-    }
-
     fn finish_block(&mut self) -> Result<()> {
-        let position = self.position();
+        let position = self.out.position();
         let bytes = self.block.finish(&self.last_key);
-        self.pending_len = self.compressor.store(bytes, position, &mut self.out) as u64;
+        self.pending_len = self.compressor.store(bytes, position, &mut self.out.buf) as u64;
         self.block.clear();
-        if self.out.len() >= WRITE_BYTES {
-            self.write_out()?;
-        }
-        Ok(())
+        self.out.write_pieces()
     }
 
-    fn write_out(&mut self) -> Result<()> {
-        if !self.out.is_empty() {
-            let len = self.out.len() as u64;
-            self.file.write_at(&self.out, self.out_offset)?;
-            self.file.start_writeback(self.out_offset, len);
-            self.out_offset += len;
-            self.out.clear();
-        }
-        Ok(())
-    }
-
+    /// Appends a block that is not compressed. It is not copied if it is long: there are filters of many
+    /// megabytes.
     fn append_block(&mut self, bytes: &[u8]) -> Result<Handle> {
-        let offset = self.position();
-        if bytes.len() >= WRITE_BYTES {
-            // Not copied: there are filters of many megabytes.
-            self.write_out()?;
-            self.file.write_at(bytes, self.out_offset)?;
-            self.out_offset += bytes.len() as u64;
-            let envelope = seal_raw(bytes, offset);
-            self.out.extend_from_slice(&envelope);
-            let len = (bytes.len() + envelope.len()) as u64;
-            return Ok(Handle { offset, len });
-        }
-        let len = store_raw(bytes, offset, &mut self.out) as u64;
-        if self.out.len() >= WRITE_BYTES {
-            self.write_out()?;
-        }
-        Ok(Handle { offset, len })
+        let offset = self.out.position();
+        self.out.append(bytes)?;
+        self.out.append(&seal_raw(bytes, offset))?;
+        Ok(Handle {
+            offset,
+            len: self.out.position() - offset,
+        })
     }
 
     /// Writes what is left and syncs the file (not its directory). A table without entries and
@@ -339,7 +312,7 @@ impl TableWriter {
         if self.pending_len > 0 {
             self.index.add(&self.last_key, self.pending_len);
         }
-        let data_bytes = self.position();
+        let data_bytes = self.out.position();
         let mut footer = Footer::default();
         if self.options.filter_bits_per_key > 0 && self.entry_count > 0 {
             let filter = Filter::build(&self.hashes, self.options.filter_bits_per_key).encode();
@@ -381,13 +354,12 @@ impl TableWriter {
             properties.keys = Some((smallest, std::mem::take(&mut self.last_key)));
         }
         footer.properties = self.append_block(&properties.encode())?;
-        self.out.extend_from_slice(&footer.encode());
-        self.write_out()?;
-        self.file.sync_data()?;
+        self.out.buf.extend_from_slice(&footer.encode());
+        let file_bytes = self.out.finish()?;
 
         let (smallest, largest, largest_exclusive) = bounds(&properties, &self.tombstones);
         Ok(TableSummary {
-            file_bytes: self.out_offset,
+            file_bytes,
             data_bytes,
             entry_count: self.entry_count,
             tombstone_count: properties.kinds[Kind::Delete as usize],
