@@ -325,11 +325,16 @@ impl Shard {
         }
     }
 
-    /// Has the memory fetched of the block that is likely evicted next.
+    /// Has the memory fetched that an insertion with this tag will touch, and of the block that is likely
+    /// evicted for it.
     #[inline]
-    fn prefetch_victim(&self) {
+    fn prefetch_insertion(&self, tag: u32) {
+        prefetch_lines(&self.index[tag as usize & self.mask()], 1);
         let front = self.queue.front().map(|&slot| &self.slots[slot as usize]);
-        if let Some(block) = front.and_then(|slot| slot.block.as_ref()) {
+        if let Some(slot) = front
+            && let Some(block) = &slot.block
+        {
+            prefetch_lines(&self.index[slot.tag as usize & self.mask()], 1);
             // Its counts, and what the allocator has behind it.
             let image = block.image();
             prefetch_span(image.as_ptr().wrapping_sub(16), 1);
@@ -474,7 +479,7 @@ impl Shard {
             // Readers that do this at the same time may lose a ghost: that costs one more miss.
             ghost.store(newer, Ordering::Relaxed);
             if older == tag {
-                self.prefetch_victim();
+                self.prefetch_insertion(tag);
                 return true;
             }
             newer = older;
@@ -694,6 +699,13 @@ impl BlockCache {
         let slot = shard.insert(key, tag, block, &mut evicted);
         hint.note(slot);
         drop(shard);
+    }
+
+    /// Has the memory fetched that [`admits`](Self::admits) reads, for a block that was not asked for
+    /// before it was read.
+    pub(crate) fn prefetch_admission(&self, file: FileId, offset: u64) {
+        let (shard, tag) = self.shard(Key { file, offset }.hash());
+        shard.read().prefetch_admission(tag);
     }
 
     /// Whether a block that was not found should be kept, as the page says.

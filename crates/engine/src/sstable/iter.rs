@@ -229,6 +229,9 @@ impl TableIter {
                 return Ok(());
             }
             self.read_ahead(no, offset, len)?;
+        } else if self.options.fill_cache {
+            let table = &self.table;
+            table.cache().prefetch_admission(table.id(), offset);
         }
         let from = (offset - self.ahead_offset) as usize;
         let bytes = &self.ahead[from..from + len];
