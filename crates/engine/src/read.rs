@@ -237,8 +237,12 @@ impl Core {
     /// ends that if it has become worth it.
     #[cold]
     pub(crate) fn note_read_loss(self: &Arc<Self>, tree: &Tree, bytes: u64) {
-        if bytes > 0
-            && tree.read_debt.add(bytes, self.snapshots.published())
+        if bytes == 0 {
+            return;
+        }
+        let now_ms = self.env.clock.monotonic().as_millis() as u64;
+        let newest = self.snapshots.published();
+        if tree.read_debt.add(bytes, newest, now_ms)
             && let Some(schedule) = self.schedule
         {
             let weak = Arc::downgrade(self);

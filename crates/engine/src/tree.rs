@@ -120,13 +120,18 @@ pub struct ReadDebt {
     due: AtomicU64,
     /// The newest write that the last addition knew of.
     seen: AtomicU64,
+    /// When an addition first knew of it, in milliseconds of the monotonic clock.
+    seen_ms: AtomicU64,
 }
 
 /// Less than this is not worth looking for a compaction.
 const LEAST_READ_DEBT: u64 = 1 << 20;
 /// What reads lose counts so many times while nothing is written: the background has nothing else to
 /// do then, and what it makes lasts.
-const QUIET_FACTOR: u64 = 8;
+const QUIET_FACTOR: u64 = 32;
+/// Nothing is written if nothing was for so long. (A writer may be kept from its processor for some
+/// milliseconds.)
+const QUIET_MS: u64 = 50;
 
 impl ReadDebt {
     const fn new() -> Self {
@@ -134,6 +139,7 @@ impl ReadDebt {
             bytes: AtomicU64::new(0),
             due: AtomicU64::new(LEAST_READ_DEBT),
             seen: AtomicU64::new(0),
+            seen_ms: AtomicU64::new(0),
         }
     }
 
@@ -142,10 +148,17 @@ impl ReadDebt {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Adds to it what some reads lost when `newest` was the newest write; returns whether it is time to
-    /// look for a compaction, which is the case each time that the debt has grown by half.
-    pub fn add(&self, bytes: u64, newest: SeqNo) -> bool {
-        let is_quiet = self.seen.swap(newest.0, Ordering::Relaxed) == newest.0;
+    /// Adds to it what some reads lost when `newest` was the newest write, at `now_ms` of the monotonic
+    /// clock; returns whether it is time to look for a compaction, which is the case each time that the
+    /// debt has grown by half.
+    pub fn add(&self, bytes: u64, newest: SeqNo, now_ms: u64) -> bool {
+        let is_quiet = if self.seen.load(Ordering::Relaxed) == newest.0 {
+            now_ms.saturating_sub(self.seen_ms.load(Ordering::Relaxed)) >= QUIET_MS
+        } else {
+            self.seen_ms.store(now_ms, Ordering::Relaxed);
+            self.seen.store(newest.0, Ordering::Relaxed);
+            false
+        };
         let bytes = if is_quiet {
             bytes * QUIET_FACTOR
         } else {
@@ -309,5 +322,33 @@ impl fmt::Debug for Tree {
             .field("id", &self.id)
             .field("name", &self.name)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_lose_more_where_nothing_was_written_for_a_while() {
+        let debt = ReadDebt::new();
+        let lost = |newest, now_ms| {
+            let before = debt.bytes();
+            debt.add(10, SeqNo(newest), now_ms);
+            debt.bytes() - before
+        };
+        assert_eq!(lost(5, 1000), 10);
+        assert_eq!(lost(5, 1000 + QUIET_MS - 1), 10);
+        assert_eq!(lost(5, 1000 + QUIET_MS), 10 * QUIET_FACTOR);
+        // A write.
+        assert_eq!(lost(6, 2000), 10);
+        assert_eq!(lost(6, 2000 + QUIET_MS), 10 * QUIET_FACTOR);
+        debt.settle();
+        assert_eq!(debt.bytes(), 0);
+        // It is time when the debt is due, and again when it has grown by half.
+        assert!(!debt.add(LEAST_READ_DEBT - 1, SeqNo(7), 3000));
+        assert!(debt.add(1, SeqNo(8), 3000));
+        assert!(!debt.add(LEAST_READ_DEBT / 2 - 1, SeqNo(9), 3000));
+        assert!(debt.add(1, SeqNo(10), 3000));
     }
 }
