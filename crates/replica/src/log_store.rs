@@ -206,6 +206,18 @@ impl Index {
         self.slots.truncate(left);
     }
 
+    /// The last entry before the newest ones that take at most `bytes` together, if there is one.
+    fn last_beyond(&self, bytes: u64) -> Option<u64> {
+        let mut room = bytes;
+        for (i, slot) in self.slots.iter().enumerate().rev() {
+            match room.checked_sub(u64::from(slot.len)) {
+                Some(left) => room = left,
+                None => return Some(self.first + i as u64),
+            }
+        }
+        None
+    }
+
     /// Entries up to `upto` go.
     fn purge(&mut self, upto: LogId) {
         self.purged = self.purged.max(Some(upto));
@@ -576,6 +588,12 @@ impl LogStore {
         }
         inner.index.truncate(keep);
         Ok(())
+    }
+
+    /// The index of the last entry before the newest ones that take at most `bytes` of the log together;
+    /// `None` if all do. Takes time by the number of these.
+    pub fn last_beyond(&self, bytes: u64) -> Option<u64> {
+        self.shared.inner.lock().index.last_beyond(bytes)
     }
 
     /// Entries up to `upto` are no longer needed. `upto` may be behind the end of the log: then all

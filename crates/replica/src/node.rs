@@ -124,7 +124,8 @@ pub struct NodeOptions {
     pub timing: Timing,
     /// Bytes of log beyond which a snapshot is made and old entries go. Default: 256 MiB.
     pub log_bytes: u64,
-    /// Entries that stay in the log although a snapshot has them. Default (`None`): 10,000.
+    /// Entries that stay in the log although a snapshot has them, as long as they take no more than half
+    /// of `log_bytes`. Default (`None`): 10,000.
     pub kept_entries: Option<u64>,
     /// How long a write or a read may take, retries included. Default: 10 s.
     pub request_timeout: Duration,
@@ -318,7 +319,7 @@ impl Node {
     }
 
     async fn start_at(options: NodeOptions, world: World, pace: Option<Arc<Pace>>) -> Result<Self> {
-        let mut settings = config(&options.timing, options.kept_entries)?;
+        let mut settings = config(&options.timing)?;
         if planted::is(Bug::LeaderRestore) {
             settings.enable_leader_restore = Some(true);
         }
@@ -1250,7 +1251,8 @@ async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
 /// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
 async fn keep_up(inner: Arc<Inner>) {
     let mut half_way = None;
-    let mut budget = Budget::new(inner.options.log_bytes);
+    let options = &inner.options;
+    let mut budget = Budget::new(options.log_bytes, options.kept_entries);
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(UPKEEP).await;
         if inner.machine.failure().is_some() {
@@ -1259,14 +1261,20 @@ async fn keep_up(inner: Arc<Inner>) {
         }
         half_way = inner.end_change(half_way).await;
         inner.inbox.tidy().await;
-        let kept = inner.options.kept_entries.unwrap_or(0);
         let applied = inner.machine.applied().map_or(0, |id| id.index);
         let snapshot = inner.machine.current_snapshot();
         let snapshot = snapshot.and_then(|s| s.meta.last).map_or(0, |id| id.index);
-        let has_grown = applied.saturating_sub(snapshot) > kept.max(1);
-        if has_grown && budget.is_exceeded(&inner.log.stats()) {
-            // Its failure is the node's, which everybody is told.
+        let has_grown = applied.saturating_sub(snapshot) > 1;
+        let log = inner.log.stats();
+        // Failures of these are the node's, which everybody is told.
+        if has_grown && budget.is_exceeded(&log) {
             let _ = inner.trigger_snapshot().await;
+        }
+        let last_beyond = |bytes| inner.log.last_beyond(bytes);
+        let upto = budget.purge_upto(&log, snapshot, last_beyond);
+        let (purged, _) = inner.log.bounds();
+        if upto > purged.map_or(0, |id| id.index) {
+            let _ = inner.raft.trigger().purge_log(upto).await;
         }
     }
 }

@@ -105,17 +105,13 @@ impl Default for Timing {
     }
 }
 
-/// Entries that stay in the log although a snapshot has them, so that a follower that was away for a
-/// moment needs no snapshot.
-const KEPT_ENTRIES: u64 = 10_000;
-
 /// How long a leader waits before it sends entries again to a node that cannot be reached. Each time they
 /// are read from the log first, so this grows; a node that answers heartbeats again does not wait for it
 /// (see `Returned`).
 const RETRY: &str = "50ms 100ms ...500ms";
 
 /// The settings; see the module's page.
-pub(crate) fn config(timing: &Timing, kept_entries: Option<u64>) -> Result<Config> {
+pub(crate) fn config(timing: &Timing) -> Result<Config> {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
         cluster_name: "firn".into(),
@@ -127,7 +123,8 @@ pub(crate) fn config(timing: &Timing, kept_entries: Option<u64>) -> Result<Confi
         quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
         allow_log_reversion: Some(false),
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: kept_entries.unwrap_or(KEPT_ENTRIES),
+        // What may go is told to it, see `budget`.
+        max_in_snapshot_log_to_keep: u64::MAX,
         // A snapshot helps a follower only where the log does not reach: while it does, the log is
         // sent, however far behind the follower is.
         replication_lag_threshold: u64::MAX / 4,

@@ -1073,6 +1073,44 @@ fn entries_cost_one_write_and_one_sync_each_at_most() {
     });
 }
 
+/// The size of each node's log on disk.
+fn log_sizes(cluster: &Cluster) -> Vec<(NodeId, u64)> {
+    let size = |disk: &MemFs| {
+        let log = disk.files().into_iter();
+        let log = log.filter(|path| path.starts_with("/node/raft"));
+        log.map(|path| disk.read_file(path).unwrap().len() as u64)
+            .sum()
+    };
+    let machines = cluster.machines.iter();
+    machines.map(|(&id, m)| (id, size(&m.disk))).collect()
+}
+
+/// Entries that stay for followers that were away for a moment do not keep more log than there may be.
+#[test]
+fn the_log_is_bounded_where_entries_are_large() {
+    simulate(async {
+        let settings = Settings {
+            kept_entries: 10_000,
+            ..Settings::default()
+        };
+        let (mut cluster, leader) = booted_with(43, 3, settings).await;
+        let node = cluster.node(leader);
+        for n in 0..300_u32 {
+            let write = put(&n.to_le_bytes(), &[7; 4 << 10], None);
+            node.propose(write).await.unwrap();
+            if n % 30 < 29 {
+                continue;
+            }
+            // A snapshot, and then what it has goes.
+            sleep(Duration::from_secs(4)).await;
+            for (id, bytes) in log_sizes(&cluster) {
+                assert!(bytes < 300 << 10, "node {id}, entry {n}: {bytes} bytes");
+            }
+        }
+        cluster.settle().await.unwrap();
+    });
+}
+
 /// A namespace that was written once does not keep the log of all that came after.
 #[test]
 fn the_log_is_bounded_beside_an_idle_namespace() {
@@ -1089,12 +1127,7 @@ fn the_log_is_bounded_beside_an_idle_namespace() {
         let mut most = 0;
         for round in 0..10 {
             fill(&cluster, leader, 300).await;
-            for (id, machine) in &cluster.machines {
-                let files = machine.disk.files().into_iter();
-                let log = files.filter(|path| path.starts_with("/node/raft"));
-                let bytes: u64 = log
-                    .map(|path| machine.disk.read_file(path).unwrap().len() as u64)
-                    .sum();
+            for (id, bytes) in log_sizes(&cluster) {
                 assert!(bytes < 300 << 10, "node {id}, round {round}: {bytes} bytes");
                 most = most.max(bytes);
             }
