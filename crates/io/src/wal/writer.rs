@@ -1047,6 +1047,7 @@ impl Shared {
         drop(self.pool.lock());
         let mut state = self.lock_sync();
         while state.running {
+            state.waiting += 1;
             state = self.wait_for_sync(state);
         }
     }
@@ -1061,8 +1062,12 @@ impl Drop for EndSync<'_> {
         state.running = false;
         // They are woken, but may run later: who gathers must not take them for those who came back.
         state.woken = std::mem::take(&mut state.waiting);
+        let is_waited_for = state.woken > 0;
         drop(state);
-        self.0.sync_done.notify_all();
+        // A call of the kernel, also where there is nobody to wake.
+        if is_waited_for {
+            self.0.sync_done.notify_all();
+        }
     }
 }
 
