@@ -15,7 +15,7 @@
 //!
 //! *Hints.* Whoever asks again and again for the same blocks keeps a [`Hint`] for each: the slot in
 //! which it was, or that it is not here. It saves the probe, which is a wait for memory, and a block
-//! that is not here costs no more than reading the hint. A hint may be out of date, never wrong: what
+//! that is not here costs no wait for the index. A hint may be out of date, never wrong: what
 //! is in the slot says which block it is.
 //!
 //! *Admission.* As long as there is room everything is kept. Then only what is read for the second
@@ -570,11 +570,15 @@ const MAX_SHARDS: u64 = 64;
 /// So that all slots have numbers that fit into a [`Hint`], unless blocks are far below their usual
 /// size.
 const MAX_SHARD_BYTES: u64 = 64 << 20;
+/// That many are enough for a terabyte.
+const MOST_SHARDS: u64 = 16 << 10;
 
 impl BlockCache {
     /// A cache that holds at most `capacity_bytes`; 0 holds nothing.
     pub fn new(capacity_bytes: u64) -> Self {
-        let most = MAX_SHARDS.max(capacity_bytes.div_ceil(MAX_SHARD_BYTES).next_power_of_two());
+        let most = capacity_bytes
+            .div_ceil(MAX_SHARD_BYTES)
+            .clamp(MAX_SHARDS, MOST_SHARDS);
         let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, most);
         let shards = 1 << shards.ilog2();
         let cache = Self {

@@ -1,6 +1,7 @@
 //! Writes a file from its start to its end in large pieces: what writers of SSTables and blob files share.
 //!
-//! A piece begins and ends at multiples of its size. The kernel keeps what is written at once in as large
+//! A piece begins and ends at multiples of its size, but for the last one and where something is appended
+//! that is longer than a piece. The kernel keeps what is written at once in as large
 //! units as begin at multiples of *their* size (large folios), and a read of a few kilobytes finds its place
 //! among few large ones a tenth to a seventh faster than among many small ones, as long as the file stays in
 //! memory. Nor is a page that two pieces share written to the disk twice.
@@ -17,7 +18,7 @@ pub(crate) struct FileWriter {
     /// What was appended and not yet written.
     pub(crate) buf: Vec<u8>,
     /// Where `buf` begins in the file.
-    pub(crate) written: u64,
+    written: u64,
     piece: usize,
 }
 
@@ -84,5 +85,88 @@ impl FileWriter {
         self.write_all()?;
         self.file.sync_data()?;
         Ok(self.written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
+    use firn_io::fs::mem::MemFs;
+    use firn_io::fs::{Fs, OpenMode};
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    const PIECE: usize = 64;
+
+    /// Offset and length of each write.
+    type Writes = Arc<Mutex<Vec<(u64, u64)>>>;
+
+    /// A writer to a file of memory, what it writes, and the disk.
+    fn writer() -> (FileWriter, Writes, FaultFs) {
+        let fs = FaultFs::new(Arc::new(MemFs::new()), 1);
+        let writes = Writes::default();
+        let seen = Arc::clone(&writes);
+        fs.set_after_hook(Box::new(move |_, op| {
+            if op.kind == OpKind::Write {
+                seen.lock().push((op.offset, op.len));
+            }
+        }));
+        let file = fs.open("/file".as_ref(), OpenMode::CreateNew).unwrap();
+        (FileWriter::new(file, PIECE), writes, fs)
+    }
+
+    fn content(fs: &FaultFs) -> Vec<u8> {
+        let file = fs.open("/file".as_ref(), OpenMode::Read).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap(), bytes.len());
+        bytes
+    }
+
+    #[test]
+    fn pieces_are_aligned_and_nothing_is_lost() {
+        let (mut writer, writes, fs) = writer();
+        let mut all = Vec::new();
+        for n in 0..60_u8 {
+            let part = vec![n; 1 + usize::from(n) % 37];
+            assert_eq!(writer.position(), all.len() as u64);
+            all.extend_from_slice(&part);
+            if n % 2 == 0 {
+                writer.append(&part).unwrap();
+            } else {
+                writer.buf.extend_from_slice(&part);
+                writer.write_pieces().unwrap();
+            }
+            assert!(writer.buf.len() < PIECE);
+        }
+        for (offset, len) in writes.lock().drain(..) {
+            assert_eq!((offset % PIECE as u64, len % PIECE as u64), (0, 0));
+        }
+        // Something long goes out at once, and the pieces behind it are aligned again.
+        let long = vec![200; 3 * PIECE + 5];
+        writer.append(&long).unwrap();
+        all.extend_from_slice(&long);
+        assert!(writer.buf.is_empty());
+        writes.lock().clear();
+        for n in 0..20 {
+            writer.append(&[n; 30]).unwrap();
+            all.extend_from_slice(&[n; 30]);
+        }
+        let ends: Vec<u64> = writes.lock().drain(..).map(|(at, len)| at + len).collect();
+        assert!(ends.len() > 5 && ends.iter().all(|end| end % PIECE as u64 == 0));
+        assert_eq!(writer.finish().unwrap(), all.len() as u64);
+        assert_eq!(content(&fs), all);
+    }
+
+    #[test]
+    fn a_failed_write_may_be_tried_again() {
+        let (mut writer, _, fs) = writer();
+        writer.append(&[1; 50]).unwrap();
+        fs.add_rule(Rule::new(Fault::NoSpace).on(OpKind::Write));
+        writer.append(&[2; 50]).unwrap_err();
+        assert_eq!(writer.position(), 100);
+        fs.clear_rules();
+        assert_eq!(writer.finish().unwrap(), 100);
+        assert_eq!(content(&fs), [[1; 50], [2; 50]].concat());
     }
 }

@@ -58,7 +58,7 @@ impl<'s> Candidate<'s> {
     /// Has the memory of the filter fetched.
     #[inline]
     fn new(file: &'s Arc<TableFile>, hash: u64) -> Self {
-        let open = file.table().map(TableSlot::borrow);
+        let open = file.table().map(TableSlot::borrow_unnoted);
         let candidate = Self { file, open };
         if let Some(table) = candidate.table() {
             table.prefetch_filter(hash);
@@ -82,8 +82,8 @@ impl<'s> Candidate<'s> {
 const EXPECTATION: i8 = 4;
 
 thread_local! {
-    /// Whether the filters of the oldest tables let pass most of the keys that this thread looked for:
-    /// above zero if so. Then their index is searched while the line of the filter is waited for, for
+    /// Whether the filters of the oldest tables let pass most of the keys that this thread looked for, in
+    /// whatever tree: above zero if so. Then their index is searched while the line of the filter is waited for, for
     /// nothing if that says no.
     static EXPECTED: Cell<i8> = const { Cell::new(0) };
 }
@@ -134,7 +134,7 @@ impl Core {
         // Of L0 it is not asked whether a file's range has the key: the filter costs no more than that.
         let deeper = &state.levels.levels()[1..LEVELS];
         let deeper = deeper.iter().filter_map(|level| level.find(key));
-        let mut files = state.levels.files(0).iter().chain(deeper);
+        let mut files = state.levels.files(0).iter().chain(deeper).peekable();
         loop {
             // Their filters are waited for together.
             let mut candidates = [const { None }; TOGETHER];
@@ -146,9 +146,10 @@ impl Core {
             let Some(last) = count.checked_sub(1) else {
                 return Ok(None);
             };
-            // And so is the index of the one that most likely has the key.
+            // And so is the index of the oldest one, which most likely has the key.
+            let is_oldest = count < TOGETHER || files.peek().is_none();
             let mut way = match &candidates[last] {
-                Some(candidate) if EXPECTED.get() > 0 => candidate.way(key),
+                Some(candidate) if is_oldest && EXPECTED.get() > 0 => candidate.way(key),
                 _ => None,
             };
             for (i, candidate) in candidates.iter().flatten().enumerate() {
@@ -156,7 +157,7 @@ impl Core {
                 let way = if i == last { way.take() } else { None };
                 let (passed, found) =
                     self.probe(candidate, key, hash, way, snapshot, &mut covered)?;
-                if i == last {
+                if i == last && is_oldest {
                     let step = if passed { 1 } else { -1 };
                     EXPECTED.set((EXPECTED.get() + step).clamp(-EXPECTATION, EXPECTATION));
                 }
@@ -181,7 +182,12 @@ impl Core {
     ) -> Result<(bool, Option<Found<'static>>)> {
         let opened;
         let table: &Table = match candidate.table() {
-            Some(table) => table,
+            Some(table) => {
+                if let Some(slot) = candidate.file.table() {
+                    slot.note_use();
+                }
+                table
+            }
             None => {
                 opened = self.table(candidate.file)?;
                 &opened

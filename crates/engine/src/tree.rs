@@ -47,11 +47,23 @@ impl TableSlot {
     /// The table, if it is open, cheaply and for a short time.
     #[inline]
     pub fn borrow(&self) -> arc_swap::Guard<Option<Arc<Table>>> {
+        self.note_use();
+        self.borrow_unnoted()
+    }
+
+    /// The same for one who may not read it after all, and does [`note_use`](Self::note_use) if so.
+    #[inline]
+    pub fn borrow_unnoted(&self) -> arc_swap::Guard<Option<Arc<Table>>> {
+        self.table.load()
+    }
+
+    /// Notes that it is read.
+    #[inline]
+    pub fn note_use(&self) {
         // Written only when it changes: readers on all cores share this line.
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
-        self.table.load()
     }
 
     /// The same, without counting as a read.

@@ -229,7 +229,7 @@ impl TableIter {
                 return Ok(());
             }
             self.read_ahead(no, offset, len)?;
-        } else if self.options.fill_cache {
+        } else if self.options.fill_cache && self.run < LONG_WALK_BLOCKS {
             let table = &self.table;
             table.cache().prefetch_admission(table.id(), offset);
         }
