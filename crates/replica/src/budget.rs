@@ -6,15 +6,35 @@
 //!
 //! A number of entries that a snapshot has stay all the same, so that a follower that was away for a moment
 //! needs no snapshot. Where they are so long that the log is beyond its budget for them, those go that do not
-//! fit into half of it.
+//! fit into half of it. But not what a follower needs that is catching up, or it would be sent one snapshot
+//! after the other under load: by the time that it has one, what follows would be gone. Followers that do not
+//! move, and a log of several budgets, are not waited for.
+
+use std::collections::BTreeMap;
 
 use firn_io::wal::LogStats;
+
+use crate::types::NodeId;
 
 /// After a snapshot the log grows by one part in so many of the budget before the next.
 const GROWTH: u64 = 8;
 
 /// So many entries stay, unless another number is asked for.
 const KEPT_ENTRIES: u64 = 10_000;
+
+/// A follower that has got nothing for so many looks does not move.
+const PATIENCE: u32 = 1;
+
+/// No follower is waited for when the log has so many times its budget.
+const MOST_BUDGETS: u64 = 4;
+
+/// What a follower has got so far.
+#[derive(Debug, Default)]
+struct Progress {
+    matched: u64,
+    /// For so many looks no more than that.
+    still: u32,
+}
 
 /// How long the log may become, and whether it is time to do something about it.
 #[derive(Debug)]
@@ -23,6 +43,7 @@ pub(crate) struct Budget {
     kept_entries: u64,
     /// Not before so many bytes were appended.
     next: u64,
+    followers: BTreeMap<NodeId, Progress>,
 }
 
 impl Budget {
@@ -31,6 +52,7 @@ impl Budget {
             bytes,
             kept_entries: kept_entries.unwrap_or(KEPT_ENTRIES),
             next: 0,
+            followers: BTreeMap::new(),
         }
     }
 
@@ -43,26 +65,88 @@ impl Budget {
         is_exceeded
     }
 
-    /// Up to which entry the log should be purged, if the last that the snapshot has is `snapshot`;
-    /// `last_beyond` tells the last one before the newest ones that take so many bytes.
+    /// Looks at the followers of a leader: what each is known to have, and the last entry of snapshots that
+    /// are being sent. Returns up to where none needs the log that moves. To be called at every look.
+    pub(crate) fn needed_after(
+        &mut self,
+        progress: &BTreeMap<NodeId, Option<u64>>,
+        sent: &BTreeMap<NodeId, u64>,
+    ) -> u64 {
+        self.followers.retain(|id, _| progress.contains_key(id));
+        let mut needed_after = u64::MAX;
+        for (id, matched) in progress {
+            let matched = matched.unwrap_or(0);
+            let follower = self.followers.entry(*id).or_default();
+            let sent = sent.get(id).copied();
+            if sent.is_some() || matched != follower.matched {
+                follower.still = 0;
+            } else {
+                follower.still = follower.still.saturating_add(1);
+            }
+            follower.matched = matched;
+            if follower.still <= PATIENCE {
+                needed_after = needed_after.min(matched.max(sent.unwrap_or(0)));
+            }
+        }
+        needed_after
+    }
+
+    /// Up to which entry the log should be purged, if the last that the snapshot has is `snapshot` and
+    /// followers need what is after `needed_after`; `last_beyond` tells the last one before the newest ones
+    /// that take so many bytes, if it is after the one given.
     pub(crate) fn purge_upto(
         &self,
         log: &LogStats,
         snapshot: u64,
-        last_beyond: impl FnOnce(u64) -> Option<u64>,
+        needed_after: u64,
+        last_beyond: impl FnOnce(u64, u64) -> Option<u64>,
     ) -> u64 {
-        let beyond = match log.used_bytes > self.bytes {
-            true => last_beyond(self.bytes / 2).unwrap_or(0),
-            false => 0,
-        };
-        let too_many = snapshot.saturating_sub(self.kept_entries);
-        beyond.min(snapshot).max(too_many)
+        let mut upto = snapshot.saturating_sub(self.kept_entries);
+        if log.used_bytes > self.bytes
+            && let Some(beyond) = last_beyond(self.bytes / 2, upto)
+        {
+            upto = upto.max(beyond.min(snapshot));
+        }
+        match log.used_bytes > self.bytes.saturating_mul(MOST_BUDGETS) {
+            true => upto,
+            false => upto.min(needed_after),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[test]
+    fn followers_that_move_are_waited_for() {
+        let mut budget = Budget::new(800, None);
+        let mut look = |matched: Option<u64>, sent: &[(NodeId, u64)]| {
+            let progress = [(1, Some(50)), (2, matched)].into();
+            budget.needed_after(&progress, &sent.iter().copied().collect())
+        };
+        assert_eq!(look(None, &[]), 0);
+        // However long it takes.
+        for _ in 0..3 * PATIENCE {
+            assert_eq!(look(None, &[(2, 40)]), 40);
+        }
+        // It is done, and not yet known to be.
+        assert_eq!(look(None, &[]), 0);
+        assert_eq!(look(Some(40), &[]), 40);
+        assert_eq!(look(Some(45), &[]), 45);
+        for _ in 0..PATIENCE {
+            assert_eq!(look(Some(45), &[]), 45);
+        }
+        assert_eq!(look(Some(45), &[]), u64::MAX);
+        assert_eq!(look(Some(46), &[]), 46);
+        // Nobody leads here.
+        assert_eq!(
+            budget.needed_after(&BTreeMap::new(), &BTreeMap::new()),
+            u64::MAX
+        );
+    }
 
     #[test]
     fn a_snapshot_is_due_when_entries_are_many_and_have_become_more() {
@@ -93,9 +177,10 @@ mod tests {
             used_bytes,
             ..LogStats::default()
         };
+        let needed_after = Cell::new(u64::MAX);
         let upto = |used, snapshot, last| {
-            budget.purge_upto(&log(used), snapshot, |bytes| {
-                assert_eq!(bytes, 400);
+            budget.purge_upto(&log(used), snapshot, needed_after.get(), |bytes, after| {
+                assert_eq!((bytes, after), (400, snapshot.saturating_sub(5)));
                 last
             })
         };
@@ -106,5 +191,9 @@ mod tests {
         assert_eq!(upto(801, 6, Some(7)), 6);
         assert_eq!(upto(801, 4, None), 0);
         assert_eq!(upto(801, 0, Some(7)), 0);
+        needed_after.set(3);
+        assert_eq!(upto(800, 9, Some(7)), 3);
+        assert_eq!(upto(3200, 9, Some(7)), 3);
+        assert_eq!(upto(3201, 9, Some(7)), 7);
     }
 }

@@ -206,10 +206,14 @@ impl Index {
         self.slots.truncate(left);
     }
 
-    /// The last entry before the newest ones that take at most `bytes` together, if there is one.
-    fn last_beyond(&self, bytes: u64) -> Option<u64> {
+    /// The last entry before the newest ones that take at most `bytes` together, if there is one after
+    /// `after`.
+    fn last_beyond(&self, bytes: u64, after: u64) -> Option<u64> {
         let mut room = bytes;
         for (i, slot) in self.slots.iter().enumerate().rev() {
+            if self.first + i as u64 <= after {
+                break;
+            }
             match room.checked_sub(u64::from(slot.len)) {
                 Some(left) => room = left,
                 None => return Some(self.first + i as u64),
@@ -591,9 +595,9 @@ impl LogStore {
     }
 
     /// The index of the last entry before the newest ones that take at most `bytes` of the log together;
-    /// `None` if all do. Takes time by the number of these.
-    pub fn last_beyond(&self, bytes: u64) -> Option<u64> {
-        self.shared.inner.lock().index.last_beyond(bytes)
+    /// `None` if all after the index `after` do. Takes time by the number of these.
+    pub fn last_beyond(&self, bytes: u64, after: u64) -> Option<u64> {
+        self.shared.inner.lock().index.last_beyond(bytes, after)
     }
 
     /// Entries up to `upto` are no longer needed. `upto` may be behind the end of the log: then all

@@ -77,7 +77,7 @@ use crate::raft::errors::{
 };
 use crate::raft::log::RaftLog;
 use crate::raft::machine::{RaftMachine, raft_snapshot};
-use crate::raft::net::{RaftNet, Returned};
+use crate::raft::net::{RaftNet, Returned, Sending};
 use crate::raft::rt::{self, LocalInstant};
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
 use crate::transfer::{Inbox, TransferOptions};
@@ -124,8 +124,8 @@ pub struct NodeOptions {
     pub timing: Timing,
     /// Bytes of log beyond which a snapshot is made and old entries go. Default: 256 MiB.
     pub log_bytes: u64,
-    /// Entries that stay in the log although a snapshot has them, as long as they take no more than half
-    /// of `log_bytes`. Default (`None`): 10,000.
+    /// Entries that stay in the log although a snapshot has them; fewer where the log is longer than
+    /// `log_bytes` for them. Default (`None`): 10,000.
     pub kept_entries: Option<u64>,
     /// How long a write or a read may take, retries included. Default: 10 s.
     pub request_timeout: Duration,
@@ -350,6 +350,7 @@ impl Node {
         settings.enable_elect = !followed;
         let is_still = Arc::new(AtomicBool::new(false));
         let (handed_over, returned) = (Arc::default(), Arc::new(Returned::default()));
+        let sending = Arc::new(Sending::default());
         let net = RaftNet {
             id: options.id,
             transport: Arc::clone(&world.transport),
@@ -357,6 +358,7 @@ impl Node {
             is_still: Arc::clone(&is_still),
             handed_over: Arc::clone(&handed_over),
             returned: Arc::clone(&returned),
+            sending: Arc::clone(&sending),
             machine: machine.clone(),
             env: world.env.clone(),
             transfer: options.transfer,
@@ -397,7 +399,7 @@ impl Node {
         let inner = &node.inner;
         inner.spawn(propose(Arc::clone(inner)));
         inner.spawn(answer_reads(Arc::clone(inner)));
-        inner.spawn(keep_up(Arc::clone(inner)));
+        inner.spawn(keep_up(Arc::clone(inner), sending));
         inner.spawn(keep_still(Arc::clone(inner), is_still));
         inner.spawn(welcome_back(Arc::clone(inner), returned));
         inner.spawn(keep_promise(Arc::clone(inner)));
@@ -1249,7 +1251,7 @@ async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
 }
 
 /// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
-async fn keep_up(inner: Arc<Inner>) {
+async fn keep_up(inner: Arc<Inner>, sending: Arc<Sending>) {
     let mut half_way = None;
     let options = &inner.options;
     let mut budget = Budget::new(options.log_bytes, options.kept_entries);
@@ -1270,8 +1272,9 @@ async fn keep_up(inner: Arc<Inner>) {
         if has_grown && budget.is_exceeded(&log) {
             let _ = inner.trigger_snapshot().await;
         }
-        let last_beyond = |bytes| inner.log.last_beyond(bytes);
-        let upto = budget.purge_upto(&log, snapshot, last_beyond);
+        let needed_after = budget.needed_after(&inner.status().progress, &sending.all());
+        let last_beyond = |bytes, after| inner.log.last_beyond(bytes, after);
+        let upto = budget.purge_upto(&log, snapshot, needed_after, last_beyond);
         let (purged, _) = inner.log.bounds();
         if upto > purged.map_or(0, |id| id.index) {
             let _ = inner.raft.trigger().purge_log(upto).await;

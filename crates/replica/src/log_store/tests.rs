@@ -382,3 +382,23 @@ fn small_entries_do_not_keep_what_they_were_received_in() {
     assert_eq!(store.entries(1, 2, usize::MAX).unwrap(), [entry]);
     assert!(received.is_unique());
 }
+
+#[test]
+fn the_newest_entries_that_fit_are_told() {
+    let mut index = Index::default();
+    assert_eq!(index.last_beyond(0, 0), None);
+    for n in 5..15 {
+        index.push(entry(1, n, 10), Lsn(n), 100);
+    }
+    assert_eq!(index.last_beyond(1000, 0), None);
+    assert_eq!(index.last_beyond(999, 0), Some(5));
+    assert_eq!(index.last_beyond(300, 0), Some(11));
+    assert_eq!(index.last_beyond(299, 0), Some(12));
+    assert_eq!(index.last_beyond(0, 0), Some(14));
+    // It need not be known exactly if it is not after that.
+    assert_eq!(index.last_beyond(300, 10), Some(11));
+    assert_eq!(index.last_beyond(300, 11), None);
+    index.purge(LogId { term: 1, index: 8 });
+    assert_eq!(index.last_beyond(300, 0), Some(11));
+    assert_eq!(index.last_beyond(600, 0), None);
+}

@@ -1,6 +1,6 @@
 //! The library's network, on [`Transport`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -57,6 +57,8 @@ pub(crate) struct RaftNet {
     pub(crate) handed_over: Arc<AtomicU64>,
     /// Who could not be reached and now can.
     pub(crate) returned: Arc<Returned>,
+    /// Who is sent a snapshot.
+    pub(crate) sending: Arc<Sending>,
     /// Fails when it turns out to be damaged.
     pub(crate) machine: Machine,
     /// For snapshots: the files' world.
@@ -75,6 +77,7 @@ pub(crate) struct RaftPeer {
     is_still: Arc<AtomicBool>,
     handed_over: Arc<AtomicU64>,
     returned: Arc<Returned>,
+    sending: Arc<Sending>,
     /// The last request with entries, or the last heartbeat, had no answer.
     is_away: Arc<AtomicBool>,
     machine: Machine,
@@ -108,6 +111,35 @@ impl Returned {
     }
 }
 
+/// Snapshots that are being sent: to whom, and their last entry.
+#[derive(Debug, Default)]
+pub(crate) struct Sending(Mutex<BTreeMap<NodeId, u64>>);
+
+impl Sending {
+    /// All of them.
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, u64> {
+        self.0.lock().clone()
+    }
+
+    /// Notes one for as long as what it returns lives.
+    fn begin(&self, to: NodeId, last: u64) -> impl Drop + '_ {
+        self.0.lock().insert(to, last);
+        Sent { of: self, to }
+    }
+}
+
+/// Ends one of [`Sending`].
+struct Sent<'s> {
+    of: &'s Sending,
+    to: NodeId,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        self.of.0.lock().remove(&self.to);
+    }
+}
+
 impl RaftNet {
     fn peer(&self, target: NodeId, member: &Member, class: Class) -> RaftPeer {
         RaftPeer {
@@ -122,6 +154,7 @@ impl RaftNet {
             is_still: Arc::clone(&self.is_still),
             handed_over: Arc::clone(&self.handed_over),
             returned: Arc::clone(&self.returned),
+            sending: Arc::clone(&self.sending),
             is_away: Arc::default(),
             machine: self.machine.clone(),
             env: self.env.clone(),
@@ -453,6 +486,8 @@ impl RaftNetworkV2<Types> for RaftPeer {
             transport: Arc::clone(&self.transport),
             options: self.transfer,
         };
+        let last = snapshot.meta.last_log_id.map_or(0, |id| id.index);
+        let _sending = self.sending.begin(self.peer.id, last);
         let ours = snapshot.snapshot.clone();
         let sent = sender.send(self.peer.clone(), vote(&leader), snapshot.snapshot);
         let sent = std::pin::pin!(sent);

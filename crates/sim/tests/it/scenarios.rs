@@ -14,6 +14,7 @@ use firn_engine::{Change, Outcome, ScanOptions, WriteBatch};
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{Fault, OpKind, Rule};
 use firn_io::fs::mem::{CrashMode, MemFs};
+use firn_io::rng::Rng;
 use firn_replica::message::{Answer, Refusal, Request, VoteRequest};
 use firn_replica::types::Vote;
 use firn_replica::{Error, LogId, MemberChange, NodeId, ReadLevel, Replicator, Role, Write};
@@ -21,6 +22,7 @@ use firn_sim::client::{Load, LoadSettings};
 use firn_sim::clock::EPOCH_MS;
 use firn_sim::cluster::{Cluster, Settings, is_corruption, member, put};
 use firn_sim::damage::{Target, files};
+use firn_sim::net::{CALM, Weather};
 use firn_sim::stage;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -382,7 +384,7 @@ fn s14_purge_vs_snapshot() {
         cluster.kill(away, None);
         fill(&cluster, leader, 400).await;
         cluster.node(leader).snapshot().await.unwrap();
-        sleep(Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(4)).await;
         let purged = cluster.node(leader).status().purged.unwrap().index;
         assert!(purged > 200, "{purged}");
         cluster.start(away).await.unwrap();
@@ -413,7 +415,7 @@ fn s15_a_damaged_snapshot_is_refused() {
             }
         }
         let _ = cluster.node(leader).snapshot().await;
-        sleep(Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(4)).await;
         cluster.start(away).await.unwrap();
         sleep(Duration::from_secs(3)).await;
         let node = cluster.node(away);
@@ -1107,6 +1109,63 @@ fn the_log_is_bounded_where_entries_are_large() {
                 assert!(bytes < 300 << 10, "node {id}, entry {n}: {bytes} bytes");
             }
         }
+        cluster.settle().await.unwrap();
+    });
+}
+
+/// A node that joins gets one snapshot and then what was written meanwhile, although that is more than the
+/// log keeps otherwise.
+#[test]
+fn a_node_joins_beside_a_load_of_large_entries() {
+    simulate(async {
+        let (mut cluster, leader) = booted(44, 3).await;
+        let node = cluster.node(leader);
+        // Nothing that can be compressed: it takes seconds to send.
+        let mut rng = Rng::new(44);
+        let mut large = move |n: u32| {
+            let value: Vec<u8> = (0..512)
+                .flat_map(|_| rng.next_u64().to_le_bytes())
+                .collect();
+            put(&n.to_le_bytes(), &value, None)
+        };
+        for n in 0..200 {
+            node.propose(large(n)).await.unwrap();
+        }
+        // A snapshot, and then what it has goes.
+        sleep(Duration::from_secs(4)).await;
+        cluster.net.set_weather(Weather {
+            most_ms: 60,
+            ..CALM
+        });
+        let through = node.clone();
+        let writer = tokio::spawn(async move {
+            for n in 0.. {
+                through.propose(large(n % 200)).await.unwrap();
+                sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let before = cluster.watcher.snapshots();
+        let old = follower_of(&cluster, leader);
+        cluster.destroy(old);
+        cluster.add_machine(4);
+        cluster.start(4).await.unwrap();
+        change(&node, MemberChange::Remove([old].into())).await;
+        change(&node, MemberChange::AddLearner(4, member(4))).await;
+        let level = async {
+            loop {
+                let status = node.status();
+                let has = status.progress.get(&4).copied().flatten();
+                if has.is_some_and(|has| has + 5 > status.last_index.unwrap_or(0)) {
+                    break;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), level).await.unwrap();
+        assert_eq!(cluster.watcher.snapshots() - before, 1);
+        promote(&node, 4).await;
+        assert!(!writer.is_finished());
+        writer.abort();
         cluster.settle().await.unwrap();
     });
 }

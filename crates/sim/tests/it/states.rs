@@ -114,7 +114,7 @@ fn a_watch_ends_where_a_snapshot_replaces_its_state() {
         cluster.part(&[away].into());
         fill(&cluster, leader, 400).await;
         cluster.node(leader).snapshot().await.unwrap();
-        sleep(Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(4)).await;
         let purged = cluster.node(leader).status().purged.unwrap().index;
         assert!(purged > node.status().last_index.unwrap(), "{purged}");
         listen(&mut watch, &mut next).unwrap();
