@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use firn_engine::cache::BlockCache;
+use firn_engine::cache::{BlockCache, Hint};
 use firn_engine::iterator::InternalIterator;
 use firn_engine::key::{FileId, Kind, SeqNo, Trailer};
 use firn_engine::memtable::Memtable;
@@ -191,24 +191,30 @@ fn cache_hit(c: &mut Criterion) {
     const BLOCK_BYTES: u64 = 2048;
     let dir = tempfile::tempdir().unwrap();
     let (_, cache) = table_of(&dir, KEYS);
-    let block = cache.get(FileId(1), 0).unwrap();
+    let block = cache.get(FileId(1), 0, &Hint::default()).unwrap();
+    let hints: Vec<Hint> = (0..BLOCKS).map(|_| Hint::default()).collect();
     let mut hash = HashMap::new();
     for i in 0..BLOCKS {
-        cache.insert(FileId(2), i * BLOCK_BYTES, block.clone());
+        let hint = &hints[i as usize];
+        cache.insert(FileId(2), i * BLOCK_BYTES, hint, block.clone());
         hash.insert(
             (FileId(2), i * BLOCK_BYTES),
             Arc::<[u8]>::from([7; BLOCK_BYTES as usize]),
         );
     }
-    let asked: Vec<u64> = (0..BLOCKS).map(|i| mix(i) % BLOCKS * BLOCK_BYTES).collect();
+    let asked: Vec<u64> = (0..BLOCKS).map(|i| mix(i) % BLOCKS).collect();
     let mut group = c.benchmark_group("cache hit");
     group.bench_function("random", |b| {
         let mut asked = asked.iter().cycle();
-        b.iter(|| cache.get(FileId(2), *asked.next().unwrap()).unwrap());
+        b.iter(|| {
+            let i = *asked.next().unwrap();
+            let hint = &hints[i as usize];
+            cache.get(FileId(2), i * BLOCK_BYTES, hint).unwrap()
+        });
     });
     group.bench_function("floor: hashbrown", |b| {
         let mut asked = asked.iter().cycle();
-        b.iter(|| Arc::clone(&hash[&(FileId(2), *asked.next().unwrap())]));
+        b.iter(|| Arc::clone(&hash[&(FileId(2), *asked.next().unwrap() * BLOCK_BYTES)]));
     });
     group.finish();
 }

@@ -154,7 +154,7 @@ impl Key {
 /// Where one block is in the cache, kept by the table whose block it is. It is changed only under the
 /// lock of the block's shard.
 #[derive(Debug, Default)]
-pub(crate) struct Hint(AtomicU16);
+pub struct Hint(AtomicU16);
 
 /// What a [`Hint`] says, when it is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -598,7 +598,7 @@ impl BlockCache {
 
     /// The block at `offset` of `file`, if it is here.
     #[inline]
-    pub(crate) fn get(&self, file: FileId, offset: u64, hint: &Hint) -> Option<Block> {
+    pub fn get(&self, file: FileId, offset: u64, hint: &Hint) -> Option<Block> {
         let found = self.look(file, offset, hint);
         let hits = u64::from(found.is_some());
         self.count(offset, hits, 1 - hits);
@@ -695,7 +695,7 @@ impl BlockCache {
     }
 
     /// Keeps `block` for later, maybe pushing out others.
-    pub(crate) fn insert(&self, file: FileId, offset: u64, hint: &Hint, block: Block) {
+    pub fn insert(&self, file: FileId, offset: u64, hint: &Hint, block: Block) {
         let key = Key { file, offset };
         let (shard, tag) = self.shard(key.hash());
         let mut evicted = Vec::new();

@@ -11,7 +11,7 @@
 //!
 //! Module order, bottom first (a module names only modules above it in this list): `sync`,
 //! `prefetch`, `error`, `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
-//! `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
+//! `file_writer`, `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
 //! `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `external::state`, `core`, `read`,
 //! `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
 //! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`,

@@ -200,7 +200,8 @@ impl Core {
         if !table.may_contain(hash) {
             return Ok((false, None));
         }
-        let entry = table.get_unfiltered(key, way, snapshot)?;
+        let way = way.unwrap_or_else(|| table.way(key));
+        let entry = table.get_on(way, key, snapshot)?;
         let found = entry.map(|entry| Found::Table(entry.trailer, entry.value.into()));
         Ok((true, found))
     }

@@ -111,7 +111,7 @@ impl Table {
             Search::Entry(entry) => Some(entry),
             // There are more versions in the next block.
             Search::PastEnd if self.index().separator_is(w.block, w.key) => {
-                self.get_unfiltered(w.key, None, snapshot)?
+                self.get_unfiltered(w.key, snapshot)?
             }
             Search::PastEnd | Search::Nothing => None,
         };

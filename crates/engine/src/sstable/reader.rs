@@ -377,7 +377,7 @@ impl Table {
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64, snapshot: SeqNo) -> Result<Option<TableEntry>> {
         if self.may_contain(hash) {
-            self.get_unfiltered(key, None, snapshot)
+            self.get_unfiltered(key, snapshot)
         } else {
             Ok(None)
         }
@@ -390,16 +390,19 @@ impl Table {
         Way(self.index.descend(key))
     }
 
-    /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass; with the
-    /// [`way`](Self::way) of that key if it is known.
-    pub(crate) fn get_unfiltered(
+    /// As [`get`](Self::get), for a key that [`may_contain`](Self::may_contain) has let pass.
+    pub fn get_unfiltered(&self, key: &[u8], snapshot: SeqNo) -> Result<Option<TableEntry>> {
+        self.get_on(self.way(key), key, snapshot)
+    }
+
+    /// [`get_unfiltered`](Self::get_unfiltered) on from the [`way`](Self::way) of the same key.
+    pub(crate) fn get_on(
         &self,
+        Way(way): Way,
         key: &[u8],
-        way: Option<Way>,
         snapshot: SeqNo,
     ) -> Result<Option<TableEntry>> {
         let newest = newest_trailer(snapshot);
-        let Way(way) = way.unwrap_or_else(|| self.way(key));
         let mut i = self.index.find_on(way, key);
         while i < self.index.len() {
             let found = match self.cached(i) {

@@ -1,6 +1,7 @@
 //! The simulator's tests: scenarios with a script, seeds, and bugs that must be found.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
+mod log;
 mod scenarios;
 mod seeds;
 mod states;
