@@ -576,9 +576,8 @@ const MOST_SHARDS: u64 = 16 << 10;
 impl BlockCache {
     /// A cache that holds at most `capacity_bytes`; 0 holds nothing.
     pub fn new(capacity_bytes: u64) -> Self {
-        let most = capacity_bytes
-            .div_ceil(MAX_SHARD_BYTES)
-            .clamp(MAX_SHARDS, MOST_SHARDS);
+        let most = capacity_bytes.div_ceil(MAX_SHARD_BYTES).next_power_of_two();
+        let most = most.clamp(MAX_SHARDS, MOST_SHARDS);
         let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, most);
         let shards = 1 << shards.ilog2();
         let cache = Self {
@@ -879,6 +878,20 @@ mod tests {
         ] {
             hint.note(Some(slot));
             assert!(hint.read() == hinted);
+        }
+    }
+
+    #[test]
+    fn shards_are_neither_small_nor_large() {
+        for (capacity, shards) in [
+            (0, 1),
+            (4 << 20, 2),
+            (1 << 30, 64),
+            (5 << 30, 128),
+            (8 << 30, 128),
+            (u64::MAX / 4, MOST_SHARDS as usize),
+        ] {
+            assert_eq!(BlockCache::new(capacity).shards.len(), shards, "{capacity}");
         }
     }
 

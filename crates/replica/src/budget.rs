@@ -8,7 +8,8 @@
 //! needs no snapshot. Where they are so long that the log is beyond its budget for them, those go that do not
 //! fit into half of it. But not what a follower needs that is catching up, or it would be sent one snapshot
 //! after the other under load: by the time that it has one, what follows would be gone. Followers that do not
-//! move, and a log of several budgets, are not waited for.
+//! move, and a log of several budgets, are not waited for. (Consensus itself keeps what it is sending to a
+//! follower that answers, however slow that is.)
 
 use std::collections::BTreeMap;
 
@@ -66,11 +67,13 @@ impl Budget {
     }
 
     /// Looks at the followers of a leader: what each is known to have, and the last entry of snapshots that
-    /// are being sent. Returns up to where none needs the log that moves. To be called at every look.
+    /// are being sent; what was purged before. Returns up to where none needs the log that moves. To be
+    /// called at every look.
     pub(crate) fn needed_after(
         &mut self,
         progress: &BTreeMap<NodeId, Option<u64>>,
         sent: &BTreeMap<NodeId, u64>,
+        purged: u64,
     ) -> u64 {
         self.followers.retain(|id, _| progress.contains_key(id));
         let mut needed_after = u64::MAX;
@@ -84,8 +87,11 @@ impl Budget {
                 follower.still = follower.still.saturating_add(1);
             }
             follower.matched = matched;
-            if follower.still <= PATIENCE {
-                needed_after = needed_after.min(matched.max(sent.unwrap_or(0)));
+            let has = matched.max(sent.unwrap_or(0));
+            // A snapshot behind what was purged is of no use any more: there will be another.
+            let is_too_late = sent.is_some() && has < purged;
+            if follower.still <= PATIENCE && !is_too_late {
+                needed_after = needed_after.min(has);
             }
         }
         needed_after
@@ -125,13 +131,15 @@ mod tests {
         let mut budget = Budget::new(800, None);
         let mut look = |matched: Option<u64>, sent: &[(NodeId, u64)]| {
             let progress = [(1, Some(50)), (2, matched)].into();
-            budget.needed_after(&progress, &sent.iter().copied().collect())
+            budget.needed_after(&progress, &sent.iter().copied().collect(), 30)
         };
         assert_eq!(look(None, &[]), 0);
         // However long it takes.
         for _ in 0..3 * PATIENCE {
             assert_eq!(look(None, &[(2, 40)]), 40);
         }
+        assert_eq!(look(None, &[(2, 30)]), 30);
+        assert_eq!(look(None, &[(2, 29)]), u64::MAX);
         // It is done, and not yet known to be.
         assert_eq!(look(None, &[]), 0);
         assert_eq!(look(Some(40), &[]), 40);
@@ -143,7 +151,7 @@ mod tests {
         assert_eq!(look(Some(46), &[]), 46);
         // Nobody leads here.
         assert_eq!(
-            budget.needed_after(&BTreeMap::new(), &BTreeMap::new()),
+            budget.needed_after(&BTreeMap::new(), &BTreeMap::new(), 0),
             u64::MAX
         );
     }

@@ -1272,11 +1272,12 @@ async fn keep_up(inner: Arc<Inner>, sending: Arc<Sending>) {
         if has_grown && budget.is_exceeded(&log) {
             let _ = inner.trigger_snapshot().await;
         }
-        let needed_after = budget.needed_after(&inner.status().progress, &sending.all());
+        let purged = inner.log.bounds().0.map_or(0, |id| id.index);
+        let progress = inner.status().progress;
+        let needed_after = budget.needed_after(&progress, &sending.all(), purged);
         let last_beyond = |bytes, after| inner.log.last_beyond(bytes, after);
         let upto = budget.purge_upto(&log, snapshot, needed_after, last_beyond);
-        let (purged, _) = inner.log.bounds();
-        if upto > purged.map_or(0, |id| id.index) {
+        if upto > purged {
             let _ = inner.raft.trigger().purge_log(upto).await;
         }
     }
