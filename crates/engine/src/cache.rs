@@ -319,7 +319,15 @@ impl Shard {
     fn prefetch_admission(&self, tag: u32) {
         prefetch_lines(self.ghosts_of(tag), 1);
         if let Some(&slot) = self.queue.front() {
-            let slot = &self.slots[slot as usize];
+            self.prefetch_slot(slot as usize);
+        }
+    }
+
+    /// Has the memory of a slot fetched, if there is that slot.
+    #[inline]
+    fn prefetch_slot(&self, slot: usize) {
+        if let Some(slot) = self.slots.get(slot) {
+            // It may lie across two lines.
             prefetch_lines(&slot.key, 1);
             prefetch_lines(&slot.block, 1);
         }
@@ -513,10 +521,8 @@ struct Lookup<'c> {
 impl Lookup<'_> {
     /// Has the memory of the slot fetched.
     fn prefetch(&self) {
-        if let Some(slot) = self.slot.and_then(|slot| self.shard.slots.get(slot)) {
-            // It may lie across two lines.
-            prefetch_lines(&slot.key, 1);
-            prefetch_lines(&slot.block, 1);
+        if let Some(slot) = self.slot {
+            self.shard.prefetch_slot(slot);
         }
     }
 }
