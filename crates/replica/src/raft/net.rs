@@ -124,7 +124,7 @@ impl Sending {
     /// Notes one for as long as what it returns lives.
     fn begin(&self, to: NodeId, last: u64) -> impl Drop + '_ {
         self.0.lock().insert(to, last);
-        Sent { of: self, to }
+        Sent { of: self, to, last }
     }
 }
 
@@ -132,11 +132,16 @@ impl Sending {
 struct Sent<'s> {
     of: &'s Sending,
     to: NodeId,
+    last: u64,
 }
 
 impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        self.of.0.lock().remove(&self.to);
+        // The next one may have begun, where leadership was lost and won again meanwhile.
+        let mut sending = self.of.0.lock();
+        if sending.get(&self.to) == Some(&self.last) {
+            sending.remove(&self.to);
+        }
     }
 }
 
@@ -584,6 +589,20 @@ mod tests {
         assert!(matches!(item, Err(RPCError::Network(_))) && !goes_on);
         let (item, goes_on) = appended(7, 8, AppendEntriesResponse::Conflict).judge(&mut taken);
         assert!(item.unwrap().is_err() && !goes_on, "that was not taken");
+    }
+
+    #[test]
+    fn a_snapshot_that_ends_late_does_not_end_the_next_one() {
+        let sending = Sending::default();
+        let first = sending.begin(2, 10);
+        let other = sending.begin(3, 10);
+        let next = sending.begin(2, 20);
+        drop(first);
+        assert_eq!(sending.all(), [(2, 20), (3, 10)].into());
+        drop(other);
+        assert_eq!(sending.all(), [(2, 20)].into());
+        drop(next);
+        assert!(sending.all().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
