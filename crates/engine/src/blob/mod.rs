@@ -43,6 +43,7 @@
 //!    without a (valid) footer was not finished: opening it is an error, and [`BlobFile::salvage`]
 //!    walks what there is, for repair.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -68,6 +69,15 @@ const RECORD_HEAD_BYTES: usize = 17;
 const WRITE_BYTES: usize = 512 << 10;
 /// Bytes read at once when walking records.
 const WALK_BYTES: usize = 512 << 10;
+
+/// What is beyond this a thread does not keep for the next compressed record.
+const STORED_KEPT_BYTES: usize = 256 << 10;
+
+thread_local! {
+    /// Where a compressed record is read to. Memory that was used before is neither zeroed nor faulted in
+    /// again.
+    static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Where a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -470,15 +480,27 @@ impl BlobFile {
         let offset = pointer.offset;
         let len = pointer.record_bytes(key.len());
         self.check_inside(pointer, key)?;
+        if pointer.stored_len < pointer.value_len {
+            // Compressed: what is read is not what is returned.
+            return STORED.with_borrow_mut(|stored| {
+                if stored.len() > STORED_KEPT_BYTES {
+                    *stored = Vec::new();
+                }
+                if stored.len() < len as usize {
+                    stored.resize(len as usize, 0);
+                }
+                let bytes = &mut stored[..len as usize];
+                read_exact(&*self.file, bytes, offset)?;
+                let record = self.checked(bytes, pointer, key)?;
+                Ok(BlobValue {
+                    bytes: self.value(&record)?,
+                    start: 0,
+                })
+            });
+        }
         let mut bytes = vec![0; len as usize];
         read_exact(&*self.file, &mut bytes, offset)?;
-        let record = self.check(&bytes, offset)?;
-        if record.key != key
-            || record.stored.len() != pointer.stored_len as usize
-            || record.value_len != pointer.value_len
-        {
-            return Err(self.damaged(offset, "the record is not the one pointed to"));
-        }
+        let record = self.checked(&bytes, pointer, key)?;
         if record.compression == Compression::None as u8 {
             return Ok(BlobValue {
                 bytes,
@@ -489,6 +511,23 @@ impl BlobFile {
             bytes: self.value(&record)?,
             start: 0,
         })
+    }
+
+    /// The record that `pointer` leads to, of which these are the bytes.
+    fn checked<'a>(
+        &self,
+        bytes: &'a [u8],
+        pointer: &BlobPointer,
+        key: &[u8],
+    ) -> Result<BlobRecord<'a>> {
+        let record = self.check(bytes, pointer.offset)?;
+        if record.key != key
+            || record.stored.len() != pointer.stored_len as usize
+            || record.value_len != pointer.value_len
+        {
+            return Err(self.damaged(pointer.offset, "the record is not the one pointed to"));
+        }
+        Ok(record)
     }
 
     /// Checks that `pointer` leads to a record of `key` with its lengths, without reading the value:

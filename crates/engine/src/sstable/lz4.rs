@@ -13,96 +13,173 @@
 //!
 //! Compressing is left to `lz4_flex`. Its decompression copies byte by byte whenever a match ends close
 //! behind where it came from, which records of like length have all the time: about half of a read of a
-//! large value went there. This one copies 32 bytes at a time, 16 of what is nearer than that, doubles what
-//! is nearer still, and is faster without `unsafe`: whatever the bytes say, nothing outside of `out` is
-//! touched.
+//! large value went there. This one copies a fixed number of bytes, more than are wanted where there is
+//! room (the reference implementation's "wild copy"; what follows overwrites the surplus), and of what is
+//! nearer than that the repeated pattern. It needs no `unsafe`: whatever the bytes say, nothing outside of
+//! `out` is touched.
 //!
 //! [LZ4 block specification]: https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md
 
-/// What is copied at once, where so much can be.
-const STEP: usize = 32;
-/// What is copied at once of what was put out nearer than that.
-const NEAR_STEP: usize = 16;
-/// Copies of at most so many bytes are made in steps, which may write beyond the end of what is copied (and
-/// have that overwritten by what follows); larger ones by one call.
+/// Literals and matches up to this length are copied in fixed pieces, where there is room.
 const SHORT: usize = 64;
-/// So few bytes that repeat what is nearer than a step are copied one by one.
-const FEW: usize = 20;
+/// The pieces. No longer, as the processor has to wait where one is read that was written in several.
+const PIECE: usize = 16;
+/// The pieces of what was put out nearer than one.
+const NEAR: usize = 8;
 
 /// Decompresses `bytes` to the front of `out` and returns how long that is; `None` if they are no LZ4 block
 /// or do not fit.
 pub(super) fn decompress(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     let mut at = 0;
     let mut end = 0;
+    // Before these there is room for what the first loop does without asking: a token, `SHORT` literals and
+    // an offset to read; `SHORT` literals and a match of `SHORT` bytes, by pieces, to write.
+    let roomy_in = bytes.len().saturating_sub(SHORT + PIECE);
+    let roomy_out = out.len().saturating_sub(2 * SHORT + PIECE);
+    while at < roomy_in && end < roomy_out {
+        let token = bytes[at];
+        at += 1;
+        let mut literals = usize::from(token >> 4);
+        copy::<PIECE>(bytes, at, out, end)?;
+        if literals == MORE_LITERALS {
+            literals = more(bytes, &mut at, literals)?;
+            if literals <= SHORT && at < roomy_in {
+                copy::<SHORT>(bytes, at, out, end)?;
+            } else {
+                copy_all(bytes, at, literals, out, end)?;
+                if at + literals == bytes.len() {
+                    return Some(end + literals);
+                }
+            }
+        }
+        at += literals;
+        end += literals;
+        let (start, repeated) = repetition(bytes, &mut at, token, end)?;
+        if repeated <= SHORT && end < roomy_out + SHORT {
+            repeat_short(out, start, end, repeated)?;
+        } else {
+            repeat(out, start, end, repeated)?;
+        }
+        end += repeated;
+    }
     loop {
         let token = *bytes.get(at)?;
         at += 1;
-        let literals = length(bytes, &mut at, usize::from(token >> 4))?;
-        let is_roomy = at + SHORT <= bytes.len() && end + SHORT <= out.len();
-        if literals <= SHORT && is_roomy {
-            let mut done = 0;
-            while done < literals {
-                let step: [u8; STEP] = *bytes[at + done..].first_chunk()?;
-                out[end + done..end + done + STEP].copy_from_slice(&step);
-                done += STEP;
-            }
-        } else {
-            let from = bytes.get(at..at.checked_add(literals)?)?;
-            out.get_mut(end..end.checked_add(literals)?)?
-                .copy_from_slice(from);
+        let mut literals = usize::from(token >> 4);
+        if literals == MORE_LITERALS {
+            literals = more(bytes, &mut at, literals)?;
         }
+        copy_all(bytes, at, literals, out, end)?;
         at += literals;
         end += literals;
         if at == bytes.len() {
             return Some(end);
         }
-        let offset = u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?);
-        at += 2;
-        let start = end.checked_sub(usize::from(offset))?;
-        let repeated = length(bytes, &mut at, usize::from(token & 15))?.checked_add(4)?;
+        let (start, repeated) = repetition(bytes, &mut at, token, end)?;
         repeat(out, start, end, repeated)?;
         end += repeated;
     }
 }
 
-/// A length of which the token has `first`.
+/// A token with so many literals, or so long a match, has more of the length behind it.
+const MORE_LITERALS: usize = 15;
+const MIN_MATCH: usize = 4;
+const MORE_MATCH: usize = 15 + MIN_MATCH;
+
+/// The length of which `first` is known and the rest begins at `at`.
 #[inline(always)]
-fn length(bytes: &[u8], at: &mut usize, first: usize) -> Option<usize> {
+fn more(bytes: &[u8], at: &mut usize, first: usize) -> Option<usize> {
     let mut length = first;
-    if first == 15 {
-        loop {
-            let more = *bytes.get(*at)?;
-            *at += 1;
-            length = length.checked_add(usize::from(more))?;
-            if more != 255 {
-                break;
-            }
+    loop {
+        let more = *bytes.get(*at)?;
+        *at += 1;
+        length = length.checked_add(usize::from(more))?;
+        if more != 255 {
+            return Some(length);
         }
     }
-    Some(length)
+}
+
+/// Where the match at `at` repeats from and how long it is, if `end` bytes were put out.
+#[inline(always)]
+fn repetition(bytes: &[u8], at: &mut usize, token: u8, end: usize) -> Option<(usize, usize)> {
+    let offset = u16::from_le_bytes(*bytes.get(*at..)?.first_chunk()?);
+    *at += 2;
+    let start = end.checked_sub(usize::from(offset))?;
+    let mut length = usize::from(token & 15) + MIN_MATCH;
+    if length == MORE_MATCH {
+        length = more(bytes, at, length)?;
+    }
+    Some((start, length))
+}
+
+#[inline(always)]
+fn copy<const N: usize>(bytes: &[u8], at: usize, out: &mut [u8], end: usize) -> Option<()> {
+    *out.get_mut(end..)?.first_chunk_mut::<N>()? = *bytes.get(at..)?.first_chunk()?;
+    Some(())
+}
+
+#[inline(always)]
+fn copy_all(bytes: &[u8], at: usize, len: usize, out: &mut [u8], end: usize) -> Option<()> {
+    let from = bytes.get(at..at.checked_add(len)?)?;
+    out.get_mut(end..end.checked_add(len)?)?
+        .copy_from_slice(from);
+    Some(())
+}
+
+/// Puts `len` bytes, at most [`SHORT`], to `end` that repeat what begins at `start`; `None` if there is
+/// nothing. Behind `end` there must be room for [`SHORT`] and a piece.
+#[inline(always)]
+fn repeat_short(out: &mut [u8], start: usize, end: usize, len: usize) -> Option<()> {
+    let distance = end - start;
+    if distance >= PIECE {
+        let both = out.get_mut(start..end + SHORT)?;
+        repeat_piece::<PIECE>(both, 0, distance)?;
+        if len > PIECE {
+            repeat_piece::<PIECE>(both, PIECE, distance)?;
+            if len > 2 * PIECE {
+                repeat_piece::<PIECE>(both, 2 * PIECE, distance)?;
+                repeat_piece::<PIECE>(both, 3 * PIECE, distance)?;
+            }
+        }
+    } else if distance >= NEAR {
+        let both = out.get_mut(start..end + SHORT)?;
+        let mut done = 0;
+        while done < len {
+            repeat_piece::<NEAR>(both, done, distance)?;
+            done += NEAR;
+        }
+    } else if distance > 0 {
+        let (before, after) = out.split_at_mut_checked(end)?;
+        let mut from = before[start..].iter().cycle();
+        let mut pattern = [0; NEAR];
+        pattern.fill_with(|| *from.next().unwrap_or(&0));
+        // Whole repetitions, so that the pattern begins anew after each.
+        let step = NEAR - NEAR % distance;
+        let mut done = 0;
+        while done < len {
+            *after.get_mut(done..)?.first_chunk_mut()? = pattern;
+            done += step;
+        }
+    } else {
+        return None;
+    }
+    Some(())
+}
+
+/// Copies `N` bytes from `at` to `distance` behind it, which is no less than `N`.
+#[inline(always)]
+fn repeat_piece<const N: usize>(both: &mut [u8], at: usize, distance: usize) -> Option<()> {
+    let piece: [u8; N] = *both.get(at..)?.first_chunk()?;
+    *both.get_mut(at + distance..)?.first_chunk_mut()? = piece;
+    Some(())
 }
 
 /// Puts `len` bytes to `end` that repeat what begins at `start`; `None` if there is nothing or no room.
-#[inline(always)]
 fn repeat(out: &mut [u8], start: usize, end: usize, len: usize) -> Option<()> {
     let distance = end - start;
-    if len <= SHORT && end + SHORT <= out.len() {
-        if distance >= STEP {
-            return repeat_in_steps::<STEP>(out, start, end, len);
-        }
-        if distance >= NEAR_STEP {
-            return repeat_in_steps::<NEAR_STEP>(out, start, end, len);
-        }
-    }
-    if distance == 0 || len > out.len() - end {
+    if distance == 0 || len > out.len().checked_sub(end)? {
         return None;
-    }
-    if len <= FEW {
-        let both = &mut out[start..end + len];
-        for at in distance..both.len() {
-            both[at] = both[at - distance];
-        }
-        return Some(());
     }
     let mut done = 0;
     while done < len {
@@ -111,24 +188,6 @@ fn repeat(out: &mut [u8], start: usize, end: usize, len: usize) -> Option<()> {
         let step = (distance + done).min(len - done);
         out.copy_within(start..start + step, end + done);
         done += step;
-    }
-    Some(())
-}
-
-/// The same from at least `N` bytes away, where there is room for [`SHORT`] bytes and `len` is no more.
-#[inline(always)]
-fn repeat_in_steps<const N: usize>(
-    out: &mut [u8],
-    start: usize,
-    end: usize,
-    len: usize,
-) -> Option<()> {
-    let mut done = 0;
-    while done < len {
-        // From before `end + done`: each step repeats what is there already.
-        let step: [u8; N] = *out[start + done..].first_chunk()?;
-        out[end + done..end + done + N].copy_from_slice(&step);
-        done += N;
     }
     Some(())
 }

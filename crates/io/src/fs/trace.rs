@@ -344,6 +344,8 @@ impl MappedFile for TraceMap {
 
     fn prepare(&self, bytes: u64) {
         self.inner.prepare(bytes);
+        let name = self.shared.show(&self.path);
+        self.shared.push(format!("map-prepare {name}"));
     }
 
     fn len(&self) -> u64 {

@@ -234,12 +234,13 @@ impl Listing {
 
 /// Writes from this size on go by a system call even where the segment is mapped: a fault for each of
 /// their pages costs more.
-const CALL_BYTES: usize = 8 << 10;
+pub(crate) const CALL_BYTES: usize = 8 << 10;
 
 /// So much of a new mapped segment is made ready for stores. When a log goes on in it the one before is
 /// synced, and while the file system's journal is being written the first store to a page waits for it,
 /// 2 to 4 ms: by the end of that a fast writer has filled some of these bytes. Not where the log is synced
-/// often: there all of them would be written by the next sync.
+/// often: there all of them would be written by the next sync. Nor where appends go by calls, which need
+/// no page made ready: with values of 64 KiB this took a quarter of a writer's time.
 const READY_BYTES: u64 = 2 << 20;
 
 /// A file that is a segment before the current one, or a spare.
@@ -363,12 +364,20 @@ pub(crate) struct Pool {
     segment_bytes: u64,
     mapped: bool,
     limits: SpareLimits,
-    /// Whether the log is synced often: then written blocks are worth keeping and making.
-    synced_often: bool,
+    usage: Usage,
     next_number: u32,
     spares: Vec<Kept>,
     /// Bytes of the spares, for those who must not wait for a file that is being made.
     spare_bytes: Arc<AtomicU64>,
+}
+
+/// How a log is used, by which its next segments are made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// It is synced often: then written blocks are worth keeping and making.
+    pub(crate) synced_often: bool,
+    /// Its records are so long that they go by system calls.
+    pub(crate) appends_long: bool,
 }
 
 /// How many spares are kept, at least 1.
@@ -397,7 +406,7 @@ impl Pool {
             segment_bytes,
             mapped,
             limits,
-            synced_often: false,
+            usage: Usage::default(),
             next_number: listing.last_number() + 1,
             spares: Vec::new(),
             spare_bytes: Arc::default(),
@@ -421,12 +430,17 @@ impl Pool {
 
     fn spare_limit(&self) -> usize {
         let SpareLimits { seldom, often } = self.limits;
-        if self.synced_often { often } else { seldom }.max(1)
+        if self.usage.synced_often {
+            often
+        } else {
+            seldom
+        }
+        .max(1)
     }
 
-    /// Says whether the log is synced often.
-    pub(crate) fn set_synced_often(&mut self, often: bool) {
-        self.synced_often = often;
+    /// Says how the log is used now.
+    pub(crate) fn set_usage(&mut self, usage: Usage) {
+        self.usage = usage;
     }
 
     /// Where the bytes of the spares are told.
@@ -466,7 +480,7 @@ impl Pool {
                 .map(|(index, _)| index)
         };
         // To write zeros into one that was left early is no less work than to make a new one.
-        let serves: &dyn Fn(&Kept) -> bool = if self.synced_often {
+        let serves: &dyn Fn(&Kept) -> bool = if self.usage.synced_often {
             &|spare| spare.is_written && spare.bytes >= wanted
         } else {
             &|_| true
@@ -534,7 +548,7 @@ impl Pool {
         file.allocate(capacity)?;
         // A segment made to fit one huge record is written once: zeros would double the work.
         let is_small = capacity <= ZEROED_BYTES && capacity < self.segment_bytes;
-        let write = (self.synced_often || is_small) && capacity <= self.segment_bytes;
+        let write = (self.usage.synced_often || is_small) && capacity <= self.segment_bytes;
         let mut offset = 0;
         while write && offset < capacity {
             let len = (capacity - offset).min(ZEROS_BYTES);
@@ -572,7 +586,7 @@ impl Pool {
         // Opened again for its errors to name it as it is now called.
         let file = self.fs.open(&named, OpenMode::ReadWrite)?;
         let segment = Segment::new(header, file, self.mapped, is_reserve)?;
-        if !self.synced_often {
+        if !self.usage.synced_often && !self.usage.appends_long {
             segment.prepare(READY_BYTES);
         }
         Ok(segment)
@@ -592,7 +606,7 @@ impl Pool {
             .position(|spare| spare.bytes < self.segment_bytes);
         let replaces = smaller.filter(|_| is_full_size && self.spares.len() >= self.spare_limit());
         let has_room = self.spares.len() < self.spare_limit();
-        let is_wanted = is_synced || self.synced_often || self.spares.is_empty();
+        let is_wanted = is_synced || self.usage.synced_often || self.spares.is_empty();
         let is_useful = is_full_size || (self.spares.is_empty() && bytes <= self.segment_bytes);
         if replaces.is_some() || (is_wanted && has_room && is_useful) {
             self.fs

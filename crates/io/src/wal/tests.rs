@@ -1188,3 +1188,24 @@ fn file_operations_are_in_order() {
         assert_eq!(lines, golden);
     }
 }
+
+#[test]
+fn a_mapping_is_made_ready_only_for_records_that_are_stored_through_it() {
+    for (record, ready) in [(100, true), (16 << 10, false)] {
+        let trace = TraceFs::new(Arc::new(mem()), DIR, Detail::Folded);
+        let w = world(trace.clone(), 1);
+        let options = LogOptions {
+            segment_bytes: 64 << 10,
+            ..small(true)
+        };
+        let (log, _) = open(&w.env, options).unwrap();
+        for _ in 0..(1 << 20) / record {
+            log.append(1, &[&vec![1; record]]).unwrap();
+            w.stepper.run_all();
+        }
+        let lines = trace.take();
+        assert_eq!(lines.contains("map-prepare"), ready, "{record}: {lines}");
+        let segments = lines.matches(".wal\n").count();
+        assert!(segments >= 10, "{segments}");
+    }
+}

@@ -42,8 +42,8 @@ use crate::wal::record::{
     MAX_PAYLOAD_BYTES, Synced, frame_bytes,
 };
 use crate::wal::segment::{
-    END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, Kept, Pool, SEGMENT_HEADER_BYTES, Segment,
-    SpareLimits,
+    CALL_BYTES, END_RESERVE_BYTES, FIRST_SEGMENT_BYTES, FileName, Kept, Pool, SEGMENT_HEADER_BYTES,
+    Segment, SpareLimits, Usage,
 };
 use crate::wal::writer::next::{Next, Renewal};
 
@@ -150,6 +150,8 @@ struct Inner {
     /// The last frame is a marker.
     is_marked: bool,
     marker_armed: bool,
+    /// The last append was as long as those that go by a system call.
+    appends_long: bool,
     appended_bytes: u64,
     /// Of `appended_bytes` and of the syncs, how many there were when the current segment began.
     segment_began: (u64, u64),
@@ -353,7 +355,10 @@ impl Log {
                 }
                 let bytes = FIRST_SEGMENT_BYTES.min(options.segment_bytes);
                 // Nothing is known yet, and it is small.
-                pool.set_synced_often(true);
+                pool.set_usage(Usage {
+                    synced_often: true,
+                    appends_long: false,
+                });
                 let first = pool
                     .prepare(0, bytes, bytes, true)
                     .map_err(|failed| failed.error)?;
@@ -386,6 +391,7 @@ impl Log {
                 next: Next::None,
                 unsynced: VecDeque::new(),
                 older,
+                appends_long: false,
                 renewal: Renewal::No,
                 poison: None,
                 closed: false,
@@ -799,6 +805,7 @@ impl Shared {
         inner.position = position;
         inner.is_marked = false;
         inner.appended_bytes += position - start;
+        inner.appends_long = total >= CALL_BYTES as u64;
         self.appended
             .store(Lsn::new(number, position as u32).0, Ordering::Release);
         Ok(())

@@ -11,7 +11,7 @@ use parking_lot::MutexGuard;
 use crate::error::{Error, Result};
 use crate::exec::Priority;
 use crate::wal::record::KIND_END;
-use crate::wal::segment::{END_RESERVE_BYTES, GROWTH, SEGMENT_HEADER_BYTES, Segment};
+use crate::wal::segment::{END_RESERVE_BYTES, GROWTH, SEGMENT_HEADER_BYTES, Segment, Usage};
 use crate::wal::writer::{Inner, Shared};
 
 /// The log is synced often if there was a sync for so many bytes: without zeros each of them would
@@ -125,9 +125,14 @@ impl Shared {
         unfit: Option<Segment>,
     ) -> std::result::Result<Segment, (Error, bool)> {
         let _end = EndPrepare(self);
-        let synced_often = self.is_synced_often();
+        let mut usage = Usage::default();
+        {
+            let inner = self.inner.lock();
+            usage.synced_often = self.counts_as_synced_often(&inner);
+            usage.appends_long = inner.appends_long;
+        }
         let mut pool = self.pool.lock();
-        pool.set_synced_often(synced_often);
+        pool.set_usage(usage);
         if let Some(unfit) = unfit {
             let kept = unfit.kept(0);
             drop(unfit);
@@ -143,10 +148,6 @@ impl Shared {
     }
 
     /// Whether the present segment was and is synced often.
-    fn is_synced_often(&self) -> bool {
-        self.counts_as_synced_often(&self.inner.lock())
-    }
-
     fn counts_as_synced_often(&self, inner: &Inner) -> bool {
         let bytes = inner.appended_bytes - inner.segment_began.0;
         let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
