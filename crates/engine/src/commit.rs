@@ -147,7 +147,8 @@ impl Core {
 
     fn wait_for_ack(&self, placed: &Placed) -> Result<Commit> {
         if !placed.acked && self.snapshots.published() < placed.commit.last {
-            self.sync_log(self.log()?, placed.lsn)?;
+            self.make_durable(self.log()?, placed.lsn)?;
+            debug_assert!(self.snapshots.published() >= placed.commit.last);
         }
         Ok(placed.commit)
     }
@@ -548,13 +549,20 @@ impl Core {
 
     /// Makes the log durable up to `lsn` and publishes what that allows.
     pub fn sync_log(&self, log: &firn_io::wal::Log, lsn: Lsn) -> Result<()> {
-        if let Err(error) = log.sync_to(lsn) {
-            let error = self.poison(&error);
-            self.fail_acks(&error);
-            return Err(error);
-        }
+        self.make_durable(log, lsn)?;
         self.publish_synced(log.synced());
         Ok(())
+    }
+
+    /// Makes the log durable up to `lsn`, the end of a record. Then the batch in it is published, too: whoever
+    /// synced has told the log's listener before, and that takes the commit lock, under which the batch
+    /// came into the log and the queue. Many threads that waited for one sync need not do so once more.
+    fn make_durable(&self, log: &firn_io::wal::Log, lsn: Lsn) -> Result<()> {
+        log.sync_to(lsn).map_err(|error| {
+            let error = self.poison(&error);
+            self.fail_acks(&error);
+            error
+        })
     }
 
     /// Whether segments are kept for watches, or one is open: they are told what is durable in the log, and

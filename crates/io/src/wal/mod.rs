@@ -10,8 +10,9 @@
 //!
 //! # How a record becomes durable
 //!
-//! 1. [`Log::append`] frames it and copies it into the mapping of the current segment (or writes it
-//!    with one call where it is long, or files cannot be mapped). It now survives the death of the process.
+//! 1. [`Log::append`] frames it and copies it into the mapping of the current segment (or writes it with one
+//!    call where it is long, the log is synced often, or files cannot be mapped). It now survives the death of
+//!    the process.
 //! 2. If it does not fit, an end frame that names the next segment goes before, and the next
 //!    segment, prepared in the background since the current one was half full, takes its place.
 //! 3. [`Log::sync_to`] makes it durable. One thread syncs for all who wait: it notes the end of the

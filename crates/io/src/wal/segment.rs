@@ -372,12 +372,33 @@ pub(crate) struct Pool {
 }
 
 /// How a log is used, by which its next segments are made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     /// It is synced often: then written blocks are worth keeping and making.
     pub(crate) synced_often: bool,
+    /// Short records are stored through a mapping. Not if each sync finds a few of them: it has to take the
+    /// permission to write from their pages, for which it interrupts the other processors, and the next
+    /// store to each has to ask for it again. A call for each record is less work.
+    pub(crate) maps: bool,
     /// Its records are so long that they go by system calls.
     pub(crate) appends_long: bool,
+}
+
+impl Usage {
+    /// Of a log that has no records yet. Its first segment is small: it may as well have everything.
+    pub(crate) const UNKNOWN: Self = Self {
+        synced_often: true,
+        maps: true,
+        appends_long: false,
+    };
+
+    pub(crate) fn new(synced_often: bool, appends_long: bool) -> Self {
+        Self {
+            synced_often,
+            maps: !synced_often,
+            appends_long,
+        }
+    }
 }
 
 /// How many spares are kept, at least 1.
@@ -406,7 +427,7 @@ impl Pool {
             segment_bytes,
             mapped,
             limits,
-            usage: Usage::default(),
+            usage: Usage::new(false, false),
             next_number: listing.last_number() + 1,
             spares: Vec::new(),
             spare_bytes: Arc::default(),
@@ -585,7 +606,7 @@ impl Pool {
         self.fs.sync_dir(&self.dir).map_err(sync_failed)?;
         // Opened again for its errors to name it as it is now called.
         let file = self.fs.open(&named, OpenMode::ReadWrite)?;
-        let segment = Segment::new(header, file, self.mapped, is_reserve)?;
+        let segment = Segment::new(header, file, self.mapped && self.usage.maps, is_reserve)?;
         if !self.usage.synced_often && !self.usage.appends_long {
             segment.prepare(READY_BYTES);
         }

@@ -354,11 +354,7 @@ impl Log {
                     env.fs.sync_dir(parent)?;
                 }
                 let bytes = FIRST_SEGMENT_BYTES.min(options.segment_bytes);
-                // Nothing is known yet, and it is small.
-                pool.set_usage(Usage {
-                    synced_often: true,
-                    appends_long: false,
-                });
+                pool.set_usage(Usage::UNKNOWN);
                 let first = pool
                     .prepare(0, bytes, bytes, true)
                     .map_err(|failed| failed.error)?;

@@ -125,12 +125,10 @@ impl Shared {
         unfit: Option<Segment>,
     ) -> std::result::Result<Segment, (Error, bool)> {
         let _end = EndPrepare(self);
-        let mut usage = Usage::default();
-        {
+        let usage = {
             let inner = self.inner.lock();
-            usage.synced_often = self.counts_as_synced_often(&inner);
-            usage.appends_long = inner.appends_long;
-        }
+            Usage::new(self.counts_as_synced_often(&inner), inner.appends_long)
+        };
         let mut pool = self.pool.lock();
         pool.set_usage(usage);
         if let Some(unfit) = unfit {
