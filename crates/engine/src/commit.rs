@@ -278,7 +278,7 @@ impl Core {
                 self.memtables_bytes
                     .fetch_add(after - before, Ordering::Relaxed);
             }
-            if after >= self.settings.memtable_bytes {
+            if after >= self.settings.retire_bytes {
                 // A tree that is touched again later in this batch starts a new memtable there: its
                 // part of the batch is then in two memtables, both covered by the same log record.
                 let so_far = CommitState {

@@ -45,8 +45,11 @@ pub const MAX_IMMUTABLES: usize = 2;
 pub struct Settings {
     /// As given.
     pub given: Options,
-    /// Bytes of one memtable.
+    /// Bytes of one memtable, and of what is written while it is flushed.
     pub memtable_bytes: usize,
+    /// Bytes at which a memtable is retired. A fast writer fills about half as much again while this is
+    /// flushed.
+    pub retire_bytes: usize,
     /// Bytes of all memtables together before the largest is flushed.
     pub memtables_bytes: usize,
     /// Bytes for cached blocks and open tables.
@@ -123,6 +126,7 @@ impl Settings {
             .unwrap_or((memtable_bytes as u64).saturating_mul(4));
         Ok(Self {
             memtable_bytes,
+            retire_bytes: memtable_bytes / 10 * 7,
             memtables_bytes,
             cache_bytes,
             sstable_bytes,

@@ -45,9 +45,9 @@ pub struct Options {
     pub create_if_missing: bool,
     /// Memory for memtables, caches, indexes and filters together, in bytes. Default: 512 MiB.
     pub memory_bytes: usize,
-    /// Bytes of one memtable before it is flushed. Default (`None`): an eighth of the memory,
-    /// at least 1 MiB, at most 64 MiB: larger ones make recovery longer than they make writes
-    /// faster.
+    /// Bytes of one memtable and of what is written beside it while it is flushed: seven tenths of it are
+    /// filled before. Default (`None`): an eighth of the memory, at least 1 MiB, at most 64 MiB: larger
+    /// ones make recovery longer than they make writes faster.
     pub memtable_bytes: Option<usize>,
     /// Bytes of the block cache. Default (`None`): what the memtables leave, less a reserve for
     /// work in flight.
@@ -72,7 +72,8 @@ pub struct Options {
     pub blob_garbage_ratio: f64,
     /// Target size of an SSTable. Default (`None`): a memtable's size, at least 2 MiB.
     pub sstable_bytes: Option<u64>,
-    /// Number of L0 runs that starts a compaction. Default: 4.
+    /// Number of L0 runs that starts a compaction. Default: 6, which are about as many bytes as four
+    /// full memtables.
     pub l0_compaction_trigger: usize,
     /// Size ratio between levels. Default: 10.
     pub level_ratio: u64,
@@ -123,7 +124,7 @@ impl Default for Options {
             min_blob_bytes: 4 << 10,
             blob_garbage_ratio: 0.5,
             sstable_bytes: None,
-            l0_compaction_trigger: 4,
+            l0_compaction_trigger: 6,
             level_ratio: 10,
             log_segment_bytes: None,
             log_bytes: None,
