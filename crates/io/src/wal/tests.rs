@@ -1209,3 +1209,23 @@ fn a_mapping_is_made_ready_only_for_records_that_are_stored_through_it() {
         assert!(segments >= 10, "{segments}");
     }
 }
+
+#[test]
+fn a_sync_may_be_started_anywhere_and_promises_nothing() {
+    for mapped in [false, true] {
+        let w = world(mem(), 1);
+        let (log, _) = open(&w.env, small(mapped)).unwrap();
+        let start = log.appended();
+        for _ in 0..20 {
+            let from = log.appended();
+            log.append(1, &[&[7; 1000]]).unwrap();
+            for from in [start, from, log.appended(), Lsn::MAX] {
+                log.start_sync(from);
+            }
+            w.stepper.run_all();
+        }
+        assert!(log.synced() < log.appended());
+        log.close().unwrap();
+        log.start_sync(start);
+    }
+}

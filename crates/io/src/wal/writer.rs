@@ -483,6 +483,20 @@ impl Log {
         Ok(end)
     }
 
+    /// Starts writing what was appended from `from` on to the disk, for a sync that the caller will ask for
+    /// when it has done something else. A hint: nothing is durable by it, nothing is waited for.
+    pub fn start_sync(&self, from: Lsn) {
+        let (file, end) = {
+            let inner = self.shared.inner.lock();
+            (Arc::clone(&inner.current.file), inner.end())
+        };
+        // What is in the segment before is being synced already.
+        if from.segment() == end.segment() && from < end {
+            let len = end.offset() - from.offset();
+            file.start_writeback(from.offset().into(), len.into());
+        }
+    }
+
     /// Waits until everything before `lsn` is durable: syncs, or lets another thread's sync do it.
     ///
     /// # Errors
