@@ -3,8 +3,8 @@
 //! 1. *Wait for room.* Pacing slows a writer down when background work is behind; a writer that
 //!    would wait longer than it is willing to is refused.
 //! 2. *Order.* Under the commit lock the batch's conditions are decided, its operations get their
-//!    sequence numbers, its record goes to the log (a copy into a mapped segment) and its operations
-//!    into the memtables.
+//!    sequence numbers, its record goes to the log (a copy into a mapped segment, or one call where the
+//!    log is synced often) and its operations into the memtables.
 //! 3. *Sync.* Outside of the lock. Whoever needs the log durable either syncs it for all who came
 //!    before, or waits for the one who does (group commit).
 //! 4. *Publish.* Readers see batches in the order of their numbers, a durable one not before it is
@@ -251,10 +251,7 @@ impl Core {
         };
         let lsn = match log.append_many(&[record], use_reserve) {
             Ok(lsn) => lsn,
-            Err(error) if error.is_out_of_space() => {
-                return Err(Error::DiskFull(error.to_string()));
-            }
-            Err(error) => return Err(self.poison(&error)),
+            Err(error) => return Err(self.refused_by_log(log, &error)),
         };
         // From here on the batch is in the log: nothing below may fail.
         if options.durability == Durability::Sync && batch.encoded_len() >= EARLY_SYNC_BYTES {
@@ -331,10 +328,7 @@ impl Core {
         };
         let lsn = match log.append_many(&[entry], true) {
             Ok(lsn) => lsn,
-            Err(error) if error.is_out_of_space() => {
-                return Err(Error::DiskFull(error.to_string()));
-            }
-            Err(error) => return Err(self.poison(&error)),
+            Err(error) => return Err(self.refused_by_log(log, &error)),
         };
         commit.last_seqno = seqno;
         // Recovery must find it for as long as the manifest has the namespace.
@@ -552,6 +546,15 @@ impl Core {
     fn has_retired(&self) -> bool {
         let trees = self.trees.load();
         trees.iter().any(|tree| !tree.state().immutables.is_empty())
+    }
+
+    /// The error of a write that the log did not take. A full disk is one that passes, unless the log has failed
+    /// by it: what was allocated has its space, but not on every file system.
+    fn refused_by_log(&self, log: &firn_io::wal::Log, error: &firn_io::Error) -> Error {
+        if error.is_out_of_space() && log.poison().is_none() {
+            return Error::DiskFull(error.to_string());
+        }
+        self.poison(error)
     }
 
     /// Makes the log durable up to `lsn` and publishes what that allows.

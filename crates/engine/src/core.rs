@@ -37,7 +37,8 @@ pub const RECORD_BATCH: u8 = 1;
 /// The kind of log record that says that a namespace was dropped (see `feed`). **Stored on disk.**
 pub const RECORD_DROP: u8 = 2;
 
-/// Memtables of one tree that may wait for their flush before writers wait too.
+/// Memtables of [`Settings::memtable_bytes`] that may wait for their flush before writers wait too. They are
+/// retired earlier: it may be one more.
 pub const MAX_IMMUTABLES: usize = 2;
 
 /// [`Options`] with every default filled in.
@@ -108,8 +109,8 @@ impl Settings {
             .log_segment_bytes
             .unwrap_or(memtable_bytes as u64 / 8)
             .clamp(MIN_LOG_SEGMENT_BYTES, MAX_LOG_SEGMENT_BYTES);
-        // What is left for the cache after three memtables (one filling, two waiting), the mapped
-        // log segment, and buffers of flush and compaction.
+        // What is left for the cache after three memtables (or four of the size at which they are retired:
+        // one filling, the others waiting), the mapped log segment, and buffers of flush and compaction.
         let taken = memtable_bytes
             .saturating_mul(MAX_IMMUTABLES + 1)
             .saturating_add(log_segment_bytes as usize)

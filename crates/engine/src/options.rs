@@ -70,7 +70,7 @@ pub struct Options {
     pub min_blob_bytes: usize,
     /// Share of a blob file that must be garbage before its live values are moved. Default: 0.5.
     pub blob_garbage_ratio: f64,
-    /// Target size of an SSTable. Default (`None`): a memtable's size, at least 2 MiB.
+    /// Target size of an SSTable. Default (`None`): [`Self::memtable_bytes`], at least 2 MiB.
     pub sstable_bytes: Option<u64>,
     /// Number of L0 runs that starts a compaction. Default: 6, which are about as many bytes as four
     /// full memtables.
@@ -92,8 +92,9 @@ pub struct Options {
     /// How long log is kept for the changefeed after it was filled, if the bytes allow it; looked
     /// at when memtables are flushed. Default: 10 minutes.
     pub changefeed_age: Duration,
-    /// Write the log through a shared mapping: a buffered write costs no system call. Turn off on
-    /// copy-on-write file systems, where a store to a mapping can run out of space. Default: true.
+    /// Write the log through a shared mapping, unless it is synced often: a buffered write costs no system
+    /// call. Turn off on copy-on-write file systems, where a store to a mapping can run out of space, which
+    /// ends the process. Default: true.
     pub log_mapped: bool,
     /// How long a buffered write may stay unsynced. Default: 1 s. `None`: until the next sync write or
     /// close, or until it is in an SSTable; a loss of power can then take several memtables.

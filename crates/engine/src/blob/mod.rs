@@ -70,7 +70,7 @@ const WRITE_BYTES: usize = 512 << 10;
 /// Bytes read at once when walking records.
 const WALK_BYTES: usize = 512 << 10;
 
-/// What is beyond this a thread does not keep for the next compressed record.
+/// A thread does not keep more than this for its next compressed record.
 const STORED_KEPT_BYTES: usize = 256 << 10;
 
 thread_local! {
@@ -483,17 +483,18 @@ impl BlobFile {
         if pointer.stored_len < pointer.value_len {
             // Compressed: what is read is not what is returned.
             return STORED.with_borrow_mut(|stored| {
-                if stored.len() > STORED_KEPT_BYTES {
-                    *stored = Vec::new();
-                }
                 if stored.len() < len as usize {
                     stored.resize(len as usize, 0);
                 }
                 let bytes = &mut stored[..len as usize];
-                read_exact(&*self.file, bytes, offset)?;
-                let record = self.checked(bytes, pointer, key)?;
+                let value = read_exact(&*self.file, bytes, offset)
+                    .and_then(|()| self.checked(bytes, pointer, key))
+                    .and_then(|record| self.value(&record));
+                if stored.len() > STORED_KEPT_BYTES {
+                    *stored = Vec::new();
+                }
                 Ok(BlobValue {
-                    bytes: self.value(&record)?,
+                    bytes: value?,
                     start: 0,
                 })
             });

@@ -14,8 +14,8 @@
 //!    with pressure above the middle it goes on falling, below the middle it goes on rising, until
 //!    pressure stands still. The rate is then what the background can take.
 //! 4. Memtables that wait for their flush have a rule of their own, as there are only a few of them:
-//!    with two of them the rate is a little over that of flushing, measured, so that the active one
-//!    fills about when the next flush ends.
+//!    with two of the full size (three of that at which they are retired) the rate is a little over that of
+//!    flushing, measured, so that the active one fills about when the next flush ends.
 //! 5. [`Pacer::delay_for`] turns the rate into delays: each writer reserves the time that its bytes
 //!    take after those before it.
 //!
@@ -32,7 +32,8 @@ use std::time::Duration;
 use firn_io::clock::Clock;
 use parking_lot::Mutex;
 
-/// L0 files per file of the trigger at which pacing begins: five times the trigger, as in RocksDB.
+/// L0 files per file of the trigger at which pacing begins: five times the trigger, as in RocksDB, whose trigger
+/// is four.
 const L0_KNEE: f64 = 5.0;
 /// The same at which pressure is 1.
 const L0_LIMIT: f64 = 9.0;
@@ -44,7 +45,7 @@ const DEBT_KNEE: f64 = 1024.0;
 const DEBT_LIMIT: f64 = 4096.0;
 /// With small memtables debt counts from here.
 const MIN_DEBT_KNEE: f64 = (1u64 << 30) as f64;
-/// Waiting memtables from which on the rate of flushing counts.
+/// Waiting memtables, of full size, from which on the rate of flushing counts.
 const WAITING_KNEE: f64 = 1.5;
 /// Waiting and active memtables that there can be.
 const WAITING_LIMIT: f64 = 3.0;

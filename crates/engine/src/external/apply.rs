@@ -169,7 +169,7 @@ impl Applier {
         }
         let settings = &core.settings;
         let is_full =
-            |tree: &Arc<Tree>| tree.state().active.memory_bytes() >= settings.memtable_bytes;
+            |tree: &Arc<Tree>| tree.state().active.memory_bytes() >= settings.retire_bytes;
         let trees = core.trees.load();
         let over_budget = core.memtables_bytes.load(Ordering::Relaxed) > settings.memtables_bytes;
         let cut = (over_budget && external.waiting() == 0 || trees.iter().any(is_full))

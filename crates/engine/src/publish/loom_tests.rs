@@ -107,19 +107,22 @@ impl World {
     }
 
     fn sync_log(&self, lsn: Lsn) -> Result<()> {
-        if let Err(error) = self.sync_to(lsn) {
-            self.acks.fail(&self.published, &error);
-            return Err(error);
-        }
+        self.make_durable(lsn)?;
         self.publish_synced(Lsn(self.synced.load(Ordering::Acquire)));
         Ok(())
+    }
+
+    /// Who waited for a sync publishes nothing: the one who synced has.
+    fn make_durable(&self, lsn: Lsn) -> Result<()> {
+        self.sync_to(lsn)
+            .inspect_err(|error| self.acks.fail(&self.published, error))
     }
 
     fn write(&self, sync: bool) {
         let placed = self.place(sync);
         let is_acked = placed.acked
             || self.published.get() >= placed.last
-            || self.sync_log(placed.lsn).is_ok();
+            || self.make_durable(placed.lsn).is_ok();
         if is_acked {
             assert!(self.read() >= placed.last, "acknowledged, not visible");
         }

@@ -352,6 +352,44 @@ fn a_failed_sync_poisons_and_says_why() {
     db.put(b"after", b"3").unwrap();
 }
 
+#[test]
+fn a_log_that_has_no_space_to_be_overwritten_fails_and_says_so() {
+    let (world, faults) = faulty(6);
+    let db = world.open(tiny()).unwrap();
+    let rule = Rule::new(Fault::NoSpace).on(OpKind::Write);
+    let mut taken = 0;
+    let mut armed = false;
+    let error = loop {
+        // Once the log is synced often, records are written by calls.
+        if taken == 1000 && !std::mem::replace(&mut armed, true) {
+            faults.add_rule(rule.clone().path_ends(".wal").times(1));
+        }
+        assert!(taken < 2000, "nothing was written by a call");
+        match db.put(&key(taken), &[7; 50]) {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+        while world.exec.run_one() {}
+    };
+    assert!(taken >= 1000);
+    assert!(matches!(error, Error::Poisoned(_)), "{error}");
+    assert!(error.to_string().contains("No space left"), "{error}");
+    let error = db.put(b"after", b"3").unwrap_err();
+    assert!(
+        matches!(error, Error::Poisoned(_)),
+        "no space would help: {error}"
+    );
+    drop(db);
+    let world = World::on(world.disk.fork(), 6);
+    let db = world.open(tiny()).unwrap();
+    for number in 0..taken {
+        let found = db.get(&key(number)).unwrap();
+        assert_eq!(found.as_deref(), Some(&[7; 50][..]), "{number}");
+    }
+    assert_eq!(db.get(&key(taken)).unwrap(), None);
+    db.put(b"after", b"3").unwrap();
+}
+
 /// A small closed database with every kind of file.
 fn small() -> (MemFs, Map) {
     let world = World::new(9);

@@ -313,6 +313,10 @@ impl File for TraceFile {
 
     fn start_writeback(&self, offset: u64, len: u64) {
         self.inner.start_writeback(offset, len);
+        self.shared.push(match self.shared.detail {
+            Detail::Full => format!("start-writing {} {offset} +{len}", self.name()),
+            Detail::Folded => format!("start-writing {}", self.name()),
+        });
     }
 
     fn map(&self, len: u64) -> Result<Option<Box<dyn MappedFile>>> {

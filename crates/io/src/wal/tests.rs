@@ -18,6 +18,7 @@ use crate::fs::trace::{Detail, TraceFs};
 use crate::rng::{Rng, SeededEntropy};
 use crate::wal::reader::{scan, verify};
 use crate::wal::record::Lsn;
+use crate::wal::segment::SEGMENT_HEADER_BYTES;
 use crate::wal::writer::{Entry, Log, LogOptions};
 
 const DIR: &str = "/db/wal";
@@ -1211,21 +1212,76 @@ fn a_mapping_is_made_ready_only_for_records_that_are_stored_through_it() {
 }
 
 #[test]
-fn a_sync_may_be_started_anywhere_and_promises_nothing() {
-    for mapped in [false, true] {
-        let w = world(mem(), 1);
-        let (log, _) = open(&w.env, small(mapped)).unwrap();
-        let start = log.appended();
-        for _ in 0..20 {
-            let from = log.appended();
-            log.append(1, &[&[7; 1000]]).unwrap();
-            for from in [start, from, log.appended(), Lsn::MAX] {
-                log.start_sync(from);
-            }
+fn a_sync_is_started_where_blocks_were_written_and_promises_nothing() {
+    for synced in [true, false] {
+        let trace = TraceFs::new(Arc::new(mem()), DIR, Detail::Full);
+        let w = world(trace.clone(), 1);
+        let options = LogOptions {
+            segment_bytes: 8 << 20,
+            ..small(true)
+        };
+        let (log, _) = open(&w.env, options).unwrap();
+        // Beyond the first segment, which is written before.
+        while log.appended().segment() == 1 {
+            let end = log.append(1, &[&[7; 5000]]).unwrap();
             w.stepper.run_all();
+            if synced {
+                log.sync_to(end).unwrap();
+            }
         }
-        assert!(log.synced() < log.appended());
-        log.close().unwrap();
-        log.start_sync(start);
+        let segment = log.appended().segment();
+        let file = format!("{segment:016x}.wal");
+        trace.take();
+        let from = log.appended();
+        log.start_sync(from);
+        log.start_sync(Lsn::MAX);
+        assert!(!trace.take().contains("start-writing"), "there is nothing");
+        let end = log.append(1, &[&[7; 10_000]]).unwrap();
+        trace.take();
+        log.start_sync(from);
+        // It began in the segment before: what of it is in this one.
+        log.start_sync(Lsn::new(1, 100));
+        let expected = [from.offset(), SEGMENT_HEADER_BYTES as u32].map(|start| {
+            let len = end.offset() - start;
+            format!("start-writing {file} {start} +{len}\n")
+        });
+        let expected = if synced {
+            expected.concat()
+        } else {
+            String::new()
+        };
+        assert_eq!(trace.take(), expected);
+        assert!(log.synced() < end);
+        // What is very long is started in part.
+        log.append(1, &[&vec![7; 3 << 20]]).unwrap();
+        trace.take();
+        log.start_sync(end);
+        let lines = trace.take();
+        assert_eq!(
+            lines.contains(&format!("{} +1048576\n", end.offset())),
+            synced,
+            "{lines}"
+        );
     }
+}
+
+#[test]
+fn space_that_is_not_there_when_a_segment_is_overwritten_poisons() {
+    let faults = FaultFs::new(Arc::new(mem()), 1);
+    let w = world(faults.clone(), 1);
+    let (log, _) = open(&w.env, small(true)).unwrap();
+    let mut end = log.appended();
+    while end.segment() < 4 {
+        end = log.append(1, &[&[7; 100]]).unwrap();
+        log.sync_to(end).unwrap();
+        w.stepper.run_all();
+    }
+    let rule = Rule::new(Fault::NoSpace)
+        .on(OpKind::Write)
+        .path_ends(".wal");
+    faults.add_rule(rule.times(1));
+    let error = log.append(1, &[&[7; 100]]).unwrap_err();
+    assert!(error.is_out_of_space(), "{error}");
+    assert!(log.poison().is_some(), "part of it may be there");
+    assert!(log.append(1, &[&[7; 100]]).is_err());
 }

@@ -49,6 +49,8 @@ use crate::wal::writer::next::{Next, Renewal};
 
 /// Appends up to this size are put together in memory and stored at once.
 const GATHER_BYTES: u64 = 128 << 10;
+/// What [`Log::start_sync`] starts at most.
+const EARLY_BYTES: u64 = 1 << 20;
 /// The next segment is prepared when one part in so many of the current one is filled: early, as a
 /// segment may be filled in not much more time than it takes to make one durable, the more so while
 /// segments grow.
@@ -68,7 +70,8 @@ pub struct LogOptions {
     /// The size of a segment in bytes; the first ones of a new log are smaller, one for a record
     /// that does not fit is larger. At most 1 GiB; raised to 4 KiB if less.
     pub segment_bytes: u64,
-    /// Whether segments are written through a mapping where the file system can do that.
+    /// Whether segments are written through a mapping where the file system can do that and the log is
+    /// not synced often.
     pub mapped: bool,
     /// How many files of given-up segments are kept for reuse, at least 1. The last one is the
     /// reserve for a full disk.
@@ -423,15 +426,16 @@ impl Log {
     /// from now on, and loss of power once [`Log::synced`] has reached that position.
     ///
     /// # Errors
-    /// The disk is full ([`Error::is_out_of_space`]): nothing was appended, the log is as good as
-    /// before. The record is too large or its kind is reserved. Or the log is poisoned: the first
-    /// failure, with its file and offset.
+    /// The disk is full ([`Error::is_out_of_space`], and [`Log::poison`] says nothing): nothing was
+    /// appended, the log is as good as before. The record is too large or its kind is reserved. Or the
+    /// log is poisoned: the first failure, with its file and offset. That may be for want of space, too, on
+    /// a file system where it takes space to overwrite what is there.
     pub fn append(&self, kind: u8, parts: &[&[u8]]) -> Result<Lsn> {
         self.append_many(&[Entry { kind, parts }], false)
     }
 
     /// Appends records in order, without others between them, with one write where possible. If it
-    /// fails for want of space, none was appended; a crash can cut between them. With `use_reserve`
+    /// fails and the log is not poisoned, none was appended; a crash can cut between them. With `use_reserve`
     /// the last spare segment may be used when the disk is full: for what frees space.
     ///
     /// # Errors
@@ -484,16 +488,25 @@ impl Log {
     }
 
     /// Starts writing what was appended from `from` on to the disk, for a sync that the caller will ask for
-    /// when it has done something else. A hint: nothing is durable by it, nothing is waited for.
+    /// when it has done something else. A hint: nothing is durable by it. Only the first
+    /// [`EARLY_BYTES`] in the current segment, so that the device takes them without a wait, and only where
+    /// its blocks were written before, as metadata would have to be written with them.
     pub fn start_sync(&self, from: Lsn) {
-        let (file, end) = {
+        let (file, start, end) = {
             let inner = self.shared.inner.lock();
-            (Arc::clone(&inner.current.file), inner.end())
+            if !inner.current.is_written {
+                return;
+            }
+            let begin = Lsn::new(inner.current.header.number, SEGMENT_HEADER_BYTES as u32);
+            (
+                Arc::clone(&inner.current.file),
+                begin.max(from),
+                inner.end(),
+            )
         };
-        // What is in the segment before is being synced already.
-        if from.segment() == end.segment() && from < end {
-            let len = end.offset() - from.offset();
-            file.start_writeback(from.offset().into(), len.into());
+        if start < end {
+            let len = u64::from(end.offset() - start.offset());
+            file.start_writeback(start.offset().into(), len.min(EARLY_BYTES));
         }
     }
 
@@ -782,7 +795,7 @@ impl Shared {
             .iter()
             .map(|entry| frame_bytes(len_of(entry) as u64))
             .sum();
-        if !segment.is_mapped() || total <= GATHER_BYTES {
+        if total <= GATHER_BYTES {
             let scratch = &mut inner.scratch;
             scratch.clear();
             for entry in entries {

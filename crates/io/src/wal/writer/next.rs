@@ -150,7 +150,8 @@ impl Shared {
         let bytes = inner.appended_bytes - inner.segment_began.0;
         let syncs = self.syncs.load(Ordering::Relaxed) - inner.segment_began.1;
         // The change of segments made one.
-        syncs.saturating_sub(1).saturating_mul(SYNCED_OFTEN_BYTES) >= bytes
+        let syncs = syncs.saturating_sub(1);
+        syncs > 0 && syncs.saturating_mul(SYNCED_OFTEN_BYTES) >= bytes
     }
 
     pub(super) fn submit_prepare(&self) {
