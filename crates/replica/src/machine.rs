@@ -418,6 +418,11 @@ impl Machine {
         self.shared.opened.lock().applier.must_wait()
     }
 
+    /// Whether nothing can be applied before a flush that failed does not.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.shared.opened.lock().applier.is_stuck()
+    }
+
     /// The last snapshot that was made or installed.
     pub(crate) fn current_snapshot(&self) -> Option<Snapshot> {
         self.shared.opened.lock().snapshot.clone()

@@ -338,6 +338,12 @@ impl Applier {
                 .is_ok_and(|external| external.waiting() > MAX_IMMUTABLES)
     }
 
+    /// Whether the next entry should wait and nobody knows for how long: the flush that would make room has
+    /// failed. It is tried again.
+    pub fn is_stuck(&self) -> bool {
+        self.must_wait() && self.core.work.lock().flush.last_error.is_some()
+    }
+
     /// Makes a copy of the database in `dir`, which must not exist, as [`Db::checkpoint`] does, with
     /// everything that was applied before the call. Returns the last entry in it, and the owner's
     /// state as of that entry. Waits for a flush.

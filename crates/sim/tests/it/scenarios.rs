@@ -2,7 +2,7 @@
 //! need no script are found by seeds (see `seeds.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -205,8 +205,10 @@ fn s06_bitrot_sstable() {
         cluster.settle().await.unwrap();
         cluster.kill(hurt, None);
         let disk = cluster.machines[&hurt].disk.clone();
-        let table = files(&disk, Target::Tables)[0].clone();
-        disk.flip_bit(&table, 700, 1).unwrap();
+        let tables = files(&disk, Target::Tables);
+        let bytes = |file: &PathBuf| disk.read_file(file).unwrap().len();
+        let table = tables.iter().max_by_key(|file| bytes(file)).unwrap();
+        disk.flip_bit(table, bytes(table) as u64 / 2, 1).unwrap();
         // Where the block is may be read when the node starts.
         let Ok(()) = cluster.start(hurt).await else {
             return;
