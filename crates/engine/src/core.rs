@@ -49,7 +49,8 @@ pub struct Settings {
     /// Bytes of one memtable, and of what is written while it is flushed.
     pub memtable_bytes: usize,
     /// Bytes at which a memtable is retired. A fast writer fills about half as much again while this is
-    /// flushed.
+    /// flushed. (Not where the log is somebody else's: writers are not that fast there, and memtables of all
+    /// trees are retired together.)
     pub retire_bytes: usize,
     /// Bytes of all memtables together before the largest is flushed.
     pub memtables_bytes: usize,

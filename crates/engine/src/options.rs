@@ -46,8 +46,9 @@ pub struct Options {
     /// Memory for memtables, caches, indexes and filters together, in bytes. Default: 512 MiB.
     pub memory_bytes: usize,
     /// Bytes of one memtable and of what is written beside it while it is flushed: seven tenths of it are
-    /// filled before. Default (`None`): an eighth of the memory, at least 1 MiB, at most 64 MiB: larger
-    /// ones make recovery longer than they make writes faster.
+    /// filled before, or all of it where the log is somebody else's ([`crate::external`]). Default
+    /// (`None`): an eighth of the memory, at least 1 MiB, at most 64 MiB: larger ones make recovery longer
+    /// than they make writes faster.
     pub memtable_bytes: Option<usize>,
     /// Bytes of the block cache. Default (`None`): what the memtables leave, less a reserve for
     /// work in flight.

@@ -418,9 +418,9 @@ impl Machine {
         self.shared.opened.lock().applier.must_wait()
     }
 
-    /// Whether nothing can be applied before a flush that failed does not.
-    pub(crate) fn is_stuck(&self) -> bool {
-        self.shared.opened.lock().applier.is_stuck()
+    /// Why the last flush failed, if no other succeeded since.
+    pub(crate) fn flush_error(&self) -> Option<String> {
+        self.shared.opened.lock().applier.flush_error()
     }
 
     /// The last snapshot that was made or installed.

@@ -1250,11 +1250,9 @@ async fn keep_still(inner: Arc<Inner>, is_still: Arc<AtomicBool>) {
     }
 }
 
-/// Keeps the log within its budget, ends changes of members whose leader was lost half-way, and hands over
-/// leadership that is of no use.
+/// Keeps the log within its budget, and ends changes of members whose leader was lost half-way.
 async fn keep_up(inner: Arc<Inner>, sending: Arc<Sending>) {
     let mut half_way = None;
-    let mut stuck_rounds = 0;
     let options = &inner.options;
     let mut budget = Budget::new(options.log_bytes, options.kept_entries);
     while !inner.is_closed.load(Ordering::Acquire) {
@@ -1264,7 +1262,6 @@ async fn keep_up(inner: Arc<Inner>, sending: Arc<Sending>) {
             let _ = inner.raft.shutdown().await;
         }
         half_way = inner.end_change(half_way).await;
-        stuck_rounds = inner.hand_over_if_stuck(stuck_rounds).await;
         inner.inbox.tidy().await;
         let applied = inner.machine.applied().map_or(0, |id| id.index);
         let snapshot = inner.machine.current_snapshot();

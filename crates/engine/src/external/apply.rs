@@ -169,7 +169,7 @@ impl Applier {
         }
         let settings = &core.settings;
         let is_full =
-            |tree: &Arc<Tree>| tree.state().active.memory_bytes() >= settings.retire_bytes;
+            |tree: &Arc<Tree>| tree.state().active.memory_bytes() >= settings.memtable_bytes;
         let trees = core.trees.load();
         let over_budget = core.memtables_bytes.load(Ordering::Relaxed) > settings.memtables_bytes;
         let cut = (over_budget && external.waiting() == 0 || trees.iter().any(is_full))
@@ -338,10 +338,10 @@ impl Applier {
                 .is_ok_and(|external| external.waiting() > MAX_IMMUTABLES)
     }
 
-    /// Whether the next entry should wait and nobody knows for how long: the flush that would make room has
-    /// failed. It is tried again.
-    pub fn is_stuck(&self) -> bool {
-        self.must_wait() && self.core.work.lock().flush.last_error.is_some()
+    /// Why the last flush failed, if no other succeeded since. It is tried again.
+    pub fn flush_error(&self) -> Option<String> {
+        let work = self.core.work.lock();
+        work.flush.last_error.as_ref().map(ToString::to_string)
     }
 
     /// Makes a copy of the database in `dir`, which must not exist, as [`Db::checkpoint`] does, with

@@ -310,6 +310,10 @@ impl Segment {
         }
     }
 
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.map.is_some()
+    }
+
     /// Has its beginning ready for stores, if it is mapped.
     fn prepare(&self, bytes: u64) {
         if let Some(map) = &self.map {

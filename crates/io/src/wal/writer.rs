@@ -49,6 +49,8 @@ use crate::wal::writer::next::{Next, Renewal};
 
 /// Appends up to this size are put together in memory and stored at once.
 const GATHER_BYTES: u64 = 128 << 10;
+/// The same where all of it is written by calls: many small records are one.
+const GATHER_FOR_CALL_BYTES: u64 = 4 << 20;
 /// What [`Log::start_sync`] starts at most.
 const EARLY_BYTES: u64 = 1 << 20;
 /// The next segment is prepared when one part in so many of the current one is filled: early, as a
@@ -488,8 +490,8 @@ impl Log {
     }
 
     /// Starts writing what was appended from `from` on to the disk, for a sync that the caller will ask for
-    /// when it has done something else. A hint: nothing is durable by it. Only the first
-    /// [`EARLY_BYTES`] in the current segment, so that the device takes them without a wait, and only where
+    /// when it has done something else. A hint: nothing is durable by it. Only the first mebibyte in the
+    /// current segment, so that the device takes it without a wait, and only where
     /// its blocks were written before, as metadata would have to be written with them.
     pub fn start_sync(&self, from: Lsn) {
         let (file, start, end) = {
@@ -795,7 +797,11 @@ impl Shared {
             .iter()
             .map(|entry| frame_bytes(len_of(entry) as u64))
             .sum();
-        if total <= GATHER_BYTES {
+        let gather = match segment.is_mapped() {
+            true => GATHER_BYTES,
+            false => GATHER_FOR_CALL_BYTES,
+        };
+        if total <= gather {
             let scratch = &mut inner.scratch;
             scratch.clear();
             for entry in entries {

@@ -140,29 +140,6 @@ impl Inner {
         changed.map(drop).map_err(write_error)
     }
 
-    /// If this node leads and cannot apply, as its memtables are full and their flush fails (for want of space,
-    /// as a rule), another voter is to lead: those who write would get no answer for as long as that lasts,
-    /// while this one's heart goes on beating. First the one that has most of the log, then the others in
-    /// turn, as the first may be gone. `rounds` is how often it was so before; returns how often now.
-    pub(super) async fn hand_over_if_stuck(&self, rounds: usize) -> usize {
-        let status = self.status();
-        if status.leader != Some(self.id) || !self.machine.is_stuck() {
-            return 0;
-        }
-        let mut voters: Vec<(Option<u64>, NodeId)> = status
-            .progress
-            .iter()
-            .filter(|(id, _)| **id != self.id && status.membership.is_voter(**id))
-            .map(|(id, matched)| (*matched, *id))
-            .collect();
-        voters.sort_unstable_by(|one, other| other.cmp(one));
-        if let Some((_, to)) = voters.get(rounds % voters.len().max(1)) {
-            // What fails is tried again a second later.
-            let _ = self.raft.trigger().transfer_leader(*to).await;
-        }
-        rounds + 1
-    }
-
     /// Leaves a membership of two sets that has been there since the last time that somebody looked:
     /// who asked for the change was told that it failed, or died with the leader, and until it is
     /// ended, majorities of both sets are needed. Answers what there is now.

@@ -21,6 +21,10 @@ type RaftSnapshot = openraft::Snapshot<CommittedLeaderId, NodeId, Member, Snapsh
 
 /// How long applying waits before it looks again whether the engine has room.
 const ROOM_PAUSE: Duration = Duration::from_millis(1);
+/// So many of these pauses after a flush has failed, if it still does, and the node stops. A leader that
+/// cannot apply answers no writer, while its heart goes on beating, and a follower's consensus comes to a
+/// stand when too much waits to be applied. Others can lead, and a start finds the log as it was.
+const STUCK_PAUSES: u32 = 5000;
 /// After so many entries other tasks have their turn.
 const ENTRIES_AT_ONCE: usize = 64;
 
@@ -75,7 +79,17 @@ impl RaftStateMachine<Types> for RaftMachine {
         let mut applied = 0;
         while let Some(item) = entries.next().await {
             let (raft_entry, responder) = item?;
+            let mut stuck = 0;
             while self.0.must_wait() {
+                let error = self.0.flush_error();
+                // An error is forgotten while the flush is tried again.
+                stuck += u32::from(stuck > 0 || error.is_some());
+                if stuck > STUCK_PAUSES
+                    && let Some(error) = error
+                {
+                    let detail = format!("memtables are full and their flush fails: {error}");
+                    return Err(io::Error::other(detail));
+                }
                 tokio::time::sleep(ROOM_PAUSE).await;
             }
             let outcomes: Vec<Outcome> = self.0.apply(&entry(&raft_entry)).map_err(io_error)?;

@@ -320,6 +320,36 @@ fn s10_enospc() {
 }
 
 #[test]
+fn s10_a_leader_that_cannot_flush_stops_and_another_leads() {
+    simulate(async {
+        let (mut cluster, leader) = booted(110, 3).await;
+        let other = follower_of(&cluster, leader);
+        let rule = Rule::new(Fault::NoSpace).on(OpKind::Write);
+        let faults = cluster.faults(leader).unwrap();
+        faults.add_rule(rule.path_ends(".sst"));
+        let mut refused = 0;
+        for n in 0..400_u32 {
+            let key = format!("key{n:05}").into_bytes();
+            let value: Vec<u8> = (0..900).map(|at| (at * n) as u8).collect();
+            let written = cluster.node(other).propose(put(&key, &value, None)).await;
+            refused += u32::from(written.is_err());
+        }
+        assert!(refused > 0, "its memtables are larger than this");
+        assert!(refused < 10, "{refused}");
+        let status = cluster.node(leader).status();
+        assert_eq!(status.role, Role::Stopped);
+        let failure = status.failure.unwrap();
+        assert!(failure.contains("flush fails"), "{failure}");
+        assert_ne!(cluster.node(other).status().leader, Some(leader));
+        cluster.heal();
+        cluster.revive(leader).await.unwrap();
+        cluster.settle().await.unwrap();
+        let found = cluster.node(leader).db().get(b"key00399").unwrap();
+        assert!(found.is_some(), "it has what the others wrote");
+    });
+}
+
+#[test]
 fn s11_slow_disk_leader() {
     simulate(async {
         let (mut cluster, leader) = booted(11, 3).await;
