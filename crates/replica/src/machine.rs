@@ -418,7 +418,7 @@ impl Machine {
         self.shared.opened.lock().applier.must_wait()
     }
 
-    /// Why the last flush failed, if no other succeeded since.
+    /// Why the last flush failed, see [`Applier::flush_error`].
     pub(crate) fn flush_error(&self) -> Option<String> {
         self.shared.opened.lock().applier.flush_error()
     }

@@ -338,7 +338,8 @@ impl Applier {
                 .is_ok_and(|external| external.waiting() > MAX_IMMUTABLES)
     }
 
-    /// Why the last flush failed, if no other succeeded since. It is tried again.
+    /// Why the last flush failed. Nothing once one has succeeded, and for a while when there seems to be room
+    /// again: it is tried again then.
     pub fn flush_error(&self) -> Option<String> {
         let work = self.core.work.lock();
         work.flush.last_error.as_ref().map(ToString::to_string)

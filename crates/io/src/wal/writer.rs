@@ -491,8 +491,8 @@ impl Log {
 
     /// Starts writing what was appended from `from` on to the disk, for a sync that the caller will ask for
     /// when it has done something else. A hint: nothing is durable by it. Only the first mebibyte in the
-    /// current segment, so that the device takes it without a wait, and only where
-    /// its blocks were written before, as metadata would have to be written with them.
+    /// current segment, so that the device takes it without a wait, and only where its blocks were written
+    /// before, as metadata would have to be written with them.
     pub fn start_sync(&self, from: Lsn) {
         let (file, start, end) = {
             let inner = self.shared.inner.lock();
