@@ -48,10 +48,13 @@ use std::cmp::Ordering as Order;
 use crate::key::{Kind, SeqNo, Trailer, window};
 use crate::memtable::arena::{Arena, Entry, Header};
 use crate::memtable::pool::ChunkPool;
+use crate::prefetch::{prefetch_lines, prefetch_span};
 use crate::sync::{
     AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering, before_retry, fence,
 };
 
+/// So much of an entry is fetched: its header, a short key and a short value.
+const ENTRY_BYTES: usize = 192;
 /// Most slots in a leaf: the order word has room for fifteen and their number.
 const MAX_LEAF: usize = 15;
 /// Most children of an inner node.
@@ -1044,6 +1047,10 @@ pub(super) struct Cursor<const L: usize, const I: usize> {
     /// first.
     newer: Vec<NonNull<Header>>,
     newer_known: bool,
+    /// While it goes forward from leaf to leaf: entries of the next one, in any order, for their memory to be
+    /// fetched, one at each step; null where there is none.
+    ahead: [*const Header; L],
+    is_ahead: bool,
 }
 
 // SAFETY: its raw pointers are into the tree, which it keeps alive and which may be shared between
@@ -1079,6 +1086,8 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
             current: None,
             newer: Vec::new(),
             newer_known: false,
+            ahead: [ptr::null(); L],
+            is_ahead: false,
         }
     }
 
@@ -1123,6 +1132,7 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
     /// Descends from the root. Afterwards `position` may be `len`: after the leaf's last key.
     /// False if the tree is empty.
     fn descend_from_root(&mut self, target: Target<'_>) -> bool {
+        self.is_ahead = false;
         loop {
             self.height = 0;
             let root = self.tree.root.load(Ordering::Acquire);
@@ -1171,7 +1181,10 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
         };
         loop {
             match self.step_leaf(true) {
-                Some(true) => break self.stand(),
+                Some(true) => {
+                    self.look_ahead();
+                    break self.stand();
+                }
                 Some(false) => break self.current = None,
                 None => {}
             }
@@ -1185,6 +1198,29 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
             if self.position < self.len {
                 break self.stand();
             }
+        }
+    }
+
+    /// Notes what the leaf after this one has, and has the one after that fetched: entries lie where they
+    /// came, and whoever reads all of them (a flush) would wait for the memory of each.
+    fn look_ahead(&mut self) {
+        self.ahead = [ptr::null(); L];
+        self.is_ahead = true;
+        let Some(above) = self.height.checked_sub(1) else {
+            return;
+        };
+        let Step { inner, index } = self.path[above];
+        let len = self.tree.inner(inner).len();
+        let child = |index| (index < len).then(|| self.tree.child(inner, index))?;
+        if let Some(beside) = child(index + 1) {
+            // It may be used again meanwhile: then what is fetched is of no use.
+            let entries = &self.tree.leaf(beside).entry;
+            for (ahead, entry) in self.ahead.iter_mut().zip(entries) {
+                *ahead = entry.load(Ordering::Relaxed);
+            }
+        }
+        if let Some(behind) = child(index + 2) {
+            prefetch_lines(self.tree.leaf(behind), 1);
         }
     }
 
@@ -1215,6 +1251,9 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
         self.current = self.heads[self.position];
         self.newer.clear();
         self.newer_known = false;
+        if self.is_ahead && !self.ahead[self.position].is_null() {
+            prefetch_span(self.ahead[self.position].cast(), ENTRY_BYTES);
+        }
     }
 
     /// To the oldest version of the key at `position`, which is less than `len`.

@@ -135,6 +135,8 @@ impl Table {
             let mut found = Vec::with_capacity(same.len());
             let keys = same.iter().map(|&(_, i)| wanted[i].key);
             let mut push = |search| found.push(search);
+            let cache = self.cache();
+            cache.prefetch_admission(self.id(), self.index().block(block).0);
             if !self.search_uncached(block, keys, newest, wait, &mut push)? {
                 waits.extend_from_slice(same);
                 continue;

@@ -5,7 +5,7 @@ use std::ptr;
 
 use crate::key::window;
 use crate::memtable::arena::Entry;
-use crate::memtable::btree::{Leaf, Link, Tree, is_leaf, order_len};
+use crate::memtable::btree::{ENTRY_BYTES, Leaf, Link, Tree, is_leaf, order_len};
 use crate::prefetch::{prefetch_lines, prefetch_span};
 use crate::sync::Ordering;
 
@@ -87,8 +87,6 @@ impl<const L: usize, const I: usize> Tree<L, I> {
 
 /// Keys whose entries are fetched together: these stay in the nearest cache until they are read.
 const AHEAD: usize = 32;
-/// So much of an entry is fetched: its header, a short key and a short value.
-const ENTRY_BYTES: usize = 192;
 
 /// What a leaf has with a key's window.
 #[derive(Clone, Copy)]
