@@ -291,6 +291,8 @@ pub struct Core {
     pub memtables_bytes: AtomicUsize,
     /// What runs in the background.
     pub work: Mutex<WorkState>,
+    /// Jobs in the background when `work` was last left: for writers, who must not wait for its lock.
+    pub jobs: AtomicUsize,
     /// Notified when a background job ended.
     pub work_done: Condvar,
     /// Slows writers down when background work is behind.

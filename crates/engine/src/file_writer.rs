@@ -5,12 +5,21 @@
 //! units as begin at multiples of *their* size (large folios), and a read of a few kilobytes finds its place
 //! among few large ones a tenth to a seventh faster than among many small ones, as long as the file stays in
 //! memory. Nor is a page that two pieces share written to the disk twice.
+//!
+//! Whoever writes gives way after every [`TURN_BYTES`]: flushes and compactions are the only work that keeps a
+//! processor for many milliseconds, and where they and writers share one, writers would wait for the
+//! kernel's tick (4 ms as a rule). Writers do the same (see `commit`), so that none gets much less than its
+//! share.
 
 use std::sync::Arc;
 
+use firn_io::exec::give_way;
 use firn_io::fs::File;
 
 use crate::error::Result;
+
+/// About half a millisecond of a compaction.
+const TURN_BYTES: u64 = 64 << 10;
 
 /// A file that is being written.
 pub(crate) struct FileWriter {
@@ -20,6 +29,8 @@ pub(crate) struct FileWriter {
     /// Where `buf` begins in the file.
     written: u64,
     piece: usize,
+    /// Where the present turn ends.
+    turn_ends: u64,
 }
 
 impl FileWriter {
@@ -30,6 +41,7 @@ impl FileWriter {
             buf: Vec::new(),
             written: 0,
             piece,
+            turn_ends: TURN_BYTES,
         }
     }
 
@@ -41,6 +53,10 @@ impl FileWriter {
     /// Writes what fills pieces, if there is that much.
     #[inline]
     pub(crate) fn write_pieces(&mut self) -> Result<()> {
+        if self.position() >= self.turn_ends {
+            self.turn_ends = self.position() + TURN_BYTES;
+            give_way();
+        }
         if self.buf.len() < self.piece {
             return Ok(());
         }

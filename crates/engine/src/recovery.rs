@@ -186,6 +186,7 @@ fn open_as(
         chunks,
         memtables_bytes: AtomicUsize::new(0),
         work: Mutex::new(WorkState::default()),
+        jobs: AtomicUsize::new(0),
         work_done: Condvar::new(),
         removals,
         schedule: (!read_only).then_some(work::schedule),

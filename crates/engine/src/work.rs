@@ -59,7 +59,13 @@ pub fn schedule(core: &Arc<Core>) {
         let exec = Arc::clone(&core.env.exec);
         exec.submit(Priority::Low, Box::new(move || run_compaction(&core, job)));
     }
+    note_jobs(core, &work);
     update_pacing(core);
+}
+
+fn note_jobs(core: &Core, work: &WorkState) {
+    core.jobs
+        .store(work.flushes + work.compactions, Ordering::Relaxed);
 }
 
 fn submit_flush(core: &Arc<Core>, work: &mut WorkState, tree: &Arc<Tree>) {
@@ -194,6 +200,7 @@ fn finish(
         Err(error) => {
             core.observer.counters.background_failures.add(1);
             let full = error.is_out_of_space();
+            note_jobs(core, &work);
             let attempts = task.attempts(&mut work);
             let delay = if full {
                 DISK_FULL_RETRY
