@@ -51,10 +51,10 @@
 //! [`transport`], and consensus runs on one thread with random numbers from a seed. The crate
 //! `firn-sim` runs whole clusters so, with power cuts and partitions; a seed decides everything.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`, `codec`,
-//! `types`, `budget`, `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`,
-//! `transport`, `transfer`, `raft::watch`,
-//! `raft::rt`, `raft::config`, `raft::errors`, `raft::log`, `raft::machine`, `raft::net`, `replicator`, `node`.
+//! Module order, bottom first (a module names only modules above it in this list): `planted`, `pace`, `gather`,
+//! `codec`, `types`, `budget`, `command`, `message`, `error`, `log_store`, `home`, `machine`, `adopt`,
+//! `transport`, `transfer`, `raft::watch`, `raft::rt`, `raft::config`, `raft::errors`, `raft::log`,
+//! `raft::machine`, `raft::net`, `replicator`, `node`.
 
 #![deny(missing_docs)]
 
@@ -63,6 +63,7 @@ mod budget;
 pub mod codec;
 pub mod command;
 pub mod error;
+mod gather;
 pub mod home;
 pub mod log_store;
 pub mod machine;

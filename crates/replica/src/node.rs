@@ -8,7 +8,8 @@
 //!
 //! * *Proposals.* Writes queue up. While [`ENTRIES_IN_FLIGHT`] entries are on their way to a majority,
 //!   what comes meanwhile is put together into the next one: many clients share an entry, a write of
-//!   the log, a sync, a message to each follower. On a node that does not lead, the queue goes to the
+//!   the log, a sync, a message to each follower. Those who are likely to come in a moment are waited for
+//!   (see `gather`). On a node that does not lead, the queue goes to the
 //!   leader as one request. It is passed on once only: two nodes that take each other for the leader
 //!   do not play ball.
 //! * *Reads.* Whoever wants to read queues up too; one question to a majority serves all that came
@@ -39,14 +40,14 @@ use std::fmt;
 use std::future::ready;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use firn_engine::{Db, Options, Outcome};
+use firn_engine::{Db, Options};
 use firn_io::Env;
 use firn_io::exec::{Executor, Priority, ThreadPool};
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::errors::{InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::{Raft, ReadPolicy, ServerState};
@@ -58,7 +59,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::budget::Budget;
-use crate::command::{CommandBuilder, Write};
+use crate::command::Write;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::log_store::{LogStore, LogStoreOptions};
@@ -67,10 +68,11 @@ use crate::message::{
     Answer, AppendAnswer, AppendRequest, Refusal, Request, TransferAnswer, TransferRequest,
     VoteAnswer,
 };
+use crate::node::writes::{Proposed, Writes};
 use crate::pace::{self, Pace};
 use crate::planted::{self, Bug};
 use crate::raft::config::{
-    self, Data, RaftLogId, Reply, Types, config, log_id, membership, raft_log_id, raft_vote, vote,
+    self, RaftLogId, Types, config, log_id, membership, raft_log_id, raft_vote, vote,
 };
 use crate::raft::errors::{
     raft_vote_request, read_error, refusal, refused, vote_answer, write_error,
@@ -82,11 +84,12 @@ use crate::raft::rt::{self, LocalInstant};
 use crate::replicator::{MemberChange, ReadLevel, ReadPoint, Replicator, Role, Status, Written};
 use crate::transfer::{Inbox, TransferOptions};
 use crate::transport::{BoxFuture, Class, Peer, Transport};
-use crate::types::{LogId, Member, NodeId, Vote};
+use crate::types::{Member, NodeId, Vote};
 
 pub use crate::raft::config::Timing;
 
 mod members;
+mod writes;
 
 /// Entries with writes that may be on their way to a majority at once. With one, a write that comes
 /// just too late waits for two rounds; with many, entries are small.
@@ -176,17 +179,6 @@ pub struct World {
     pub transport: Arc<dyn Transport>,
 }
 
-type Proposed = Result<(LogId, Vec<Outcome>)>;
-
-/// Writes that stay together.
-struct PendingWrite {
-    writes: Vec<Write>,
-    bytes: usize,
-    /// Another node passed them on.
-    is_forwarded: bool,
-    answer: oneshot::Sender<Proposed>,
-}
-
 struct PendingRead {
     is_forwarded: bool,
     answer: oneshot::Sender<Result<u64>>,
@@ -260,10 +252,7 @@ struct Inner {
     runtime: Handle,
     pace: Option<Arc<Pace>>,
     options: NodeOptions,
-    writes: Queue<PendingWrite>,
-    queued_bytes: AtomicUsize,
-    in_flight: AtomicUsize,
-    room: Notify,
+    writes: Writes,
     reads: Queue<PendingRead>,
     /// The last term in which this node gave leadership away, or tried to: it has no lease any more.
     handed_over: Arc<AtomicU64>,
@@ -385,10 +374,7 @@ impl Node {
                 runtime,
                 pace,
                 options,
-                writes: Queue::default(),
-                queued_bytes: AtomicUsize::new(0),
-                in_flight: AtomicUsize::new(0),
-                room: Notify::new(),
+                writes: Writes::default(),
                 reads: Queue::default(),
                 handed_over,
                 promised_until,
@@ -397,7 +383,7 @@ impl Node {
             }),
         };
         let inner = &node.inner;
-        inner.spawn(propose(Arc::clone(inner)));
+        inner.spawn(writes::propose(Arc::clone(inner)));
         inner.spawn(answer_reads(Arc::clone(inner)));
         inner.spawn(keep_up(Arc::clone(inner), sending));
         inner.spawn(keep_still(Arc::clone(inner), is_still));
@@ -515,9 +501,10 @@ impl Node {
     pub fn counts(&self) -> Counts {
         let inner = &self.inner;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (groups, bytes) = inner.writes.queued();
         Counts {
-            queued_writes: inner.writes.items.lock().len() as u64,
-            queued_bytes: inner.queued_bytes.load(Ordering::Relaxed) as u64,
+            queued_writes: groups as u64,
+            queued_bytes: bytes as u64,
             entries: read(&inner.tallies.entries),
             writes: read(&inner.tallies.writes),
             forwarded: read(&inner.tallies.forwarded),
@@ -554,9 +541,8 @@ impl Node {
     async fn stop(&self) {
         let inner = Arc::clone(&self.inner);
         inner.is_closed.store(true, Ordering::Release);
-        inner.writes.came.notify_one();
+        inner.writes.wake();
         inner.reads.came.notify_one();
-        inner.room.notify_one();
         // Errors: the runtime is gone, and the node with it.
         let _ = self
             .on_runtime(async move {
@@ -723,44 +709,6 @@ impl Inner {
         told.await.unwrap_or(Err(Error::Closed))
     }
 
-    async fn submit(&self, writes: Vec<Write>, is_forwarded: bool) -> Proposed {
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
-        let bytes = writes.iter().map(|write| write.as_bytes().len() + 64).sum();
-        // One write is taken however large it is, if nothing else waits.
-        let before = self.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
-        if before > 0 && before + bytes > self.options.queue_bytes {
-            self.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            return Err(Error::Overloaded);
-        }
-        let (answer, answered) = oneshot::channel();
-        self.writes.push(PendingWrite {
-            writes,
-            bytes,
-            is_forwarded,
-            answer,
-        });
-        let lost = || Err(Error::Unknown("the node was closed".into()));
-        answered.await.unwrap_or_else(|_| lost())
-    }
-
-    /// Takes the next entry's worth of writes out of the queue: all passed on by others, or none.
-    fn take_writes(&self) -> Vec<PendingWrite> {
-        let mut queue = self.writes.items.lock();
-        let mut taken = Vec::new();
-        let (mut bytes, mut count) = (0, 0);
-        while let Some(next) = queue.pop_front() {
-            (bytes, count) = (bytes + next.bytes, count + next.writes.len());
-            taken.push(next);
-            if bytes >= ENTRY_BYTES || count >= ENTRY_WRITES {
-                break;
-            }
-        }
-        self.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        taken
-    }
-
     fn fail_all(&self, error: &dyn Fn() -> Error) {
         for pending in self.take_writes() {
             let _ = pending.answer.send(Err(error()));
@@ -768,135 +716,6 @@ impl Inner {
         for pending in self.reads.items.lock().drain(..) {
             let _ = pending.answer.send(Err(error()));
         }
-    }
-
-    /// Proposes writes as one entry.
-    async fn propose_entry(self: &Arc<Self>, pending: Vec<PendingWrite>) {
-        let mut builder = CommandBuilder::default();
-        for write in pending.iter().flat_map(|pending| &pending.writes) {
-            builder.add(write);
-        }
-        let count: usize = pending.iter().map(|pending| pending.writes.len()).sum();
-        self.tallies
-            .writes
-            .fetch_add(count as u64, Ordering::Relaxed);
-        self.tallies.entries.fetch_add(1, Ordering::Relaxed);
-        let data = Data(builder.finish(self.world.env.clock.unix_ms()));
-        let (tell, told) = oneshot::channel();
-        let reply = Reply(Box::new(move |result| {
-            // The task below waits for it, unless the node is gone.
-            let _ = tell.send(result);
-        }));
-        if let Err(error) = self.raft.client_write_ff(data, Some(reply)).await {
-            for pending in pending {
-                let _ = pending.answer.send(Err(Error::Failed(error.to_string())));
-            }
-            return;
-        }
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        let inner = Arc::clone(self);
-        self.spawn(async move {
-            let result = told.await;
-            inner.in_flight.fetch_sub(1, Ordering::AcqRel);
-            inner.room.notify_one();
-            match result {
-                Ok(Ok(response)) => {
-                    let id = log_id(&response.log_id);
-                    let mut outcomes = response.data.into_iter();
-                    for pending in pending {
-                        let own = outcomes.by_ref().take(pending.writes.len()).collect();
-                        // Whoever asked may have given up.
-                        let _ = pending.answer.send(Ok((id, own)));
-                    }
-                }
-                Ok(Err(error)) => {
-                    // The only one that says that nothing was written.
-                    let leader = match &error {
-                        ClientWriteError::ForwardToLeader(forward) => Some(forward.leader_id),
-                        _ => None,
-                    };
-                    for pending in pending {
-                        let told = match leader {
-                            Some(leader) => Error::NotLeader { leader },
-                            None => Error::Unknown(error.to_string()),
-                        };
-                        // As above.
-                        let _ = pending.answer.send(Err(told));
-                    }
-                }
-                Err(_) => {
-                    for pending in pending {
-                        let lost = Error::Unknown("the node stopped".into());
-                        // As above.
-                        let _ = pending.answer.send(Err(lost));
-                    }
-                }
-            }
-        });
-    }
-
-    /// Passes writes on to the leader, as one request.
-    fn forward_writes(self: &Arc<Self>, leader: &Peer, pending: Vec<PendingWrite>) {
-        let (own, forwarded): (Vec<_>, Vec<_>) = pending
-            .into_iter()
-            .partition(|pending| !pending.is_forwarded);
-        for pending in forwarded {
-            let told = Error::NotLeader {
-                leader: Some(leader.id),
-            };
-            // Whoever asked may have given up.
-            let _ = pending.answer.send(Err(told));
-        }
-        if own.is_empty() {
-            return;
-        }
-        let writes: Vec<Write> = own.iter().flat_map(|p| p.writes.iter().cloned()).collect();
-        let count = writes.len();
-        self.tallies
-            .forwarded
-            .fetch_add(count as u64, Ordering::Relaxed);
-        let request: Bytes = Request::Propose(writes).encode().into();
-        let timeout = self.options.request_timeout;
-        if planted::is(Bug::TwiceForwarded) {
-            let transport = &self.world.transport;
-            drop(transport.call(leader, Class::Log, request.clone(), timeout));
-        }
-        let call = self
-            .world
-            .transport
-            .call(leader, Class::Log, request, timeout);
-        self.spawn(async move {
-            let answer = match call.await {
-                Ok(bytes) => match Answer::decode(&bytes) {
-                    Ok(Answer::Propose(id, outcomes)) if outcomes.len() == count => {
-                        Ok((id, outcomes))
-                    }
-                    Ok(Answer::Refused(refusal)) => Err(refusal),
-                    // It may well have written.
-                    other => Err(Refusal::Unknown(format!("the leader answered {other:?}"))),
-                },
-                Err(crate::transport::TransportError::Unreachable(_)) => {
-                    Err(Refusal::NotLeader(None))
-                }
-                Err(error) => Err(Refusal::Unknown(format!("the leader: {error}"))),
-            };
-            match answer {
-                Ok((id, outcomes)) => {
-                    let mut outcomes = outcomes.into_iter();
-                    for pending in own {
-                        let its = outcomes.by_ref().take(pending.writes.len()).collect();
-                        // Whoever asked may have given up.
-                        let _ = pending.answer.send(Ok((id, its)));
-                    }
-                }
-                Err(refusal) => {
-                    for pending in own {
-                        // As above.
-                        let _ = pending.answer.send(Err(refused(refusal.clone())));
-                    }
-                }
-            }
-        });
     }
 
     /// Asks a majority whether this node still leads; the index up to which a read needs the state.
@@ -963,15 +782,8 @@ impl Inner {
             let now = self.world.env.clock.unix_ms();
             now.saturating_sub(self.machine.time_ms()) >= TIME_STEP.as_millis() as u64
         };
-        let is_quiet = self.in_flight.load(Ordering::Acquire) == 0;
-        if is_quiet && self.machine.may_expire() && is_behind() {
-            let (answer, _) = oneshot::channel();
-            self.writes.push(PendingWrite {
-                writes: Vec::new(),
-                bytes: 0,
-                is_forwarded: true,
-                answer,
-            });
+        if self.writes.is_quiet() && self.machine.may_expire() && is_behind() {
+            self.writes.push_nothing();
         }
     }
 
@@ -1147,34 +959,6 @@ impl Inner {
             heard: heard
                 .map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed())))
                 .collect(),
-        }
-    }
-}
-
-/// Proposes what is queued, or passes it on.
-async fn propose(inner: Arc<Inner>) {
-    while inner.writes.some(&inner.is_closed).await.is_some() {
-        match inner.leader() {
-            Leader::Me => {
-                while inner.in_flight.load(Ordering::Acquire) >= ENTRIES_IN_FLIGHT
-                    && !inner.is_closed.load(Ordering::Acquire)
-                {
-                    inner.room.notified().await;
-                }
-                let pending = inner.take_writes();
-                inner.propose_entry(pending).await;
-            }
-            Leader::Other(peer) => {
-                let pending = inner.take_writes();
-                inner.forward_writes(&peer, pending);
-            }
-            Leader::Nobody => {
-                for pending in inner.take_writes() {
-                    let nobody = Error::NotLeader { leader: None };
-                    // Whoever asked may have given up.
-                    let _ = pending.answer.send(Err(nobody));
-                }
-            }
         }
     }
 }
