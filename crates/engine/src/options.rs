@@ -73,7 +73,7 @@ pub struct Options {
     pub blob_garbage_ratio: f64,
     /// Target size of an SSTable. Default (`None`): [`Self::memtable_bytes`], at least 2 MiB.
     pub sstable_bytes: Option<u64>,
-    /// Number of L0 runs that starts a compaction. Default: 8, which are about as many bytes as six
+    /// Number of L0 runs that starts a compaction. Default: 6, which are about as many bytes as four
     /// full memtables.
     pub l0_compaction_trigger: usize,
     /// Size ratio between levels. Default: 10.
@@ -126,7 +126,7 @@ impl Default for Options {
             min_blob_bytes: 4 << 10,
             blob_garbage_ratio: 0.5,
             sstable_bytes: None,
-            l0_compaction_trigger: 8,
+            l0_compaction_trigger: 6,
             level_ratio: 10,
             log_segment_bytes: None,
             log_bytes: None,

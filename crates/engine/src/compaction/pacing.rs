@@ -32,13 +32,13 @@ use std::time::Duration;
 use firn_io::clock::Clock;
 use parking_lot::Mutex;
 
-/// L0 files per file of the trigger at which pacing begins: 30 by default. They are of about as many bytes as
-/// the 20 at which RocksDB begins.
-const L0_KNEE: f64 = 3.75;
+/// L0 files per file of the trigger at which pacing begins: five times the trigger, as in RocksDB, whose trigger
+/// is four.
+const L0_KNEE: f64 = 5.0;
 /// The same at which pressure is 1.
-const L0_LIMIT: f64 = 6.75;
+const L0_LIMIT: f64 = 9.0;
 /// The L0 trigger unless [`Pacer::with_l0_trigger`] says otherwise.
-const L0_TRIGGER: usize = 8;
+const L0_TRIGGER: usize = 4;
 /// Debt in memtables at which pacing begins: 64 GiB for memtables of 64 MiB.
 const DEBT_KNEE: f64 = 1024.0;
 /// The same at which pressure is 1.
@@ -312,7 +312,7 @@ mod tests {
         for load in [
             Load::default(),
             Load {
-                l0_files: 30,
+                l0_files: 20,
                 waiting_memtable_bytes: MEMTABLE,
                 debt_bytes: 64 << 30,
             },
@@ -343,11 +343,11 @@ mod tests {
     fn pacing_begins_gently_and_tightens_without_cliffs() {
         let (clock, pacer) = pacer();
         fill(&clock, &pacer);
-        pacer.update(l0(30));
+        pacer.update(l0(20));
         assert_eq!(pacer.rate(), 0);
         let incoming = (2 * MEMTABLE) as f64;
         let mut last = incoming * 1.1;
-        for files in 31..150 {
+        for files in 21..100 {
             clock.advance(Duration::from_millis(500));
             pacer.update(l0(files));
             let rate = pacer.rate() as f64;
@@ -356,7 +356,7 @@ mod tests {
                 "{files}: {last} to {rate}"
             );
             assert!(rate >= (MEMTABLE / 64) as f64);
-            if files == 31 {
+            if files == 21 {
                 assert!(rate > incoming * 0.8, "{rate}");
             }
             last = rate;
@@ -402,7 +402,7 @@ mod tests {
         fill(&clock, &pacer);
         clock.advance(Duration::from_secs(3600));
         fill(&clock, &pacer);
-        pacer.update(l0(31));
+        pacer.update(l0(21));
         assert!(pacer.rate() > MEMTABLE, "{}", pacer.rate());
     }
 
@@ -442,7 +442,7 @@ mod tests {
                 last_update = tick as f64;
                 pacer.update(l0(files as usize));
             }
-            assert!(files < 55.0, "tick {tick}: {files}");
+            assert!(files < 37.0, "tick {tick}: {files}");
         }
         let average = written_late / 100.0;
         assert!(
@@ -494,7 +494,7 @@ mod tests {
     fn delays_add_up_to_the_rate() {
         let (clock, pacer) = pacer();
         fill(&clock, &pacer);
-        pacer.update(l0(54));
+        pacer.update(l0(36));
         let rate = pacer.rate();
         assert!(rate > 0);
         let begin = clock.monotonic();
