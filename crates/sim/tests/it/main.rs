@@ -5,6 +5,7 @@ mod log;
 mod scenarios;
 mod seeds;
 mod states;
+mod writes;
 
 #[cfg(feature = "planted-bugs")]
 mod planted;
