@@ -5,13 +5,17 @@
 //! together, soon after the entry with their last writes is done. Whoever then proposes at once what comes
 //! first splits them for good: some are always in the entry that is on its way while the others queue.
 //!
-//! * The *crowd* is what the entry that was done last had, and what queued up while it was on its way.
+//! * The *crowd* is what the last entry had, and what queued up while it was on its way.
 //! * While it gathers, one entry is on its way at a time, and a crowd of [`SMALLEST`] or more is waited for
-//!   before the next one, for [`MOST`] at the most. One client alone, or three, are never held up.
+//!   before the next one, for [`MOST`] and what the timer adds. Below that, what comes goes, beside another entry.
 //! * It pays where those who write are waiting for their answers: then hardly anybody else comes while an entry
 //!   with all of them is on its way. If that is not so, or if the crowd does not come back in time, clients
 //!   write at times of their own: the next 1, 3, 7, … 1023 entries go as they come before there is another
-//!   attempt. Each attempt that goes well takes one failure back.
+//!   attempt.
+//! * After a crowd did not come back no more are waited for than came then, so that one who writes now and then
+//!   does not hold the others up. [`STREAK`] attempts in a row that go well raise that by an eighth, and take one
+//!   failure back.
+//! * All that is forgotten, but for the failures, when nothing was done for [`FORGOTTEN`].
 //!
 //! Group commit in databases and Nagle's algorithm in TCP hold things up for the same reason; here the wait
 //! ends with the last one who is expected, not with a timer. No clock and no task: whoever proposes asks.
@@ -20,24 +24,41 @@ use std::time::Duration;
 
 /// Fewer are not waited for: there is little to gain.
 pub(crate) const SMALLEST: usize = 4;
-/// The longest wait.
+/// The longest wait, but for the timer's grain, which is another millisecond.
 pub(crate) const MOST: Duration = Duration::from_millis(1);
-/// After so many failures in a row the pause between attempts grows no more.
+/// Whoever has not come back by then is somebody else.
+const FORGOTTEN: Duration = Duration::from_millis(10);
+/// After so many failures the pause between attempts grows no more.
 const MOST_FAILURES: u32 = 10;
+/// Attempts that must go well for one that failed.
+const STREAK: u32 = 8;
 
 /// What is known of those who write. See the module's page.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gather {
     /// Writes in the entries that are on their way.
     on_the_way: usize,
-    /// The newest entry is on its way and shall tell whether gathering pays.
-    is_attempt: bool,
-    /// See the module's page.
     crowd: usize,
-    /// Attempts that failed, less those that did not.
+    /// No larger one is waited for.
+    most: usize,
     failures: u32,
+    /// Attempts since the last failure, or since one was taken back.
+    streak: u32,
     /// Entries that go as they come before the next attempt.
     pause: u32,
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self {
+            on_the_way: 0,
+            crowd: 0,
+            most: usize::MAX,
+            failures: 0,
+            streak: 0,
+            pause: 0,
+        }
+    }
 }
 
 impl Gather {
@@ -46,45 +67,66 @@ impl Gather {
         self.pause > 0 || self.on_the_way + queued < SMALLEST
     }
 
-    /// How many writes to wait for, and how long at most. `None`: propose those that are there.
-    pub(crate) fn wanted(&self, queued: usize) -> Option<(usize, Duration)> {
-        let is_wanted = self.pause == 0 && self.crowd >= SMALLEST && queued < self.crowd;
-        is_wanted.then_some((self.crowd, MOST))
-    }
-
-    /// After a wait: so many are there.
-    pub(crate) fn waited(&mut self, queued: usize) {
-        // A few may have left for good.
-        if queued < self.crowd / 4 * 3 {
-            self.fail();
+    /// How many writes to wait for, and how long at most, `idle` after an entry was last done. `None`: propose
+    /// those that are there.
+    pub(crate) fn wanted(&mut self, queued: usize, idle: Duration) -> Option<(usize, Duration)> {
+        if idle > FORGOTTEN {
+            (self.crowd, self.most) = (0, usize::MAX);
         }
+        let crowd = self.crowd.min(self.most);
+        let is_wanted = self.pause == 0 && crowd >= SMALLEST && (1..crowd).contains(&queued);
+        is_wanted.then_some((crowd, MOST))
     }
 
-    /// An entry of so many writes is on its way.
-    pub(crate) fn proposed(&mut self, writes: usize) {
-        self.is_attempt = self.pause == 0 && writes >= SMALLEST;
+    /// Those that were wanted did not come in time. So many did, and are to be proposed.
+    pub(crate) fn missed(&mut self, queued: usize) {
+        self.fail();
+        self.most = queued;
+        // The entry that was held up is not one of those.
+        self.pause += 1;
+    }
+
+    /// An entry of so many writes is on its way. Returns what is to be told when it is done.
+    pub(crate) fn proposed(&mut self, writes: usize) -> Sent {
+        let is_attempt = self.pause == 0 && self.on_the_way == 0 && writes >= SMALLEST;
         self.on_the_way += writes;
         self.pause = self.pause.saturating_sub(1);
+        Sent { writes, is_attempt }
     }
 
-    /// An entry of so many writes is done, and so many are queued; its own clients have no answers yet.
-    pub(crate) fn done(&mut self, writes: usize, queued: usize) {
+    /// An entry is done, and so many writes are queued; its own clients have no answers yet.
+    pub(crate) fn done(&mut self, sent: Sent, queued: usize) {
+        let Sent { writes, is_attempt } = sent;
         self.on_the_way -= writes;
         self.crowd = writes + queued;
-        if !std::mem::take(&mut self.is_attempt) {
+        if !is_attempt {
             return;
         }
-        if queued <= writes / 4 {
+        if queued * 4 > writes {
+            return self.fail();
+        }
+        self.streak += 1;
+        if self.streak == STREAK {
+            self.streak = 0;
             self.failures = self.failures.saturating_sub(1);
-        } else {
-            self.fail();
+            self.most = self.most.saturating_add(1 + self.most / 8);
         }
     }
 
     fn fail(&mut self) {
+        self.streak = 0;
         self.failures = (self.failures + 1).min(MOST_FAILURES);
         self.pause = (1 << self.failures) - 1;
     }
+}
+
+/// An entry that is on its way.
+#[derive(Debug)]
+#[must_use = "it is told when it is done"]
+pub(crate) struct Sent {
+    writes: usize,
+    /// It shall tell whether gathering pays.
+    is_attempt: bool,
 }
 
 #[cfg(test)]
@@ -129,17 +171,19 @@ mod tests {
         mut back: impl FnMut(Time) -> Option<Time>,
         end: Time,
     ) -> Run {
-        let (mut queue, mut on_the_way) = (Vec::new(), VecDeque::<(Time, Vec<Time>)>::new());
+        let mut queue = Vec::new();
+        let mut on_the_way = VecDeque::<(Time, Sent, Vec<Time>)>::new();
         let mut returning = Vec::new();
         let mut run = Run {
             entries: 0,
             held: 0,
             latencies: Vec::new(),
         };
-        let mut holding = None;
+        let (mut holding, mut done) = (None, 0);
         for now in (0..end).step_by(10) {
-            while let Some((_, writes)) = on_the_way.pop_front_if(|(done, _)| *done <= now) {
-                gather.done(writes.len(), queue.len());
+            while let Some((_, sent, writes)) = on_the_way.pop_front_if(|(at, ..)| *at <= now) {
+                gather.done(sent, queue.len());
+                done = now;
                 for came in writes {
                     run.latencies.push(now - came);
                     returning.extend(back(now));
@@ -159,25 +203,41 @@ mod tests {
             }
             match holding {
                 None => {
-                    if let Some((crowd, most)) = gather.wanted(queued).filter(|_| may_gather) {
+                    let idle = Duration::from_micros(now - done);
+                    let wanted = gather.wanted(queued, idle).filter(|_| may_gather);
+                    if let Some((crowd, most)) = wanted {
                         run.held += 1;
-                        holding = Some((crowd, now + most.as_micros() as Time));
+                        // As long as a timer with a grain of a millisecond takes.
+                        holding = Some((crowd, now + 2 * most.as_micros() as Time));
                         continue;
                     }
                 }
                 Some((crowd, until)) if queued < crowd && now < until => continue,
-                Some(_) => gather.waited(queued),
+                Some((crowd, _)) if queued < crowd => gather.missed(queued),
+                Some(_) => {}
             }
             holding = None;
-            gather.proposed(queued);
+            let sent = gather.proposed(queued);
             run.entries += 1;
-            on_the_way.push_back((now + ENTRY, std::mem::take(&mut queue)));
+            on_the_way.push_back((now + ENTRY, sent, std::mem::take(&mut queue)));
         }
         run
     }
 
+    /// Arrivals at times of their own, so many a millisecond on average.
+    fn poisson(a_millisecond: f64, end: Time) -> VecDeque<Time> {
+        let mut rng = Rng::new(7);
+        let mut at = 0.0;
+        let arrivals = std::iter::from_fn(|| {
+            let uniform = (rng.below(1 << 30) + 1) as f64 / (1_u64 << 30) as f64;
+            at -= uniform.ln() * 1000.0 / a_millisecond;
+            Some(at as Time)
+        });
+        arrivals.take_while(|&at| at < end).collect()
+    }
+
     #[test]
-    fn clients_that_come_back_share_entries_and_have_their_answers_sooner() {
+    fn clients_that_come_back_share_entries() {
         for clients in [8, 16, 64, 256] {
             let crowd = |may_gather| {
                 let mut rng = Rng::new(clients);
@@ -212,16 +272,9 @@ mod tests {
 
     #[test]
     fn writes_that_come_at_times_of_their_own_are_hardly_ever_held_up() {
-        for a_millisecond in [1, 4, 16, 64] {
-            let poisson = |may_gather| {
-                let mut rng = Rng::new(a_millisecond);
-                let mut at = 0.0;
-                let arrivals = std::iter::from_fn(|| {
-                    let uniform = (rng.below(1 << 30) + 1) as f64 / (1_u64 << 30) as f64;
-                    at -= uniform.ln() * 1000.0 / a_millisecond as f64;
-                    Some(at as Time)
-                });
-                let arrivals = arrivals.take_while(|&at| at < 5_000_000).collect();
+        for a_millisecond in [1.0, 4.0, 16.0, 64.0] {
+            let run = |may_gather| {
+                let arrivals = poisson(a_millisecond, 5_000_000);
                 run(
                     &mut Gather::default(),
                     may_gather,
@@ -230,10 +283,47 @@ mod tests {
                     5_100_000,
                 )
             };
-            let (with, without) = (poisson(true), poisson(false));
+            let (with, without) = (run(true), run(false));
             assert!(
                 with.held * 50 < with.entries && with.mean() < 1.1 * without.mean(),
                 "{a_millisecond} a ms: {} of {} entries, {} and {} us",
+                with.held,
+                with.entries,
+                with.mean(),
+                without.mean()
+            );
+        }
+    }
+
+    /// Some that come back, and others beside them that nobody should wait for.
+    #[test]
+    fn those_who_come_now_and_then_do_not_hold_up_the_others() {
+        for (clients, a_millisecond) in [(8, 0.5), (16, 0.5), (16, 4.0), (64, 4.0), (8, 16.0)] {
+            let run = |may_gather| {
+                let (mut rng, mut last) = (Rng::new(clients), 0);
+                let mut arrivals = poisson(a_millisecond, 2_000_000);
+                (0..clients).for_each(|_| arrivals.push_front(0));
+                // Only so many come back: of an entry's writes as many as there are clients, at most.
+                let mut left = clients;
+                let back = |now| {
+                    if now != last {
+                        (last, left) = (now, clients);
+                    }
+                    left = left.checked_sub(1)?;
+                    Some(now + 50 + rng.below(100))
+                };
+                run(
+                    &mut Gather::default(),
+                    may_gather,
+                    arrivals,
+                    back,
+                    2_000_000,
+                )
+            };
+            let (with, without) = (run(true), run(false));
+            assert!(
+                with.mean() < 1.4 * without.mean(),
+                "{clients} and {a_millisecond} a ms: {} of {} entries, {} and {} us",
                 with.held,
                 with.entries,
                 with.mean(),
@@ -255,38 +345,59 @@ mod tests {
     #[test]
     fn after_failures_it_tries_seldom_and_then_again_more_often() {
         let mut gather = Gather::default();
-        let mut attempts = |queued_meanwhile| {
+        let mut attempt = |queued_meanwhile| {
             let mut skipped = 0;
             while gather.goes_beside_another(10) {
-                assert_eq!(gather.wanted(1), None);
-                gather.proposed(10);
-                gather.done(10, queued_meanwhile);
+                assert_eq!(gather.wanted(1, Duration::ZERO), None);
+                let sent = gather.proposed(10);
+                gather.done(sent, queued_meanwhile);
                 skipped += 1;
             }
-            gather.proposed(10);
-            gather.done(10, queued_meanwhile);
+            let sent = gather.proposed(10);
+            gather.done(sent, queued_meanwhile);
             skipped
         };
-        let failing: Vec<u32> = (0..12).map(|_| attempts(3)).collect();
+        let failing: Vec<u32> = (0..12).map(|_| attempt(3)).collect();
         assert_eq!(failing, [0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 1023, 1023]);
-        // The attempt that the last pause led to is the first that goes well.
-        assert_eq!(attempts(2), 1023);
-        assert_eq!(attempts(2), 0);
-        assert_eq!(attempts(3), 0);
-        assert_eq!(attempts(3), 511);
+        // The attempt that the last pause led to is the first of eight that go well.
+        assert_eq!(attempt(2), 1023);
+        for _ in 0..8 {
+            assert_eq!(attempt(2), 0);
+        }
+        assert_eq!(attempt(3), 0);
+        assert_eq!(attempt(3), 1023);
+        (0..24).for_each(|_| assert!(attempt(2) <= 1023));
+        assert_eq!(attempt(3), 0);
+        assert_eq!(attempt(3), 255);
     }
 
     #[test]
-    fn a_crowd_that_does_not_come_back_is_a_failure_but_for_a_few() {
+    fn no_more_are_waited_for_than_came_and_nobody_of_long_ago() {
         let mut gather = Gather::default();
-        gather.proposed(16);
-        gather.done(16, 4);
-        assert_eq!(gather.wanted(5), Some((20, MOST)));
-        assert_eq!(gather.wanted(20), None);
-        gather.waited(15);
-        assert!(!gather.goes_beside_another(5));
-        gather.waited(14);
+        let now = Duration::ZERO;
+        let send = |gather: &mut Gather, writes| {
+            let sent = gather.proposed(writes);
+            gather.done(sent, 0);
+        };
+        send(&mut gather, 16);
+        assert_eq!(gather.wanted(5, now), Some((16, MOST)));
+        assert_eq!(gather.wanted(16, now), None);
+        // Nothing to write, which an entry may be for.
+        assert_eq!(gather.wanted(0, now), None);
+        gather.missed(11);
         assert!(gather.goes_beside_another(5));
-        assert_eq!(gather.wanted(5), None);
+        assert_eq!(gather.wanted(5, now), None);
+        send(&mut gather, 11);
+        assert!(gather.goes_beside_another(5), "one entry as it comes");
+        send(&mut gather, 5);
+        for _ in 0..STREAK {
+            send(&mut gather, 16);
+            assert!(!gather.goes_beside_another(5));
+        }
+        assert_eq!(gather.wanted(1, now), Some((13, MOST)));
+        assert_eq!(gather.wanted(1, FORGOTTEN + MOST), None);
+        assert_eq!(gather.wanted(1, now), None);
+        send(&mut gather, 20);
+        assert_eq!(gather.wanted(1, now), Some((20, MOST)));
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! * *Proposals.* Writes queue up. While [`ENTRIES_IN_FLIGHT`] entries are on their way to a majority,
 //!   what comes meanwhile is put together into the next one: many clients share an entry, a write of
-//!   the log, a sync, a message to each follower. Those who are likely to come in a moment are waited for
-//!   (see `gather`). On a node that does not lead, the queue goes to the
+//!   the log, a sync, a message to each follower. Those who are likely to come in a moment are waited for,
+//!   and then one entry at a time is on its way (see `gather`). On a node that does not lead, the queue goes to the
 //!   leader as one request. It is passed on once only: two nodes that take each other for the leader
 //!   do not play ball.
 //! * *Reads.* Whoever wants to read queues up too; one question to a majority serves all that came
@@ -105,7 +105,7 @@ pub const PROMOTION_LAG: u64 = 1000;
 /// A leader speaks, and then keeps still, for so many halves of the longest election timeout, while no
 /// majority answers: long enough for the lease of those who hear it, and for their election.
 const STILL_ROUNDS: u32 = 6;
-/// How often the length of the log, and whether the node is closed, is looked at.
+/// How often the length of the log, and whether the node is closed or leads no more, is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// First and longest pause before a write or read is tried again that found no leader, if none is
 /// elected meanwhile.
@@ -710,8 +710,15 @@ impl Inner {
     }
 
     fn fail_all(&self, error: &dyn Fn() -> Error) {
-        for pending in self.take_writes() {
-            let _ = pending.answer.send(Err(error()));
+        loop {
+            let taken = self.take_writes();
+            if taken.is_empty() {
+                break;
+            }
+            for pending in taken {
+                // Whoever asked may have given up.
+                let _ = pending.answer.send(Err(error()));
+            }
         }
         for pending in self.reads.items.lock().drain(..) {
             let _ = pending.answer.send(Err(error()));

@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use firn_engine::Outcome;
 use openraft::errors::ClientWriteError;
+use openraft_rt::Instant as _;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
@@ -20,6 +22,7 @@ use crate::node::{
 };
 use crate::planted::{self, Bug};
 use crate::raft::config::{Data, Reply, log_id};
+use crate::raft::rt::LocalInstant;
 use crate::transport::{Class, Peer, TransportError};
 use crate::types::LogId;
 
@@ -43,6 +46,8 @@ pub(super) struct Writes {
     /// Writes in the queue.
     count: AtomicUsize,
     gather: Mutex<Gather>,
+    /// When an entry was done last.
+    done: Mutex<Option<LocalInstant>>,
     /// Entries on their way to a majority.
     in_flight: AtomicUsize,
     /// One of them is done.
@@ -104,24 +109,34 @@ impl Inner {
             is_forwarded,
             answer,
         });
+        if self.is_closed.load(Ordering::Acquire) {
+            // It may have been closed, and the queue emptied, in between.
+            self.fail_all(&|| Error::Closed);
+        }
         let lost = || Err(Error::Unknown("the node was closed".into()));
         answered.await.unwrap_or_else(|_| lost())
     }
 
-    /// Takes the next entry's worth of writes out of the queue: all passed on by others, or none.
+    /// Takes the next entry's worth of writes out of the queue. Whoever stopped waiting for an answer was told
+    /// that it is not known: what nobody waits for is left out, or it might be written much later.
     pub(super) fn take_writes(&self) -> Vec<PendingWrite> {
         let mut queue = self.writes.queue.items.lock();
         let mut taken = Vec::new();
         let (mut bytes, mut count) = (0, 0);
         while let Some(next) = queue.pop_front() {
+            self.writes.bytes.fetch_sub(next.bytes, Ordering::AcqRel);
+            self.writes
+                .count
+                .fetch_sub(next.writes.len(), Ordering::AcqRel);
+            if next.answer.is_closed() && !next.writes.is_empty() {
+                continue;
+            }
             (bytes, count) = (bytes + next.bytes, count + next.writes.len());
             taken.push(next);
             if is_whole_entry(bytes, count) {
                 break;
             }
         }
-        self.writes.bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.writes.count.fetch_sub(count, Ordering::AcqRel);
         taken
     }
 
@@ -148,7 +163,11 @@ impl Inner {
     /// Waits for those whose writes are likely to come in a moment (see [`Gather`]).
     async fn gather_writes(&self) {
         let writes = &self.writes;
-        let wanted = writes.gather.lock().wanted(writes.count());
+        let idle = writes
+            .done
+            .lock()
+            .map_or(Duration::MAX, |done| LocalInstant::now() - done);
+        let wanted = writes.gather.lock().wanted(writes.count(), idle);
         let Some((crowd, most)) = wanted else { return };
         let is_there = || {
             let bytes = writes.bytes.load(Ordering::Acquire);
@@ -159,9 +178,11 @@ impl Inner {
                 writes.queue.came.notified().await;
             }
         };
-        // Late or not, what counts is who is there.
         let _ = timeout(most, all).await;
-        writes.gather.lock().waited(writes.count());
+        // Late or not, what counts is who is there.
+        if !is_there() {
+            writes.gather.lock().missed(writes.count());
+        }
     }
 
     /// Proposes writes as one entry.
@@ -187,13 +208,14 @@ impl Inner {
             }
             return;
         }
-        self.writes.gather.lock().proposed(count);
+        let sent = self.writes.gather.lock().proposed(count);
         self.writes.in_flight.fetch_add(1, Ordering::AcqRel);
         let inner = Arc::clone(self);
         self.spawn(async move {
             let result = told.await;
             let writes = &inner.writes;
-            writes.gather.lock().done(count, writes.count());
+            writes.gather.lock().done(sent, writes.count());
+            *writes.done.lock() = Some(LocalInstant::now());
             inner.writes.in_flight.fetch_sub(1, Ordering::AcqRel);
             inner.writes.room.notify_one();
             match result {
@@ -306,7 +328,11 @@ pub(super) async fn propose(inner: Arc<Inner>) {
         match inner.leader() {
             Leader::Me => {
                 inner.wait_for_turn().await;
-                inner.gather_writes().await;
+                if inner.still_leads() {
+                    inner.gather_writes().await;
+                    // One that was small enough to go beside another may not be any more.
+                    inner.wait_for_turn().await;
+                }
                 if !inner.still_leads() {
                     continue;
                 }

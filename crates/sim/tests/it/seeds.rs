@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use firn_sim::stage::perform;
 use firn_sim::swarm::{Fault, Plan, Report};
@@ -122,6 +123,23 @@ fn s19_flapping() {
         let report = sound(plan);
         assert!(report.terms < 40, "{} terms", report.terms);
     }
+}
+
+/// So many clients that entries are held up for them, among all that may happen.
+#[test]
+fn crowds_of_clients_among_faults() {
+    let mut writes = 0;
+    for seed in 0..6 {
+        let mut plan = Plan::new(seed, [3, 5][seed as usize % 2]);
+        plan.load.clients = 10;
+        plan.load.think_ms = 3;
+        // Few calls on each key, or the histories are too hard to decide.
+        plan.load.epoch_ms = 200;
+        plan.load.registers = 16;
+        plan.length = Duration::from_secs(3);
+        writes += sound(plan).counts.writes;
+    }
+    assert!(writes > 1500, "{writes} writes");
 }
 
 #[test]

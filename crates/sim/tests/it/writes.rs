@@ -99,3 +99,37 @@ fn what_queued_up_while_a_leader_was_cut_off_is_not_proposed_by_it() {
         assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
     });
 }
+
+/// A client that was told that nobody knows what became of its write does not see it minutes later.
+#[test]
+fn what_nobody_waits_for_any_more_is_not_written() {
+    simulate(async {
+        let (mut cluster, old) = booted(8, 3).await;
+        let node = cluster.node(old);
+        node.propose(put(b"first", b"v", None)).await.unwrap();
+        cluster.part(&[old].into());
+        let mut waiting = Vec::new();
+        for n in 0..16_u8 {
+            let node = node.clone();
+            let write = async move { node.propose(put(&[n], b"old", None)).await };
+            waiting.push(tokio::spawn(write));
+            sleep(Duration::from_millis(1)).await;
+        }
+        for result in waiting {
+            let told = result.await.unwrap();
+            assert!(told.is_err(), "{told:?}");
+        }
+        let other = cluster.node(follower_of(&cluster, old));
+        for n in 0..16_u8 {
+            other.propose(put(&[n], b"new", None)).await.unwrap();
+        }
+        cluster.heal();
+        node.propose(put(b"last", b"v", None)).await.unwrap();
+        cluster.settle().await.unwrap();
+        for n in 0..16_u8 {
+            let value = other.db().get(&[n]).unwrap();
+            assert_eq!(value.as_deref(), Some(&b"new"[..]), "{n}");
+        }
+        assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
+    });
+}
