@@ -9,12 +9,12 @@
 //! * While it gathers, one entry is on its way at a time, and a crowd of [`SMALLEST`] or more is waited for
 //!   before the next one, for [`MOST`] and what the timer adds. Below that, what comes goes, beside another entry.
 //! * It pays where those who write are waiting for their answers: then hardly anybody else comes while an entry
-//!   with all of them is on its way. If that is not so, or if the crowd does not come back in time, clients
-//!   write at times of their own: the next 1, 3, 7, … 1023 entries go as they come before there is another
+//!   with all of them is on its way. If that is not so, or if less than three quarters of the crowd come back in
+//!   time, clients write at times of their own: the next 1, 3, 7, … 1023 entries go as they come before there is another
 //!   attempt.
-//! * After a crowd did not come back no more are waited for than came then, so that one who writes now and then
-//!   does not hold the others up. [`STREAK`] attempts in a row that go well raise that by an eighth, and take one
-//!   failure back.
+//! * After a crowd did not come back as a whole no more are waited for than came then, so that one who writes now
+//!   and then does not hold the others up. [`STREAK`] attempts in a row that go well, and more each time that this
+//!   happens again, raise that by an eighth and take one failure back.
 //! * All that is forgotten, but for the failures, when nothing was done for [`FORGOTTEN`].
 //!
 //! Group commit in databases and Nagle's algorithm in TCP hold things up for the same reason; here the wait
@@ -32,6 +32,8 @@ const FORGOTTEN: Duration = Duration::from_millis(10);
 const MOST_FAILURES: u32 = 10;
 /// Attempts that must go well for one that failed.
 const STREAK: u32 = 8;
+/// The most that it comes to.
+const LONGEST_STREAK: u32 = 1024;
 
 /// What is known of those who write. See the module's page.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub(crate) struct Gather {
     failures: u32,
     /// Attempts since the last failure, or since one was taken back.
     streak: u32,
+    /// How many it takes.
+    needed: u32,
     /// Entries that go as they come before the next attempt.
     pause: u32,
 }
@@ -56,6 +60,7 @@ impl Default for Gather {
             most: usize::MAX,
             failures: 0,
             streak: 0,
+            needed: STREAK,
             pause: 0,
         }
     }
@@ -71,7 +76,7 @@ impl Gather {
     /// those that are there.
     pub(crate) fn wanted(&mut self, queued: usize, idle: Duration) -> Option<(usize, Duration)> {
         if idle > FORGOTTEN {
-            (self.crowd, self.most) = (0, usize::MAX);
+            (self.crowd, self.most, self.needed) = (0, usize::MAX, STREAK);
         }
         let crowd = self.crowd.min(self.most);
         let is_wanted = self.pause == 0 && crowd >= SMALLEST && (1..crowd).contains(&queued);
@@ -80,10 +85,15 @@ impl Gather {
 
     /// Those that were wanted did not come in time. So many did, and are to be proposed.
     pub(crate) fn missed(&mut self, queued: usize) {
-        self.fail();
+        let crowd = self.crowd.min(self.most);
         self.most = queued;
-        // The entry that was held up is not one of those.
-        self.pause += 1;
+        self.streak = 0;
+        self.needed = (self.needed * 4).min(LONGEST_STREAK);
+        if queued * 4 < crowd * 3 {
+            self.fail();
+            // The entry that was held up is not one of those.
+            self.pause += 1;
+        }
     }
 
     /// An entry of so many writes is on its way. Returns what is to be told when it is done.
@@ -106,8 +116,9 @@ impl Gather {
             return self.fail();
         }
         self.streak += 1;
-        if self.streak == STREAK {
+        if self.streak >= self.needed {
             self.streak = 0;
+            self.needed = (self.needed / 2).max(STREAK);
             self.failures = self.failures.saturating_sub(1);
             self.most = self.most.saturating_add(1 + self.most / 8);
         }
@@ -390,11 +401,24 @@ mod tests {
         send(&mut gather, 11);
         assert!(gather.goes_beside_another(5), "one entry as it comes");
         send(&mut gather, 5);
-        for _ in 0..STREAK {
+        for _ in 0..4 * STREAK {
             send(&mut gather, 16);
             assert!(!gather.goes_beside_another(5));
         }
         assert_eq!(gather.wanted(1, now), Some((13, MOST)));
+        // Three quarters: no failure.
+        gather.missed(10);
+        assert!(!gather.goes_beside_another(5));
+        assert_eq!(gather.wanted(1, now), Some((10, MOST)));
+        for _ in 1..8 * STREAK {
+            send(&mut gather, 16);
+            assert_eq!(gather.wanted(1, now), Some((10, MOST)));
+        }
+        gather.missed(7);
+        assert!(gather.goes_beside_another(5));
+        while gather.goes_beside_another(5) {
+            send(&mut gather, 16);
+        }
         assert_eq!(gather.wanted(1, FORGOTTEN + MOST), None);
         assert_eq!(gather.wanted(1, now), None);
         send(&mut gather, 20);
