@@ -7,7 +7,8 @@
 //!
 //! * The *crowd* is what the last entry had, and what queued up while it was on its way.
 //! * While it gathers, one entry is on its way at a time, and a crowd of [`SMALLEST`] or more is waited for
-//!   before the next one, for [`MOST`] and what the timer adds. Below that, what comes goes, beside another entry.
+//!   before the next one, for [`MOST`] and what the timer adds. Below that what comes goes, beside another
+//!   entry if need be.
 //! * It pays where those who write are waiting for their answers: then hardly anybody else comes while an entry
 //!   with all of them is on its way. If that is not so, or if less than three quarters of the crowd come back in
 //!   time, clients write at times of their own: the next 1, 3, 7, … 1023 entries go as they come before there is another
