@@ -11,8 +11,8 @@
 //!   entry if need be.
 //! * It pays where those who write are waiting for their answers: then hardly anybody else comes while an entry
 //!   with all of them is on its way. If that is not so, or if less than three quarters of the crowd come back in
-//!   time, clients write at times of their own: the next 1, 3, 7, … 1023 entries go as they come before there is another
-//!   attempt.
+//!   time, clients write at times of their own: the next 1, 3, 7, … 1023 entries go as they come before there is
+//!   another attempt.
 //! * After a crowd did not come back as a whole no more are waited for than came then, so that one who writes now
 //!   and then does not hold the others up. [`STREAK`] attempts in a row that go well, and more each time that this
 //!   happens again, raise that by an eighth and take one failure back.
