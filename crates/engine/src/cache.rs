@@ -710,8 +710,8 @@ impl BlockCache {
         drop(shard);
     }
 
-    /// Has the memory fetched that [`admits`](Self::admits) reads, for a block that was not asked for
-    /// before it was read.
+    /// Has the memory fetched that [`admits`](Self::admits) reads, for a block that is about to be read. (A
+    /// [`get`](Self::get) that found nothing did so, but what it had fetched may be gone again.)
     pub(crate) fn prefetch_admission(&self, file: FileId, offset: u64) {
         let (shard, tag) = self.shard(Key { file, offset }.hash());
         shard.read().prefetch_admission(tag);

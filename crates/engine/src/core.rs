@@ -505,6 +505,12 @@ impl Core {
         Ok(())
     }
 
+    /// Tells writers how many jobs run. Called before the lock is left under which their number changed.
+    pub fn note_jobs(&self, work: &WorkState) {
+        self.jobs
+            .store(work.flushes + work.compactions, Ordering::Relaxed);
+    }
+
     /// Waits until `done` answers something. Runs queued background work itself where the executor
     /// is stepped.
     pub fn wait_for<T>(&self, mut done: impl FnMut(&mut WorkState) -> Option<T>) -> T {

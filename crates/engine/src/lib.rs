@@ -9,11 +9,11 @@
 //! comes from the [`firn_io::Env`] it is opened with. It writes no log; [`Db::set_listener`] and
 //! [`Db::stats`] tell what happens.
 //!
-//! Module order, bottom first (a module names only modules above it in this list): `sync`,
-//! `prefetch`, `error`, `key`, `options`, `names`, `event`, `range_del`, `batch`, `iterator`, `cache`, `memtable`,
-//! `file_writer`, `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`, `compaction::pacing`,
-//! `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `external::state`, `core`, `read`,
-//! `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
+//! Module order, bottom first (a module names only modules above it in this list): `sync`, `prefetch`,
+//! `error`, `key`, `options`, `names`, `event`, `read_debt`, `range_del`, `batch`, `iterator`, `cache`,
+//! `memtable`, `file_writer`, `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`,
+//! `compaction::pacing`, `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `external::state`,
+//! `core`, `read`, `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
 //! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`,
 //! `inspect`, `recovery`, `db`.
 
@@ -45,6 +45,7 @@ mod prefetch;
 pub mod publish;
 pub mod range_del;
 pub mod read;
+pub mod read_debt;
 pub mod recovery;
 pub mod repair;
 pub mod snapshot;

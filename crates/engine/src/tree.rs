@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::blob::BlobFile;
 use crate::key::{NamespaceId, SeqNo};
 use crate::memtable::{ChunkPool, Memtable};
+use crate::read_debt::ReadDebt;
 use crate::sstable::Table;
 use crate::version::{LevelFile, Version};
 
@@ -122,76 +123,6 @@ pub struct TreeState {
 /// No log record is needed by an empty memtable.
 const NO_LSN: u64 = u64::MAX;
 
-/// What reads have lost by asking several sources where one could know it all, counted as the bytes
-/// that compaction could have moved at that cost. When it reaches the price of a compaction that takes
-/// a source away, that is worth it (see `compaction::pick`).
-#[derive(Debug)]
-pub struct ReadDebt {
-    bytes: AtomicU64,
-    /// It is worth looking for a compaction when the debt reaches this.
-    due: AtomicU64,
-    /// The newest write that the last addition knew of.
-    seen: AtomicU64,
-    /// When an addition first knew of it, in milliseconds of the monotonic clock.
-    seen_ms: AtomicU64,
-}
-
-/// Less than this is not worth looking for a compaction.
-const LEAST_READ_DEBT: u64 = 1 << 20;
-/// What reads lose counts so many times while nothing is written: the background has nothing else to
-/// do then, and what it makes lasts.
-const QUIET_FACTOR: u64 = 32;
-/// Nothing is written if nothing was for so long. (A writer may be kept from its processor for some
-/// milliseconds.)
-const QUIET_MS: u64 = 50;
-
-impl ReadDebt {
-    const fn new() -> Self {
-        Self {
-            bytes: AtomicU64::new(0),
-            due: AtomicU64::new(LEAST_READ_DEBT),
-            seen: AtomicU64::new(0),
-            seen_ms: AtomicU64::new(0),
-        }
-    }
-
-    /// The debt.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Adds to it what some reads lost when `newest` was the newest write, at `now_ms` of the monotonic
-    /// clock; returns whether it is time to look for a compaction, which is the case each time that the
-    /// debt has grown by half.
-    pub fn add(&self, bytes: u64, newest: SeqNo, now_ms: u64) -> bool {
-        let is_quiet = if self.seen.load(Ordering::Relaxed) == newest.0 {
-            now_ms.saturating_sub(self.seen_ms.load(Ordering::Relaxed)) >= QUIET_MS
-        } else {
-            self.seen_ms.store(now_ms, Ordering::Relaxed);
-            self.seen.store(newest.0, Ordering::Relaxed);
-            false
-        };
-        let bytes = if is_quiet {
-            bytes * QUIET_FACTOR
-        } else {
-            bytes
-        };
-        let debt = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = self.due.load(Ordering::Relaxed);
-        debt >= due
-            && self
-                .due
-                .compare_exchange(due, debt + debt / 2, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-    }
-
-    /// Forgets it: a source is being taken away.
-    pub fn settle(&self) {
-        self.bytes.store(0, Ordering::Relaxed);
-        self.due.store(LEAST_READ_DEBT, Ordering::Relaxed);
-    }
-}
-
 /// The tree of one namespace.
 pub struct Tree {
     /// The namespace's number.
@@ -232,7 +163,7 @@ impl Tree {
             active_first_lsn: AtomicU64::new(NO_LSN),
             dropped: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
-            read_debt: ReadDebt::new(),
+            read_debt: ReadDebt::default(),
             chunks,
         }
     }
@@ -334,33 +265,5 @@ impl fmt::Debug for Tree {
             .field("id", &self.id)
             .field("name", &self.name)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_lose_more_where_nothing_was_written_for_a_while() {
-        let debt = ReadDebt::new();
-        let lost = |newest, now_ms| {
-            let before = debt.bytes();
-            debt.add(10, SeqNo(newest), now_ms);
-            debt.bytes() - before
-        };
-        assert_eq!(lost(5, 1000), 10);
-        assert_eq!(lost(5, 1000 + QUIET_MS - 1), 10);
-        assert_eq!(lost(5, 1000 + QUIET_MS), 10 * QUIET_FACTOR);
-        // A write.
-        assert_eq!(lost(6, 2000), 10);
-        assert_eq!(lost(6, 2000 + QUIET_MS), 10 * QUIET_FACTOR);
-        debt.settle();
-        assert_eq!(debt.bytes(), 0);
-        // It is time when the debt is due, and again when it has grown by half.
-        assert!(!debt.add(LEAST_READ_DEBT - 1, SeqNo(7), 3000));
-        assert!(debt.add(1, SeqNo(8), 3000));
-        assert!(!debt.add(LEAST_READ_DEBT / 2 - 1, SeqNo(9), 3000));
-        assert!(debt.add(1, SeqNo(10), 3000));
     }
 }

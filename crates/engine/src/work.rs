@@ -57,15 +57,14 @@ pub fn schedule(core: &Arc<Core>) {
         work.compactions += 1;
         let core = Arc::clone(core);
         let exec = Arc::clone(&core.env.exec);
-        exec.submit(Priority::Low, Box::new(move || run_compaction(&core, job)));
+        let priority = match job.spares_reads() {
+            true => Priority::Medium,
+            false => Priority::Low,
+        };
+        exec.submit(priority, Box::new(move || run_compaction(&core, job)));
     }
-    note_jobs(core, &work);
+    core.note_jobs(&work);
     update_pacing(core);
-}
-
-fn note_jobs(core: &Core, work: &WorkState) {
-    core.jobs
-        .store(work.flushes + work.compactions, Ordering::Relaxed);
 }
 
 fn submit_flush(core: &Arc<Core>, work: &mut WorkState, tree: &Arc<Tree>) {
@@ -200,7 +199,7 @@ fn finish(
         Err(error) => {
             core.observer.counters.background_failures.add(1);
             let full = error.is_out_of_space();
-            note_jobs(core, &work);
+            core.note_jobs(&work);
             let attempts = task.attempts(&mut work);
             let delay = if full {
                 DISK_FULL_RETRY

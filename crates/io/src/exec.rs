@@ -13,6 +13,7 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt::{self, Debug};
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -39,7 +40,9 @@ pub fn give_way() {
 pub enum Priority {
     /// Somebody waits for it: log preparation, log sync, memtable flush.
     High,
-    /// Compaction and the like.
+    /// It spares others more work than it is: a compaction of what reads ask too often.
+    Medium,
+    /// It is done for later: other compactions and the like.
     Low,
 }
 
@@ -101,12 +104,14 @@ impl Ord for Timer {
 #[derive(Default)]
 struct PoolState {
     high: VecDeque<Job>,
+    medium: VecDeque<Job>,
     low: VecDeque<Job>,
     timers: BinaryHeap<Timer>,
     timers_made: u64,
     /// Threads that take any job.
     common: usize,
     idle_urgent: usize,
+    idle_prompt: usize,
     idle_common: usize,
     /// Until when idle threads wait, of those that wait for a timer.
     deadlines: Vec<Instant>,
@@ -119,7 +124,9 @@ struct PoolState {
 enum Role {
     /// High jobs only.
     Urgent,
-    /// Low jobs, and high ones for which no urgent thread is free.
+    /// Medium jobs, and high ones for which no urgent thread is free.
+    Prompt,
+    /// Low jobs, and others for which no other thread is free.
     Common,
 }
 
@@ -127,6 +134,7 @@ impl PoolState {
     fn queue(&mut self, priority: Priority, job: Job) {
         match priority {
             Priority::High => self.high.push_back(job),
+            Priority::Medium => self.medium.push_back(job),
             Priority::Low => self.low.push_back(job),
         }
     }
@@ -157,15 +165,22 @@ impl PoolState {
     }
 
     fn next(&mut self, role: Role) -> Option<Job> {
-        match role {
-            Role::Urgent if self.common == 0 => {
-                self.high.pop_front().or_else(|| self.low.pop_front())
-            }
-            Role::Urgent => self.high.pop_front(),
-            // An idle urgent thread was told of it and is about to take it.
-            Role::Common if self.idle_urgent > 0 => self.low.pop_front(),
-            Role::Common => self.high.pop_front().or_else(|| self.low.pop_front()),
-        }
+        let is_alone = self.common == 0;
+        let takes_high = role == Role::Urgent || self.idle_urgent == 0;
+        let takes_medium = match role {
+            Role::Urgent => is_alone,
+            Role::Prompt => true,
+            // An idle thread of the other role was told of it and is about to take it.
+            Role::Common => self.idle_prompt == 0,
+        };
+        let takes_low = role == Role::Common || (is_alone && role == Role::Urgent);
+        let queues = [
+            (takes_high, &mut self.high),
+            (takes_medium, &mut self.medium),
+            (takes_low, &mut self.low),
+        ];
+        let mut queues = queues.into_iter().filter(|(takes, _)| *takes);
+        queues.find_map(|(_, queue)| queue.pop_front())
     }
 }
 
@@ -174,6 +189,7 @@ struct PoolShared {
     state: Mutex<PoolState>,
     /// Signalled when there may be something to do for one more thread of the role.
     wake_urgent: Condvar,
+    wake_prompt: Condvar,
     wake_common: Condvar,
 }
 
@@ -182,8 +198,18 @@ impl PoolShared {
     fn wake_for_high(&self, state: &PoolState) {
         if state.idle_urgent > 0 {
             self.wake_urgent.notify_one();
+        } else if state.idle_prompt > 0 {
+            self.wake_prompt.notify_one();
         } else if state.idle_common > 0 {
             self.wake_common.notify_one();
+        }
+    }
+
+    fn wake_for_medium(&self, state: &PoolState) {
+        if state.idle_prompt > 0 {
+            self.wake_prompt.notify_one();
+        } else {
+            self.wake_for_low(state);
         }
     }
 
@@ -207,6 +233,9 @@ impl PoolShared {
                 if !state.high.is_empty() || !state.is_next_timer_watched() {
                     self.wake_for_high(&state);
                 }
+                if !state.medium.is_empty() {
+                    self.wake_for_medium(&state);
+                }
                 if !state.low.is_empty() {
                     self.wake_for_low(&state);
                 }
@@ -228,6 +257,10 @@ impl PoolShared {
                 state.idle_urgent += 1;
                 &self.wake_urgent
             }
+            Role::Prompt => {
+                state.idle_prompt += 1;
+                &self.wake_prompt
+            }
             Role::Common => {
                 state.idle_common += 1;
                 &self.wake_common
@@ -245,6 +278,7 @@ impl PoolShared {
         }
         match role {
             Role::Urgent => state.idle_urgent -= 1,
+            Role::Prompt => state.idle_prompt -= 1,
             Role::Common => state.idle_common -= 1,
         }
     }
@@ -252,11 +286,11 @@ impl PoolShared {
 
 /// Threads that run jobs: high ones first, each kind in order of submission.
 ///
-/// * A pool of two or more has two threads that are never given a low job, so that a high one never
-///   waits for a compaction to end, and one less than asked for for low jobs. These run at a lower
-///   priority of the operating system (on Linux: ten steps nicer), so that a compaction takes idle
-///   processors first and seldom pushes a writer aside; they take high jobs only while both of the
-///   others are busy.
+/// * A pool of two or more has two threads that are given high jobs only, so that one never
+///   waits for a compaction to end; one for medium jobs; and one less than asked for for low jobs. These run
+///   at a lower priority of the operating system (on Linux: ten steps nicer), so that a compaction takes idle
+///   processors first and seldom pushes a writer aside. Both kinds take more urgent jobs, too, while all
+///   threads for those are busy.
 /// * A job that panics is over; its panic is counted ([`ThreadPool::panics`]) and the thread goes
 ///   on. Whoever waits for the job must learn of it by other means (a guard inside of the job).
 /// * Dropping the pool lets running jobs end, joins the threads, then drops the jobs that did not
@@ -271,10 +305,12 @@ pub struct ThreadPool {
 
 /// Threads for high jobs, if there are others, too: one for a flush and one for the log meanwhile.
 const URGENT_THREADS: usize = 2;
+/// Threads for medium jobs, of which there are few.
+const PROMPT_THREADS: usize = 1;
 
 impl ThreadPool {
     /// A pool that runs `threads` jobs at a time, of which all but one may be low (at least one; it
-    /// has one thread more than that for high jobs, unless it is one).
+    /// has two threads more than that for others, unless it is one).
     ///
     /// If the system refuses some of the threads, the pool has fewer; if it refuses all, this
     /// panics, as `std::thread::spawn` does: nothing could run.
@@ -283,15 +319,20 @@ impl ThreadPool {
         let mut handles = Vec::new();
         let mut refused = None;
         let common = threads.max(1) - 1;
-        let urgent = if common > 0 { URGENT_THREADS } else { 1 };
-        for i in 0..urgent + common {
+        let roles: &[(Role, usize)] = match common {
+            0 => &[(Role::Urgent, 1)],
+            _ => &[
+                (Role::Urgent, URGENT_THREADS),
+                (Role::Prompt, PROMPT_THREADS),
+                (Role::Common, common),
+            ],
+        };
+        let roles = roles
+            .iter()
+            .flat_map(|&(role, count)| iter::repeat_n(role, count));
+        for (i, role) in roles.enumerate() {
             let worker = Arc::clone(&shared);
             let builder = thread::Builder::new().name(format!("firn-bg-{i}"));
-            let role = if i < urgent {
-                Role::Urgent
-            } else {
-                Role::Common
-            };
             let run = move || {
                 if role == Role::Common {
                     priority::lower();
@@ -329,6 +370,7 @@ impl Executor for ThreadPool {
         state.queue(priority, job);
         match priority {
             Priority::High => self.shared.wake_for_high(&state),
+            Priority::Medium => self.shared.wake_for_medium(&state),
             Priority::Low => self.shared.wake_for_low(&state),
         }
     }
@@ -363,6 +405,7 @@ impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
         self.shared.wake_urgent.notify_all();
+        self.shared.wake_prompt.notify_all();
         self.shared.wake_common.notify_all();
         let this_thread = thread::current().id();
         for handle in self.threads.drain(..) {
@@ -372,16 +415,17 @@ impl Drop for ThreadPool {
             }
         }
         // The jobs that did not start are dropped outside of the lock: what they own may be big.
-        let (high, low, timers) = {
+        let dropped = {
             let mut state = self.shared.state.lock();
             let state = &mut *state;
             (
                 std::mem::take(&mut state.high),
+                std::mem::take(&mut state.medium),
                 std::mem::take(&mut state.low),
                 std::mem::take(&mut state.timers),
             )
         };
-        drop((high, low, timers));
+        drop(dropped);
     }
 }
 
@@ -391,6 +435,7 @@ impl Debug for ThreadPool {
         f.debug_struct("ThreadPool")
             .field("threads", &self.threads.len())
             .field("queued_high", &state.high.len())
+            .field("queued_medium", &state.medium.len())
             .field("queued_low", &state.low.len())
             .field("timers", &state.timers.len())
             .finish_non_exhaustive()
@@ -434,7 +479,7 @@ impl Stepper {
         }
     }
 
-    /// A stepper that runs a low job only when no high one is due, as [`ThreadPool`] does.
+    /// A stepper that runs another job only when no high one is due, as [`ThreadPool`] does.
     pub fn high_first(seed: u64, clock: Arc<dyn Clock>) -> Self {
         Self {
             high_first: true,
@@ -576,7 +621,46 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_runs_both_kinds_high_ones_first() {
+    fn medium_jobs_have_a_thread_of_their_own_and_take_one_of_the_low_ones() {
+        let pool = ThreadPool::new(2);
+        let (started, starts) = channel();
+        let mut gates = VecDeque::new();
+        let mut submit = |priority| {
+            let (job, open) = gate(started.clone());
+            pool.submit(priority, job);
+            gates.push_back(open);
+        };
+        // A low job runs, and a medium one beside it.
+        submit(Priority::Low);
+        starts.recv_timeout(LIMIT).unwrap();
+        submit(Priority::Medium);
+        starts.recv_timeout(LIMIT).unwrap();
+        // Both threads are busy: these wait, whatever the urgent threads do.
+        submit(Priority::Low);
+        submit(Priority::Medium);
+        let (done, dones) = channel();
+        pool.submit(Priority::High, Box::new(move || done.send(()).unwrap()));
+        dones.recv_timeout(LIMIT).unwrap();
+        assert!(starts.try_recv().is_err());
+        // The thread for low jobs takes the medium one first.
+        drop(gates.pop_front());
+        starts.recv_timeout(LIMIT).unwrap();
+        {
+            let state = pool.shared.state.lock();
+            assert_eq!((state.medium.len(), state.low.len()), (0, 1));
+        }
+        // That for medium ones never takes a low one.
+        drop(gates.pop_front());
+        while pool.shared.state.lock().idle_prompt == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(pool.shared.state.lock().low.len(), 1);
+        drop(gates);
+        starts.recv_timeout(LIMIT).unwrap();
+    }
+
+    #[test]
+    fn one_thread_runs_all_kinds_high_ones_first() {
         let pool = ThreadPool::new(1);
         let (started, starts) = channel();
         let (job, open) = gate(started);
@@ -585,6 +669,7 @@ mod tests {
         let (done, dones) = channel();
         let order = [
             (Priority::Low, "low 1"),
+            (Priority::Medium, "medium"),
             (Priority::High, "high 1"),
             (Priority::Low, "low 2"),
             (Priority::High, "high 2"),
@@ -594,8 +679,8 @@ mod tests {
             pool.submit(priority, Box::new(move || done.send(name).unwrap()));
         }
         open.send(()).unwrap();
-        let ran: Vec<_> = (0..4).map(|_| dones.recv_timeout(LIMIT).unwrap()).collect();
-        assert_eq!(ran, ["high 1", "high 2", "low 1", "low 2"]);
+        let ran: Vec<_> = (0..5).map(|_| dones.recv_timeout(LIMIT).unwrap()).collect();
+        assert_eq!(ran, ["high 1", "high 2", "medium", "low 1", "low 2"]);
     }
 
     #[test]

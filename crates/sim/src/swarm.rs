@@ -765,6 +765,15 @@ impl Run {
             for _ in 0..(ids.len() - 1) / 2 {
                 away.insert(ids[self.rng.index(ids.len())]);
             }
+            // The founder may have been cut off before anybody else heard of the cluster: without it there
+            // is none.
+            let heard = self.cluster.statuses();
+            let mut heard = heard
+                .iter()
+                .filter(|status| !status.membership.voters.is_empty());
+            if !heard.any(|status| !away.contains(&status.node)) {
+                away.clear();
+            }
             for &id in &away {
                 self.cluster.kill(id, None);
             }

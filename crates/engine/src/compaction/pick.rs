@@ -18,9 +18,11 @@
 //! 2. *Tombstones.* A file that consists mostly of tombstones goes down, or is rewritten without
 //!    them if no older data lies below it. Files of L0 go to the base level as soon as they would
 //!    meet no more than `ENTRIES_PER_TOMBSTONE` entries there for each of their tombstones.
-//! 3. *Reads.* What reads have lost by asking several sources (see `read`) is compared with what
+//! 3. *Reads.* What reads have lost by asking several sources (see `read_debt`) is compared with what
 //!    taking one of them away costs, and it goes when the loss has come to that: rent or buy, as in
-//!    LevelDB's compaction by seeks, which gave each file a number of seeks in vain.
+//!    LevelDB's compaction by seeks, which gave each file a number of seeks in vain. It goes `PATIENCE`
+//!    times as early where little is written beside the reads: if they would lose as much again by the time
+//!    that writes have made another source like it.
 //! 4. *Blob garbage.* A table that refers to a blob file with too much garbage is rewritten in its
 //!    place, which moves the live values.
 //!
@@ -78,6 +80,7 @@ use std::sync::Arc;
 
 use crate::key::{FileId, SeqNo};
 use crate::options::LEVELS;
+use crate::read_debt::ReadLoss;
 use crate::version::{FileMeta, KeyRange, LevelFile, Version};
 
 /// The deepest level.
@@ -97,6 +100,10 @@ const TOMBSTONE_SCORE: f64 = 0.5;
 const ENTRIES_PER_TOMBSTONE: u64 = 4;
 /// How urgent it is to spare reads a source.
 const READ_SCORE: f64 = 0.375;
+/// What a compaction costs beside what it moves, as bytes: files are made, the manifest is synced.
+const JOB_BYTES: u64 = 1 << 20;
+/// The share of a compaction's price after whose loss one looks at how much is written.
+const PATIENCE: u64 = 32;
 /// How urgent blob garbage is.
 const BLOB_SCORE: f64 = 0.25;
 
@@ -159,6 +166,8 @@ pub struct Plan<T = ()> {
     pub bottommost: bool,
     /// How urgent it is: over 1 if a level is over its size.
     pub score: f64,
+    /// Whether it spares reads more than it costs, whatever the reason.
+    pub spares_reads: bool,
 }
 
 impl<T> Plan<T> {
@@ -191,8 +200,8 @@ pub struct PickOptions {
     /// The disk is full: no tombstone waits for company, in L0 nor below, since each may be what
     /// frees space.
     pub reclaim: bool,
-    /// What reads have lost in this tree by asking several sources, as bytes of compaction.
-    pub read_debt: u64,
+    /// What reads lose in this tree by asking several sources.
+    pub reads: ReadLoss,
 }
 
 /// The most urgent compaction of a tree that can start now; `None` if there is none.
@@ -211,8 +220,9 @@ pub fn pick<T, B>(
             _ if held == Some(level) => None,
             _ => picker.plan_level(level, Reason::LevelSize, score),
         };
-        if plan.is_some() {
-            return plan;
+        if let Some(mut plan) = plan {
+            plan.spares_reads = level == 0 && picker.spares_reads(&plan);
+            return Some(plan);
         }
         if level == 0 {
             // L0 waits for compactions of the base level. New ones there would let it starve.
@@ -657,7 +667,7 @@ impl<'a, T, B> Picker<'a, T, B> {
     /// What takes a source away from reads for no more than they have lost to it: L0, or else a part
     /// of the uppermost level.
     fn plan_reads(&self, held: Option<usize>) -> Option<Plan<T>> {
-        if self.options.read_debt == 0 || held.is_some() {
+        if self.options.reads.debt == 0 || held.is_some() {
             return None;
         }
         let mut occupied = (0..LEVELS).filter(|&level| !self.version.levels()[level].is_empty());
@@ -665,13 +675,28 @@ impl<'a, T, B> Picker<'a, T, B> {
         if occupied.next().is_none() && (level > 0 || self.version.files(0).len() == 1) {
             return None;
         }
-        let plan = match level {
+        let mut plan = match level {
             0 => self.plan_l0(Reason::Reads, READ_SCORE),
             _ => self.plan_level(level, Reason::Reads, READ_SCORE),
         }?;
+        plan.spares_reads = self.spares_reads(&plan);
+        plan.spares_reads.then_some(plan)
+    }
+
+    /// Whether reads have lost, or are about to lose, what a plan costs that begins in the uppermost level.
+    fn spares_reads(&self, plan: &Plan<T>) -> bool {
         let price = plan.files().map(|file| file.meta.file_bytes);
-        let price = price.fold(0, u64::saturating_add);
-        (price <= self.options.read_debt).then_some(plan)
+        let price = price.fold(JOB_BYTES, u64::saturating_add);
+        let ReadLoss { debt, per_write } = self.options.reads;
+        // So many writes make the next source.
+        let upper = plan.inputs.first().map_or(&[][..], |(_, files)| files);
+        let upper = match plan.level {
+            0 => &upper[..upper.len().min(1)],
+            _ => upper,
+        };
+        let writes: u64 = upper.iter().map(|file| file.meta.entry_count).sum();
+        let lasts = debt >= price / PATIENCE && per_write.saturating_mul(writes) >= price;
+        price <= debt || lasts
     }
 
     /// A table that refers to a blob file to be collected. Those of L0 have their turn soon.
@@ -789,6 +814,7 @@ impl<'a, T, B> Picker<'a, T, B> {
             reason,
             bottommost: self.nothing_below(output_level, &hull),
             score,
+            spares_reads: false,
         }
     }
 }

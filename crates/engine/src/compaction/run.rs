@@ -27,6 +27,7 @@ use crate::merge::merging::MergingIter;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
 use crate::read::{Run, RunFiles, Source};
+use crate::read_debt::ReadLoss;
 use crate::sstable::ReadOptions;
 use crate::tree::{Levels, TableFile, TableSlot, Tree};
 use crate::version::KeyRange;
@@ -56,6 +57,11 @@ impl Job {
         self.tree.is_dropped()
     }
 
+    /// Whether it spares reads more than it costs.
+    pub fn spares_reads(&self) -> bool {
+        self.plan.spares_reads
+    }
+
     /// Takes the marks back.
     pub fn release(&self) {
         for file in self.plan.files() {
@@ -74,7 +80,7 @@ pub fn pick(core: &Arc<Core>) -> Option<Job> {
         }
         let levels = Arc::clone(&tree.state().levels);
         let mut options = pick_options(core);
-        options.read_debt = tree.read_debt.bytes();
+        options.reads = tree.read_debt.loss();
         let plan = pick::pick(&levels, &options, oldest_snapshot);
         if let Some(plan) = plan
             && best
@@ -417,7 +423,7 @@ fn pick_options(core: &Core) -> pick::PickOptions {
         sstable_bytes: settings.sstable_bytes,
         blob_garbage_ratio: settings.given.blob_garbage_ratio,
         reclaim: core.disk_full.load(Ordering::Relaxed),
-        read_debt: 0,
+        reads: ReadLoss::default(),
     }
 }
 
@@ -458,9 +464,14 @@ fn run_counted(core: &Arc<Core>, job: &Job) -> Result<()> {
         let mut work = core.work.lock();
         core.check_open()?;
         work.compactions += 1;
+        core.note_jobs(&work);
     }
     let result = run(core, job);
-    core.work.lock().compactions -= 1;
+    {
+        let mut work = core.work.lock();
+        work.compactions -= 1;
+        core.note_jobs(&work);
+    }
     core.work_done.notify_all();
     result
 }

@@ -1048,7 +1048,7 @@ pub(super) struct Cursor<const L: usize, const I: usize> {
     newer: Vec<NonNull<Header>>,
     newer_known: bool,
     /// While it goes forward from leaf to leaf: entries of the next one, in any order, for their memory to be
-    /// fetched, one at each step; null where there is none.
+    /// fetched, one at each step. Some may be null, or of a leaf that is no longer there.
     ahead: [*const Header; L],
     is_ahead: bool,
 }
@@ -1227,6 +1227,7 @@ impl<const L: usize, const I: usize> Cursor<L, I> {
     /// To the last key of the previous leaf, or to no key. Returns whether there is one.
     #[cold]
     fn previous_leaf(&mut self) -> bool {
+        self.is_ahead = false;
         let Some(first) = self.heads[0].filter(|_| self.len > 0) else {
             return false;
         };

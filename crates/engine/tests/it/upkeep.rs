@@ -46,24 +46,53 @@ fn pass(world: &World, time: Duration) {
     }
 }
 
+/// A database of two tables that overlap.
+fn two_tables(world: &World) -> Db {
+    let options = Options {
+        l0_compaction_trigger: 4,
+        ..tiny()
+    };
+    let db = world.open(options).unwrap();
+    for round in 0..2 {
+        for number in 0..40 {
+            db.put(&key(2 * number + round), b"value").unwrap();
+        }
+        db.flush().unwrap();
+    }
+    db.wait_idle().unwrap();
+    db
+}
+
+/// They do so much earlier where nothing is written meanwhile.
+#[test]
+fn reads_have_tables_merged_early_while_nothing_is_written() {
+    for writes in [true, false] {
+        let world = World::new(7);
+        let db = two_tables(&world);
+        let space = db.default_namespace();
+        let sources = || db.stats().levels.iter().map(|l| l.files).sum::<u64>();
+        for _ in 0..3 {
+            assert_eq!(sources(), 2);
+            for number in 0..64 {
+                if writes && number % 8 == 0 {
+                    db.put(&key(number), b"another").unwrap();
+                }
+                assert!(db.scan(&space, ScanOptions::all()).unwrap().next().unwrap());
+            }
+            world.clock.advance(Duration::from_millis(100));
+            world.step(u64::MAX);
+        }
+        assert_eq!(sources(), if writes { 2 } else { 1 });
+    }
+}
+
 /// Scans and point reads over two tables that overlap make one of them, and then no more.
 #[test]
 fn reads_that_ask_several_tables_have_them_merged() {
     for scans in [true, false] {
         let world = World::new(7);
-        let options = Options {
-            l0_compaction_trigger: 4,
-            ..tiny()
-        };
-        let db = world.open(options).unwrap();
+        let db = two_tables(&world);
         let space = db.default_namespace();
-        for round in 0..2 {
-            for number in 0..40 {
-                db.put(&key(2 * number + round), b"value").unwrap();
-            }
-            db.flush().unwrap();
-        }
-        db.wait_idle().unwrap();
         let sources = || db.stats().levels.iter().map(|l| l.files).sum::<u64>();
         assert_eq!(sources(), 2);
         let read = |times: usize| {

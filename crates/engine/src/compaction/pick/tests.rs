@@ -17,7 +17,7 @@ fn options() -> PickOptions {
         sstable_bytes: 1000,
         blob_garbage_ratio: 0.5,
         reclaim: false,
-        read_debt: 0,
+        reads: ReadLoss::default(),
     }
 }
 
@@ -266,11 +266,9 @@ fn tombstones_of_l0_go_where_they_meet_few_entries() {
 
 #[test]
 fn reads_buy_a_source_less_when_they_have_lost_its_price() {
-    let pick_for = |files: &[(usize, FileMeta)], read_debt| {
-        let options = PickOptions {
-            read_debt,
-            ..options()
-        };
+    let pick_for = |files: &[(usize, FileMeta)], debt| {
+        let reads = ReadLoss { debt, per_write: 0 };
+        let options = PickOptions { reads, ..options() };
         pick(&build(files).unwrap(), &options, SeqNo::MAX)
     };
     let sized = |file_bytes, file| FileMeta { file_bytes, ..file };
@@ -279,9 +277,10 @@ fn reads_buy_a_source_less_when_they_have_lost_its_price() {
         (0, sized(100, meta(8, "c", "z", (8, 8)))),
         (6, sized(700, meta(1, "b", "y", (1, 1)))),
     ];
+    let price = JOB_BYTES + 900;
     assert!(pick_for(&files, 0).is_none());
-    assert!(pick_for(&files, 899).is_none());
-    let plan = pick_for(&files, 900).unwrap();
+    assert!(pick_for(&files, price - 1).is_none());
+    let plan = pick_for(&files, price).unwrap();
     assert_eq!(plan.reason, Reason::Reads);
     assert_eq!(ids(&plan), [(0, vec![9, 8]), (6, vec![1])]);
     // One source is the least there can be.
@@ -292,9 +291,51 @@ fn reads_buy_a_source_less_when_they_have_lost_its_price() {
     files[0].0 = 5;
     files[0].1.largest = b"b"[..].into();
     files[1].0 = 5;
-    assert!(pick_for(&files, 899).is_none());
-    let plan = pick_for(&files, 900).unwrap();
+    assert!(pick_for(&files, price - 1).is_none());
+    let plan = pick_for(&files, price).unwrap();
     assert_eq!((plan.level, plan.output_level), (5, 6));
+}
+
+#[test]
+fn reads_buy_early_where_little_is_written() {
+    let mut newest = meta(9, "a", "m", (9, 9));
+    (newest.file_bytes, newest.entry_count) = (100, 20);
+    let mut below = meta(1, "b", "y", (1, 1));
+    below.file_bytes = 60;
+    let price: u64 = JOB_BYTES + 160;
+    let least = price.div_ceil(20);
+    let pick_for = |level, debt, per_write| {
+        let reads = ReadLoss { debt, per_write };
+        let version = build(&[(level, newest.clone()), (6, below.clone())]).unwrap();
+        pick(&version, &PickOptions { reads, ..options() }, SeqNo::MAX)
+    };
+    for level in [0, 5] {
+        // Twenty writes make another one like it, by when reads would have lost the price.
+        let plan = pick_for(level, price / PATIENCE, least).unwrap();
+        assert_eq!(plan.reason, Reason::Reads);
+        assert!(pick_for(level, price / PATIENCE, least - 1).is_none());
+        assert!(pick_for(level, price / PATIENCE - 1, u64::MAX).is_none());
+        assert!(pick_for(level, price, 0).is_some());
+    }
+}
+
+#[test]
+fn a_full_l0_is_prompt_where_reads_lose_more_than_it_costs() {
+    let mut files: Vec<_> = (7..10)
+        .map(|id| (0, meta(id, "a", "z", (id, id))))
+        .collect();
+    files.reverse();
+    let bytes: u64 = files.iter().map(|(_, file)| file.file_bytes).sum();
+    let price = JOB_BYTES + bytes;
+    let pick_for = |debt| {
+        let reads = ReadLoss { debt, per_write: 0 };
+        let options = PickOptions { reads, ..options() };
+        let plan = pick(&build(&files).unwrap(), &options, SeqNo::MAX).unwrap();
+        assert_eq!(plan.reason, Reason::L0);
+        plan.spares_reads
+    };
+    assert!(pick_for(price));
+    assert!(!pick_for(price - 1));
 }
 
 #[test]
@@ -442,7 +483,7 @@ impl World {
             sstable_bytes: 400,
             blob_garbage_ratio: 0.5,
             reclaim: false,
-            read_debt: 0,
+            reads: ReadLoss::default(),
         }
     }
 
@@ -611,7 +652,8 @@ impl World {
     fn pick(&self) -> Option<Plan> {
         // Whatever reads have lost, it must be sound and come to an end.
         let mut options = Self::options();
-        options.read_debt = [0, 500, u64::MAX][self.last_seqno as usize % 3];
+        options.reads.debt = [0, JOB_BYTES + 500, u64::MAX][self.last_seqno as usize % 3];
+        options.reads.per_write = [0, 10, u64::MAX][self.last_seqno as usize / 3 % 3];
         pick(&self.version, &options, self.oldest())
     }
 
