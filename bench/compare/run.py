@@ -13,7 +13,7 @@ import argparse, fcntl, os, shutil, subprocess, sys, time
 ALL = ["firn", "rocksdb", "fjall", "redb", "lmdb"]
 BLOBS = ["firn-blob", "rocksdb", "rocksdb-blob", "fjall", "fjall-blob", "redb", "lmdb"]
 SUITES = {  # name: (engines, options, phases of each process in turn)
-    "core": (ALL, "--n 2000000 --value 100 --cache-mb 64 --read-secs 1 --write-secs 7", [
+    "core": (ALL, "--n 2000000 --value 100 --cache-mb 64 --read-secs 1 --write-secs 12", [
         "fresh,fillseq,fresh,fillbatch,fresh,fillrandom,warm,readrandom,readhot,readmissing,multiget32,"
         "readseq,readreverse,seek10,seek100,seekrev10,readcold,multicold32,seqcold,readwhilewriting,overwrite,"
         "ycsb-a,ycsb-b,ycsb-c,ycsb-d,ycsb-e,ycsb-f,deleterandom,scanafterdelete,wipe"]),

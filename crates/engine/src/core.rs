@@ -4,7 +4,7 @@
 //! (sequence numbers, log order, active memtables), a tree's change lock, the version set's, `work`
 //! (who runs what in the background). Apart from the first two none is held across a sync of the log.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use crate::external::state::External;
 use crate::feed::Feed;
 use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::memtable::ChunkPool;
-use crate::names;
+use crate::names::{self, FileKind};
 use crate::options::{Compression, Options};
 use crate::publish::{Acks, Queue};
 use crate::snapshot::SnapshotList;
@@ -320,6 +320,8 @@ pub struct Core {
     pub lock: Mutex<Option<Box<dyn firn_io::fs::FileLock>>>,
     /// Set once the log is known to be unusable.
     pub poisoned: Mutex<Option<String>>,
+    /// SSTables that were found damaged, perhaps no longer in use.
+    pub damaged: Mutex<BTreeSet<FileId>>,
 }
 
 impl std::fmt::Debug for Core {
@@ -545,6 +547,14 @@ impl Core {
         }
     }
 
+    /// Remembers that a file is damaged, if it is an SSTable.
+    pub fn note_damaged(&self, path: &Path) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        if let Some(FileKind::Sstable(id)) = name.and_then(names::parse) {
+            self.damaged.lock().insert(id);
+        }
+    }
+
     /// Remembers and tells that stored bytes are damaged.
     pub fn note_error(&self, error: &Error) {
         if let Error::Corruption {
@@ -554,6 +564,7 @@ impl Core {
         } = error
         {
             self.observer.counters.corruptions.add(1);
+            self.note_damaged(path);
             self.observer.emit(Event::Corruption {
                 path: path.clone(),
                 offset: *offset,

@@ -18,6 +18,7 @@ use crate::key::{NamespaceId, SeqNo};
 use crate::options::{LEVELS, MAX_NAMESPACE_BYTES, Options};
 use crate::read::{Scan, ScanOptions};
 use crate::recovery;
+use crate::refill::{self, Damage, RangeView, Refill};
 use crate::tree::Tree;
 use crate::value::{Entry, Value};
 use crate::verify::{self, VerifyReport};
@@ -461,7 +462,56 @@ impl Db {
     /// Problems are in the report; an error means that the check itself could not go on.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.core().check_open()?;
-        verify::verify_open(self.core())
+        let report = verify::verify_open(self.core())?;
+        for problem in &report.problems {
+            self.core().note_damaged(&problem.path);
+        }
+        Ok(report)
+    }
+
+    /// Whether anything may be in [`Db::damages`].
+    pub fn has_damages(&self) -> bool {
+        !self.core().damaged.lock().is_empty()
+    }
+
+    /// The SSTables that reads, compactions or [`Db::verify`] found damaged and that are still in use. Each of
+    /// them is read as a whole.
+    pub fn damages(&self) -> Result<Vec<Damage>> {
+        self.core().check_open()?;
+        refill::damages(self.core())
+    }
+
+    /// What is visible in a range of keys of a namespace now, up to about `most` bytes of keys and values and at
+    /// least one entry: what another copy may be refilled with. Values that have expired are among it until
+    /// compaction drops them.
+    pub fn view(&self, namespace: NamespaceId, range: KeyRange, most: usize) -> Result<RangeView> {
+        let Some(tree) = self.tree(namespace)? else {
+            let detail = format!("there is no namespace {}", namespace.0);
+            return Err(Error::InvalidArgument(detail));
+        };
+        let view = refill::view(self.core(), &tree, range, most);
+        view.inspect_err(|error| self.core().note_error(error))
+    }
+
+    /// Makes a damaged SSTable whole with what another copy of the database has in its ranges: views that follow
+    /// each other, each no older than [`Damage::newest`]. While both are in use; compaction rests meanwhile.
+    ///
+    /// Errors: this is not the state of a replicated log; the views are not of the ranges, or contradict what can
+    /// be read here; the disk. Nothing was changed then.
+    pub fn refill(&self, damage: &Damage, views: &[RangeView]) -> Result<Refill> {
+        let Some(tree) = self.tree(damage.namespace)? else {
+            return Ok(Refill::Gone);
+        };
+        let done = refill::refill(self.core(), &tree, damage, views);
+        work::schedule(self.core());
+        done
+    }
+
+    fn tree(&self, namespace: NamespaceId) -> Result<Option<Arc<Tree>>> {
+        self.core().check_open()?;
+        let trees = self.core().trees.load();
+        let mut trees = trees.iter().filter(|tree| !tree.is_dropped());
+        Ok(trees.find(|tree| tree.id == namespace).cloned())
     }
 
     /// Is told of events from now on, in place of any listener before it.

@@ -114,6 +114,13 @@ pub enum Event {
         /// What is wrong.
         detail: String,
     },
+    /// A damaged SSTable was made whole by another copy of the database.
+    TableRefilled {
+        /// The damaged one.
+        path: PathBuf,
+        /// So many entries came from the copy.
+        entries: u64,
+    },
 }
 
 impl fmt::Display for Event {
@@ -206,6 +213,13 @@ impl fmt::Display for Event {
                     f,
                     "corruption in {} at offset {offset}: {detail}",
                     path.display()
+                )
+            }
+            Self::TableRefilled { path, entries } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "{path} was damaged and is replaced, with {entries} entries from another node"
                 )
             }
         }
@@ -322,6 +336,8 @@ counters! {
     expired_dropped,
     /// Damaged blocks, records or files met.
     corruptions,
+    /// Damaged SSTables that were made whole by another copy of the database.
+    tables_refilled,
     /// Batches that watches were given, counted for each watch.
     watch_batches,
     /// Changes in them.

@@ -14,8 +14,8 @@
 //! `memtable`, `file_writer`, `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`,
 //! `compaction::pacing`, `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `external::state`,
 //! `core`, `read`, `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
-//! `compaction::run`, `work`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`, `repair`,
-//! `inspect`, `recovery`, `db`.
+//! `compaction::run`, `work`, `refill`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`,
+//! `repair`, `inspect`, `recovery`, `db`.
 
 #![deny(missing_docs)]
 
@@ -47,6 +47,7 @@ pub mod range_del;
 pub mod read;
 pub mod read_debt;
 pub mod recovery;
+pub mod refill;
 pub mod repair;
 pub mod snapshot;
 pub mod sstable;
@@ -68,6 +69,7 @@ pub use crate::external::state::ExternalLog;
 pub use crate::key::SeqNo;
 pub use crate::options::{Compression, Durability, Options};
 pub use crate::read::{Scan, ScanOptions};
+pub use crate::refill::{Damage, RangeView, Refill, ViewEntry};
 pub use crate::repair::{RepairReport, repair_dir};
 pub use crate::value::{Entry, Value};
 pub use crate::verify::{Problem, VerifyProgress, VerifyReport, verify_dir};

@@ -388,8 +388,32 @@ impl Core {
         pin: Option<SeqNo>,
         options: ScanOptions,
     ) -> Result<Scan> {
-        let count = self.observer.counters.reading.scan();
         let now_ms = self.env.clock.unix_ms();
+        self.scan_when(tree, state, snapshot, pin, options, now_ms)
+    }
+
+    /// The same regardless of what has expired.
+    pub fn scan_regardless(
+        self: &Arc<Self>,
+        tree: &Arc<Tree>,
+        state: Arc<TreeState>,
+        snapshot: SeqNo,
+        pin: Option<SeqNo>,
+        options: ScanOptions,
+    ) -> Result<Scan> {
+        self.scan_when(tree, state, snapshot, pin, options, 0)
+    }
+
+    fn scan_when(
+        self: &Arc<Self>,
+        tree: &Arc<Tree>,
+        state: Arc<TreeState>,
+        snapshot: SeqNo,
+        pin: Option<SeqNo>,
+        options: ScanOptions,
+        now_ms: u64,
+    ) -> Result<Scan> {
+        let count = self.observer.counters.reading.scan();
         let mut sources = Vec::with_capacity(4);
         let mut tombstones = Vec::new();
         let waiting = state.immutables.iter().map(|i| &i.memtable);

@@ -199,6 +199,7 @@ fn open_as(
         tables: OpenTables::default(),
         lock: Mutex::new(lock),
         poisoned: Mutex::new(None),
+        damaged: Mutex::default(),
         settings,
     });
     core.snapshots.number().set(last_seqno);

@@ -418,6 +418,12 @@ impl Machine {
         self.shared.opened.lock().applier.must_wait()
     }
 
+    /// Has everything that was applied flushed, in the background.
+    pub(crate) fn flush_soon(&self) -> Result<bool> {
+        let applier = Arc::clone(&self.shared.opened.lock().applier);
+        Ok(applier.flush_soon()?)
+    }
+
     /// Why the last flush failed, see [`Applier::flush_error`].
     pub(crate) fn flush_error(&self) -> Option<String> {
         self.shared.opened.lock().applier.flush_error()

@@ -13,9 +13,13 @@
 //! A snapshot goes over in four steps, each of which can be repeated: an *offer* says which files
 //! make it up; the answer says how much of each is there already; *chunks* bring the rest, each
 //! with its own checksum; *install* puts the whole into place, after which the answer comes.
+//!
+//! A node whose files are damaged in some place asks others for a *view* of the keys there.
 
 use bytes::Bytes;
-use firn_engine::Outcome;
+use firn_engine::key::NamespaceId;
+use firn_engine::version::KeyRange;
+use firn_engine::{Outcome, RangeView, SeqNo, ViewEntry};
 use firn_io::codec::{Reader, put_bytes, put_u8, put_u32, put_u64, put_varint_u32, put_varint_u64};
 
 use crate::codec::{DecodeError, decode_all, get_bool, get_option, put_bool, put_option};
@@ -103,6 +107,17 @@ pub struct SnapshotChunk {
     pub bytes: Bytes,
 }
 
+/// A node asks for what is visible in a range of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewRequest {
+    /// In which namespace.
+    pub namespace: NamespaceId,
+    /// Which keys.
+    pub range: KeyRange,
+    /// It must see this operation.
+    pub at_least: SeqNo,
+}
+
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -136,6 +151,8 @@ pub enum Request {
         /// Which.
         last: Option<LogId>,
     },
+    /// What do you have there?
+    View(ViewRequest),
 }
 
 /// How entries were taken.
@@ -211,6 +228,61 @@ pub enum Answer {
     Installed(Vote),
     /// To any: no.
     Refused(Refusal),
+    /// To [`Request::View`]: this, or the beginning of it; `None`: not now, or never.
+    View(Option<RangeView>),
+}
+
+fn get_key(r: &mut Reader<'_>) -> Option<Vec<u8>> {
+    r.bytes().map(<[u8]>::to_vec)
+}
+
+fn put_range(out: &mut Vec<u8>, range: &KeyRange) {
+    put_bytes(out, &range.start);
+    put_option(out, range.end.as_ref(), |out, end| put_bytes(out, end));
+    put_bool(out, range.end_exclusive);
+}
+
+fn get_range(r: &mut Reader<'_>) -> Option<KeyRange> {
+    Some(KeyRange {
+        start: get_key(r)?,
+        end: get_option(r, get_key)?,
+        end_exclusive: get_bool(r)?,
+    })
+}
+
+fn put_view(out: &mut Vec<u8>, view: &RangeView) {
+    put_range(out, &view.range);
+    put_varint_u64(out, view.seqno.0);
+    put_varint_u64(out, view.time_ms);
+    put_option(out, view.next.as_ref(), |out, next| put_bytes(out, next));
+    put_varint_u64(out, view.entries.len() as u64);
+    for entry in &view.entries {
+        put_bytes(out, &entry.key);
+        put_varint_u64(out, entry.version.0);
+        put_option(out, entry.expires_at_ms.as_ref(), |out, &at| {
+            put_varint_u64(out, at);
+        });
+        put_bytes(out, &entry.value);
+    }
+}
+
+fn get_view(r: &mut Reader<'_>) -> Option<RangeView> {
+    let mut view = RangeView {
+        range: get_range(r)?,
+        seqno: SeqNo(r.varint_u64()?),
+        time_ms: r.varint_u64()?,
+        next: get_option(r, get_key)?,
+        entries: Vec::new(),
+    };
+    for _ in 0..r.varint_u64()? {
+        view.entries.push(ViewEntry {
+            key: get_key(r)?,
+            version: SeqNo(r.varint_u64()?),
+            expires_at_ms: get_option(r, |r| r.varint_u64())?,
+            value: get_key(r)?,
+        });
+    }
+    Some(view)
 }
 
 fn put_id(out: &mut Vec<u8>, id: &Option<LogId>) {
@@ -366,6 +438,13 @@ impl Request {
                 put_id(&mut out, last);
                 out
             }
+            Self::View(asked) => {
+                let mut out = begin(10);
+                put_varint_u32(&mut out, asked.namespace.0);
+                put_range(&mut out, &asked.range);
+                put_varint_u64(&mut out, asked.at_least.0);
+                out
+            }
         }
     }
 
@@ -426,6 +505,13 @@ impl Request {
                     vote: Vote::get(r)?,
                     last: get_id(r)?,
                 })
+            }),
+            10 => decode_all(WHAT, body, |r| {
+                Some(Self::View(ViewRequest {
+                    namespace: NamespaceId(r.varint_u32()?),
+                    range: get_range(r)?,
+                    at_least: SeqNo(r.varint_u64()?),
+                }))
             }),
             _ => Err(DecodeError {
                 what: WHAT,
@@ -560,6 +646,11 @@ impl Answer {
                 }
                 out
             }
+            Self::View(view) => {
+                let mut out = begin(10);
+                put_option(&mut out, view.as_ref(), put_view);
+                out
+            }
         }
     }
 
@@ -615,6 +706,7 @@ impl Answer {
                     6 => Refusal::Failed(get_text(r, MAX_TEXT_BYTES)?),
                     _ => return None,
                 }),
+                10 => Self::View(get_option(r, get_view)?),
                 _ => return None,
             })
         })
@@ -705,7 +797,45 @@ mod tests {
                 )),
             (any_vote(), of(any_log_id()))
                 .prop_map(|(vote, last)| Request::SnapshotInstall { vote, last }),
+            (any::<u32>(), any_range(), any::<u64>()).prop_map(|(namespace, range, at_least)| {
+                Request::View(ViewRequest {
+                    namespace: NamespaceId(namespace),
+                    range,
+                    at_least: SeqNo(at_least),
+                })
+            }),
         ]
+    }
+
+    fn any_key() -> impl Strategy<Value = Vec<u8>> {
+        vec(any::<u8>(), 0..5)
+    }
+
+    fn any_range() -> impl Strategy<Value = KeyRange> {
+        (any_key(), of(any_key()), any::<bool>()).prop_map(|(start, end, end_exclusive)| KeyRange {
+            start,
+            end,
+            end_exclusive,
+        })
+    }
+
+    fn any_view() -> impl Strategy<Value = RangeView> {
+        let entry = (any_key(), any::<u64>(), of(any::<u64>()), any_key());
+        let entry = entry.prop_map(|(key, version, expires_at_ms, value)| ViewEntry {
+            key,
+            version: SeqNo(version),
+            expires_at_ms,
+            value,
+        });
+        let at = (any::<u64>(), any::<u64>());
+        let view = (any_range(), at, vec(entry, 0..4), of(any_key()));
+        view.prop_map(|(range, (seqno, time_ms), entries, next)| RangeView {
+            range,
+            seqno: SeqNo(seqno),
+            time_ms,
+            entries,
+            next,
+        })
     }
 
     fn any_answer() -> impl Strategy<Value = Answer> {
@@ -736,6 +866,7 @@ mod tests {
             ".{0,9}".prop_map(|text| Answer::Refused(Refusal::Unknown(text))),
             ".{0,9}".prop_map(|text| Answer::Refused(Refusal::Malformed(text))),
             ".{0,9}".prop_map(|text| Answer::Refused(Refusal::Failed(text))),
+            of(any_view()).prop_map(Answer::View),
         ]
     }
 
@@ -758,6 +889,33 @@ mod tests {
         assert_eq!(request.encode(), want);
         let answer = Answer::Append(AppendAnswer::HigherVote(vote));
         assert_eq!(answer.encode(), [1, 1, 0, 0, 0, 0, 3, 3, 2, 1]);
+        let range = KeyRange {
+            start: b"a".to_vec(),
+            end: Some(b"b".to_vec()),
+            end_exclusive: true,
+        };
+        let request = Request::View(ViewRequest {
+            namespace: NamespaceId(1),
+            range: range.clone(),
+            at_least: SeqNo(200),
+        });
+        let want = b"\x01\x0a\0\0\0\0\x01\x01a\x01\x01b\x01\xc8\x01";
+        assert_eq!(request.encode(), want);
+        let view = RangeView {
+            range,
+            seqno: SeqNo(201),
+            time_ms: 9,
+            entries: vec![ViewEntry {
+                key: b"ab".to_vec(),
+                version: SeqNo(7),
+                expires_at_ms: Some(5),
+                value: b"v".to_vec(),
+            }],
+            next: None,
+        };
+        let want =
+            b"\x01\x0a\0\0\0\0\x01\x01a\x01\x01b\x01\xc9\x01\x09\0\x01\x02ab\x07\x01\x05\x01v";
+        assert_eq!(Answer::View(Some(view)).encode(), want);
     }
 
     /// The seeds of the fuzz targets, which were made after `docs/file-format.md` and not with the
@@ -826,7 +984,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(mut bytes in vec(any::<u8>(), 0..80), kind in 0..11_u8) {
+        fn no_bytes_panic(mut bytes in vec(any::<u8>(), 0..80), kind in 0..12_u8) {
             for _ in 0..2 {
                 let _ = Request::decode(&bytes.clone().into());
                 let _ = Answer::decode(&bytes);

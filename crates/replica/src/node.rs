@@ -89,6 +89,7 @@ use crate::types::{Member, NodeId, Vote};
 pub use crate::raft::config::Timing;
 
 mod members;
+mod refill;
 mod writes;
 
 /// Entries with writes that may be on their way to a majority at once. With one, a write that comes
@@ -389,6 +390,7 @@ impl Node {
         inner.spawn(keep_still(Arc::clone(inner), is_still));
         inner.spawn(welcome_back(Arc::clone(inner), returned));
         inner.spawn(keep_promise(Arc::clone(inner)));
+        inner.spawn(refill::refill(Arc::clone(inner)));
         Ok(node)
     }
 
@@ -799,7 +801,7 @@ impl Inner {
         triggered.map_err(|error| Error::Failed(error.to_string()))
     }
 
-    async fn answer(&self, request: &Bytes) -> Answer {
+    async fn answer(self: &Arc<Self>, request: &Bytes) -> Answer {
         let request = match Request::decode(request) {
             Ok(request) => request,
             Err(error) => return Answer::Refused(Refusal::Malformed(error.to_string())),
@@ -859,6 +861,7 @@ impl Inner {
                 let installed = self.inbox.install(vote, last, install).await;
                 installed.unwrap_or_else(Answer::Refused)
             }
+            Request::View(asked) => self.answer_view(asked).await,
         }
     }
 

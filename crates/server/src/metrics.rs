@@ -298,6 +298,11 @@ const COUNTERS: &[(&str, &str, Reading)] = &[
     ("corruptions", "Damage found in stored bytes", |s| {
         s.counters.corruptions
     }),
+    (
+        "tables_refilled",
+        "Damaged tables made whole by other nodes",
+        |s| s.counters.tables_refilled,
+    ),
 ];
 
 const GAUGES: &[(&str, &str, Reading)] = &[

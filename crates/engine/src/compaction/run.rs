@@ -304,7 +304,7 @@ fn open_inputs(
 }
 
 /// Splits a stored blob value into its expiry and its pointer.
-fn pointer_of<'v>(
+pub(crate) fn pointer_of<'v>(
     core: &Core,
     trailer: Trailer,
     value: &'v [u8],

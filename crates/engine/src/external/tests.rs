@@ -17,6 +17,8 @@ use crate::version::edit::Applied;
 use crate::watch::{Step as WatchStep, WatchOptions};
 use crate::{Db, Error, ScanOptions, WriteOptions};
 
+mod refill;
+
 #[derive(Debug, Default)]
 struct FakeLog {
     synced: AtomicU64,
@@ -57,6 +59,10 @@ const DIR: &str = "/db";
 
 impl Node {
     fn open(disk: MemFs, seed: u64) -> Self {
+        Self::open_as(disk, seed, options())
+    }
+
+    fn open_as(disk: MemFs, seed: u64, options: Options) -> Self {
         let clock = Arc::new(ManualClock::new(7));
         let exec = Arc::new(Stepper::new(seed, clock.clone()));
         let env = Env {
@@ -66,7 +72,7 @@ impl Node {
             exec: exec.clone(),
         };
         let log = Arc::new(FakeLog::default());
-        let opened = Db::open_external(env, DIR, options(), log.clone());
+        let opened = Db::open_external(env, DIR, options, log.clone());
         let (db, applier) = opened.expect("it opens");
         Self {
             disk,
@@ -110,6 +116,10 @@ struct Entry {
 }
 
 fn apply(node: &Node, index: usize, entry: &mut Entry) -> Vec<Outcome> {
+    try_apply(node, index, entry).unwrap()
+}
+
+fn try_apply(node: &Node, index: usize, entry: &mut Entry) -> Result<Vec<Outcome>, Error> {
     let mut sealed = Vec::new();
     for step in &mut entry.steps {
         sealed.push(match step {
@@ -137,7 +147,6 @@ fn apply(node: &Node, index: usize, entry: &mut Entry) -> Vec<Outcome> {
     let owner = format!("owner {index}").into_bytes().into();
     node.applier
         .apply(position, entry.time_ms, Some(owner), &changes)
-        .unwrap()
 }
 
 fn history(rng: &mut Rng, len: usize) -> Vec<Entry> {

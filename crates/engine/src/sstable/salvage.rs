@@ -194,15 +194,22 @@ impl Parts {
         }
     }
 
-    /// The keys that may have been in block `i`, for people.
+    /// The keys that may have been in block `i`: the first (`None`: that of the file) and the last; `None` without
+    /// an index.
+    pub(crate) fn bounds_of_block(&self, i: usize) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
+        let index = self.index.as_ref()?;
+        let before = i.checked_sub(1).map(|before| index.separator(before));
+        Some((before, index.separator(i)))
+    }
+
+    /// The same for people.
     fn keys_of_block(&self, i: usize) -> String {
-        let Some(index) = &self.index else {
-            return "keys unknown".into();
-        };
-        let last = show_key(&index.separator(i));
-        match i.checked_sub(1) {
-            Some(before) => format!("keys from {} to {last}", show_key(&index.separator(before))),
-            None => format!("keys up to {last}"),
+        match self.bounds_of_block(i) {
+            None => "keys unknown".into(),
+            Some((Some(first), last)) => {
+                format!("keys from {} to {}", show_key(&first), show_key(&last))
+            }
+            Some((None, last)) => format!("keys up to {}", show_key(&last)),
         }
     }
 }
@@ -279,6 +286,8 @@ pub(crate) struct Walk {
     started: bool,
     /// The block before the present one was not read.
     gap: bool,
+    /// The blocks that could not be read, so far.
+    unread: Vec<usize>,
     /// Something was left out: the properties cannot be compared.
     incomplete: bool,
     counted: Properties,
@@ -313,6 +322,7 @@ impl Walk {
             key: Vec::new(),
             started: false,
             gap: false,
+            unread: Vec::new(),
             incomplete: false,
             counted: Properties::default(),
             seqnos: None,
@@ -353,6 +363,11 @@ impl Walk {
     /// The number of that block.
     pub(crate) fn number(&self) -> u64 {
         self.next_block.saturating_sub(1) as u64
+    }
+
+    /// The numbers of the blocks that could not be read, so far.
+    pub(crate) fn unread(&self) -> &[usize] {
+        &self.unread
     }
 
     /// Entries handed out.
@@ -401,6 +416,7 @@ impl Walk {
                     self.block.clear();
                     self.gap = true;
                     self.incomplete = true;
+                    self.unread.push(no);
                     damage(with_keys(error, &self.parts.keys_of_block(no)));
                 }
             }
