@@ -504,7 +504,7 @@ impl Db {
         };
         let done = refill::refill(self.core(), &tree, damage, views);
         work::schedule(self.core());
-        done
+        done.inspect_err(|error| self.core().note_error(error))
     }
 
     fn tree(&self, namespace: NamespaceId) -> Result<Option<Arc<Tree>>> {

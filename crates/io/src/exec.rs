@@ -11,6 +11,7 @@
 //!
 //! Code that waits for background work must make progress under both: see [`Executor::run_one`].
 
+use std::cell::Cell;
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt::{self, Debug};
 use std::iter;
@@ -29,10 +30,18 @@ use crate::rng::Rng;
 ///
 /// A kernel looks at its clock 100 to 1,000 times a second, and where more threads have work than there are
 /// processors, those that never wait for anything change places then and no sooner. Whoever gives way more
-/// often makes the others wait for a shorter time. Costs a system call, less than a microsecond, if nobody
-/// waits.
+/// often makes the others wait for a shorter time, and gets less than its share beside those who never do. Costs
+/// a system call, less than a microsecond, if nobody waits. Does nothing in a [medium](Priority::Medium) job, for
+/// whose end others wait.
 pub fn give_way() {
-    thread::yield_now();
+    if !IS_PROMPT.get() {
+        thread::yield_now();
+    }
+}
+
+thread_local! {
+    /// Whether this is a thread for medium jobs.
+    static IS_PROMPT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How urgent a job is. Where threads are short, a more urgent job goes first.
@@ -334,8 +343,10 @@ impl ThreadPool {
             let worker = Arc::clone(&shared);
             let builder = thread::Builder::new().name(format!("firn-bg-{i}"));
             let run = move || {
-                if role == Role::Common {
-                    priority::lower();
+                match role {
+                    Role::Urgent => {}
+                    Role::Prompt => IS_PROMPT.set(true),
+                    Role::Common => priority::lower(),
                 }
                 worker.work(role);
             };
