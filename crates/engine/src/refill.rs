@@ -31,13 +31,13 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, atomic};
 
 use firn_io::fs::OpenMode;
 
 use crate::compaction::output::{OutputOptions, Outputs, Place, Written};
-use crate::compaction::run::pointer_of;
-use crate::core::{Core, remove_quietly};
+use crate::compaction::run::{counted, pointer_of};
+use crate::core::{Core, closing, remove_quietly};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::iterator::InternalIterator;
@@ -92,6 +92,22 @@ pub struct RangeView {
     pub entries: Vec<ViewEntry>,
     /// Where to go on, if this is not all.
     pub next: Option<Vec<u8>>,
+}
+
+impl RangeView {
+    /// Whether the keys ascend and are in the range.
+    fn is_ordered(&self) -> bool {
+        let keys = || self.entries.iter().map(|entry| &entry.key[..]);
+        let ascend = keys().zip(keys().skip(1)).all(|(a, b)| a < b);
+        let is_after = keys()
+            .next()
+            .is_none_or(|first| first >= &self.range.start[..]);
+        ascend
+            && is_after
+            && keys()
+                .next_back()
+                .is_none_or(|last| !self.range.ends_before(last))
+    }
 }
 
 /// What came of it.
@@ -312,7 +328,24 @@ pub fn refill(
     if views.iter().any(|view| view.seqno < damage.newest) {
         return Err(invalid("a view is older than the table"));
     }
+    if !views.iter().all(RangeView::is_ordered) {
+        return Err(invalid("a view has keys out of order or out of its range"));
+    }
     let _alone = CompactionPause::new(core);
+    match counted(core, || rewrite(core, tree, damage, views)) {
+        // Its namespace was dropped under it.
+        Err(_) if tree.is_dropped() => Ok(Refill::Gone),
+        result => result,
+    }
+}
+
+/// REQUIRES: no compaction runs, nor will one begin.
+fn rewrite(
+    core: &Arc<Core>,
+    tree: &Arc<Tree>,
+    damage: &Damage,
+    views: &[RangeView],
+) -> Result<Refill> {
     let newest = views
         .iter()
         .map(|view| view.seqno)
@@ -449,6 +482,9 @@ fn copy(
     trailer: Trailer,
     value: &[u8],
 ) -> Result<()> {
+    if core.closed.load(atomic::Ordering::Relaxed) {
+        return Err(closing());
+    }
     if trailer.kind().is_some_and(Kind::is_blob) {
         let (expiry, pointer) = pointer_of(core, trailer, value)?;
         return outputs.add_pointer(key, trailer, expiry, &pointer);

@@ -460,13 +460,18 @@ pub fn compact_range(
 
 /// Runs a job on the caller's thread, counted like those in the background: closing waits for it.
 fn run_counted(core: &Arc<Core>, job: &Job) -> Result<()> {
+    counted(core, || run(core, job))
+}
+
+/// Does what compacts or is like it on the caller's thread. Closing waits for it.
+pub(crate) fn counted<T>(core: &Core, work: impl FnOnce() -> Result<T>) -> Result<T> {
     {
         let mut work = core.work.lock();
         core.check_open()?;
         work.compactions += 1;
         core.note_jobs(&work);
     }
-    let result = run(core, job);
+    let result = work();
     {
         let mut work = core.work.lock();
         work.compactions -= 1;
