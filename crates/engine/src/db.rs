@@ -489,8 +489,7 @@ impl Db {
             let detail = format!("there is no namespace {}", namespace.0);
             return Err(Error::InvalidArgument(detail));
         };
-        let view = refill::view(self.core(), &tree, range, most);
-        view.inspect_err(|error| self.core().note_error(error))
+        refill::view(self.core(), &tree, range, most)
     }
 
     /// Makes a damaged SSTable whole with what another copy of the database has in its ranges: views that follow
@@ -504,7 +503,7 @@ impl Db {
         };
         let done = refill::refill(self.core(), &tree, damage, views);
         work::schedule(self.core());
-        done.inspect_err(|error| self.core().note_error(error))
+        done
     }
 
     fn tree(&self, namespace: NamespaceId) -> Result<Option<Arc<Tree>>> {

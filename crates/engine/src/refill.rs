@@ -18,10 +18,10 @@
 //! *The view is as new as the table, and the files here are as new as the view* ([`Refill::NotYet`] until then). The
 //! first, or the table could have entries that the view cannot know. The second because, where another log is
 //! applied again after a crash, it is applied to the files, which must be what they were after one entry: a version
-//! that was overwritten since then and left out would be missing to it. *No snapshot is older than the view*, for
-//! the same reason. Values that have expired are in views like others, as long as the copy has them: copies drop
-//! them at different times. So a view says up to when what expired may be missing ([`RangeView::time_ms`]), and the
-//! files here must be as new as that, too.
+//! that was overwritten since then and left out would be missing to it. *No snapshot is older than the files*
+//! ([`Refill::Busy`]), for the same reason. Values that have expired are in views like others, as long as the copy has
+//! them: copies drop them at different times. So a view says up to when what expired may be missing
+//! ([`RangeView::time_ms`]), and the files here must be as new as that, too.
 //!
 //! If the two contradict each other (a version here that the view should have, a version in the view that the table
 //! cannot have had), something else is wrong, and nothing is changed.
@@ -102,7 +102,9 @@ impl RangeView {
         let is_after = keys()
             .next()
             .is_none_or(|first| first >= &self.range.start[..]);
+        let is_seen = self.entries.iter().all(|entry| entry.version <= self.seqno);
         ascend
+            && is_seen
             && is_after
             && keys()
                 .next_back()
@@ -117,17 +119,24 @@ pub enum Refill {
     Done(u64),
     /// The table is no longer in use.
     Gone,
-    /// Files or snapshots here are older than the view. Nothing was done.
+    /// The files here are older than the view, and are to be flushed. Nothing was done.
     NotYet,
+    /// A snapshot is older than the files, or compaction runs: to be asked again later. Nothing was done.
+    Busy,
 }
 
 /// What is visible in `range`, up to about `most` bytes of keys and values and at least one entry.
 pub fn view(core: &Arc<Core>, tree: &Arc<Tree>, range: KeyRange, most: usize) -> Result<RangeView> {
-    // In this order: what the picture had lost by then had expired, or something published by then had replaced it.
+    // The number first: the picture has all up to it, and what compaction replaces meanwhile stays readable at it. The
+    // time last: nothing was dropped that expired later.
+    let seqno = core.snapshots.pin();
     let state = tree.pin_state();
     let time_ms = core.droppable_ms();
-    let seqno = core.snapshots.pin();
-    let mut scan = core.scan_regardless(tree, state, seqno, Some(seqno), scan_options(&range))?;
+    let scan = core.scan_regardless(tree, state, seqno, Some(seqno), scan_options(&range));
+    let mut scan = scan.inspect_err(|error| {
+        core.snapshots.unpin(seqno);
+        core.note_error(error);
+    })?;
     let mut found = RangeView {
         range,
         seqno,
@@ -179,7 +188,10 @@ pub fn damages(core: &Core) -> Result<Vec<Damage>> {
             .filter(|(_, f)| noted.contains(&f.meta.id))
         {
             let mut salvage = Salvage::open(core, &file.meta);
-            salvage.walk(|_, _, _| Ok(()))?;
+            if salvage.walk(|_, _, _| Ok(())).is_err() {
+                left.insert(file.meta.id); // Of a format that is not known here.
+                continue;
+            }
             // A disk that could not be read may be read again.
             if salvage.is_damaged {
                 left.insert(file.meta.id);
@@ -222,6 +234,8 @@ impl Salvage {
         if let Ok(mut parts) = file.and_then(|file| Parts::read(file, meta.id)) {
             let tombstones = parts.range_tombstones.take();
             let has_tombstones = tombstones.is_some() || meta.range_tombstone_count == 0;
+            // Without its footer, a table may seem to have some.
+            let tombstones = tombstones.filter(|_| meta.range_tombstone_count > 0);
             salvage.tombstones = tombstones.unwrap_or_default();
             salvage.is_damaged = !parts.damage.is_empty();
             salvage.lacks_all = parts.index.is_none() || !has_tombstones;
@@ -331,12 +345,29 @@ pub fn refill(
     if !views.iter().all(RangeView::is_ordered) {
         return Err(invalid("a view has keys out of order or out of its range"));
     }
-    let _alone = CompactionPause::new(core);
+    if let Some(wait) = must_wait(core, views) {
+        return Ok(wait);
+    }
+    let Some(_alone) = CompactionPause::now(core) else {
+        return Ok(Refill::Busy);
+    };
     match counted(core, || rewrite(core, tree, damage, views)) {
         // Its namespace was dropped under it.
         Err(_) if tree.is_dropped() => Ok(Refill::Gone),
         result => result,
     }
+}
+
+/// What to wait for, if the files or snapshots here are too old.
+fn must_wait(core: &Core, views: &[RangeView]) -> Option<Refill> {
+    let newest = views.iter().map(|view| view.seqno).max();
+    let time_ms = views.iter().map(|view| view.time_ms).max();
+    let durable = core.versions.last_seqno();
+    if Some(durable) < newest || Some(core.droppable_ms()) < time_ms {
+        return Some(Refill::NotYet);
+    }
+    // One between the view and the files would miss what only it can see.
+    (core.snapshots.oldest() < durable).then_some(Refill::Busy)
 }
 
 /// REQUIRES: no compaction runs, nor will one begin.
@@ -346,24 +377,14 @@ fn rewrite(
     damage: &Damage,
     views: &[RangeView],
 ) -> Result<Refill> {
-    let newest = views
-        .iter()
-        .map(|view| view.seqno)
-        .max()
-        .unwrap_or_default();
-    let time_ms = views
-        .iter()
-        .map(|view| view.time_ms)
-        .max()
-        .unwrap_or_default();
-    // Before the files are looked at: they are at least as new.
-    let is_new_enough = core.versions.last_seqno() >= newest
-        && core.droppable_ms() >= time_ms
-        && core.snapshots.oldest() >= newest;
-    if !is_new_enough {
-        return Ok(Refill::NotYet);
+    // The files after what they must have been found new enough for, and before what snapshots must not be older than.
+    if let Some(wait) = must_wait(core, views) {
+        return Ok(wait);
     }
     let levels = core.versions.current(tree.id);
+    if let Some(wait) = must_wait(core, views) {
+        return Ok(wait);
+    }
     let mut files = levels.all_files();
     let Some((level, file)) = files.find(|(_, file)| file.meta.id == damage.file) else {
         return Ok(Refill::Gone);
@@ -498,15 +519,14 @@ fn covers(views: &[RangeView], ranges: &[KeyRange]) -> bool {
     ranges.iter().all(|range| {
         let mut from = range.start.clone();
         loop {
-            let Some(view) = views.next().filter(|view| view.range.start <= from) else {
+            let Some(view) = views.next().filter(|view| view.range.start == from) else {
                 return false;
             };
+            let end = (view.range.end.as_ref(), view.range.end_exclusive);
             match &view.next {
-                Some(next) => from.clone_from(next),
-                None => {
-                    return (&view.range.end, view.range.end_exclusive)
-                        == (&range.end, range.end_exclusive);
-                }
+                Some(next) if end == (Some(next), true) && *next > from => from.clone_from(next),
+                Some(_) => return false,
+                None => return end == (range.end.as_ref(), range.end_exclusive),
             }
         }
     })
@@ -528,7 +548,9 @@ fn compare(
         let shown = |version: Option<SeqNo>| version.map_or("none".into(), |v| v.0.to_string());
         let (key, here, there) = (show_key(key), shown(here), shown(there));
         let detail = format!("cannot be refilled: {key} has version {here} here and {there} there");
-        Err(Error::corruption(path, 0, detail))
+        let error = Error::corruption(path, 0, detail);
+        core.note_error(&error);
+        Err(error)
     };
     let mut is_there = here.next()?;
     let mut entries = view.entries.iter().peekable();
@@ -549,6 +571,10 @@ fn compare(
             // Written after the view.
             (Some(ours), _) if ours > view.seqno => {}
             (Some(ours), Some(theirs)) if ours == theirs.version => {}
+            // It had expired there, and has here.
+            (Some(ours), theirs)
+                if theirs.is_none_or(|theirs| theirs.version < ours)
+                    && here.expires_at_ms().is_some_and(|at| at <= view.time_ms) => {}
             // Deleted after the view, or expired and dropped: the table never had it. If it had, what deleted it is
             // still above the table, which no compaction can have passed.
             (None, Some(theirs)) if !in_table(theirs.version) => {}
@@ -566,8 +592,6 @@ fn compare(
                 };
                 patch.push((theirs.key.clone(), Trailer::new(version, kind), value));
             }
-            // It had expired there, and has here.
-            (Some(_), None) if here.expires_at_ms().is_some_and(|at| at <= view.time_ms) => {}
             (Some(ours), None) => {
                 if ours >= meta.max_seqno {
                     return contradiction(here.key(), Some(ours), None);

@@ -435,6 +435,20 @@ impl CompactionPause {
     }
 }
 
+impl CompactionPause {
+    /// Pauses if no compaction runs and nobody else has paused. Waits for nothing.
+    pub fn now(core: &Arc<Core>) -> Option<Self> {
+        let mut work = core.work.lock();
+        if work.compactions > 0 || work.compaction_paused > 0 {
+            return None;
+        }
+        work.compaction_paused += 1;
+        Some(Self {
+            core: Arc::clone(core),
+        })
+    }
+}
+
 impl Drop for CompactionPause {
     fn drop(&mut self) {
         self.core.work.lock().compaction_paused -= 1;

@@ -9,13 +9,14 @@
 //! Left as they are: tables of whose damage so little is known that more than [`MOST_BYTES`] would have to be asked
 //! for, blob files, and tables that lack what another damaged one of the same node lacks, too.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use firn_engine::version::KeyRange;
-use firn_engine::{Damage, Db, RangeView, Refill};
+use firn_engine::{Damage, Db, RangeView, Refill, ViewEntry};
 use tokio::time::sleep;
 
 use super::Inner;
@@ -27,18 +28,19 @@ use crate::types::{Member, NodeId};
 /// How often one looks for damage, and tries to mend it at first.
 const LOOK: Duration = Duration::from_secs(1);
 /// The longest pause after it came to nothing.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_secs(600);
 /// How often one looks whether files have become new enough, and how many times.
 const WAIT: Duration = Duration::from_millis(100);
 const WAITS: usize = 100;
 /// Most that is asked for to mend one table.
-const MOST_BYTES: usize = 256 << 20;
+const MOST_BYTES: usize = 128 << 20;
 /// About as much is in one answer.
 pub(super) const ANSWER_BYTES: usize = 1 << 20;
 
 /// Mends what is found damaged, as long as the node runs.
 pub(super) async fn refill(inner: Arc<Inner>) {
     let mut pause = LOOK;
+    let mut tries = 0;
     while !inner.is_closed.load(Ordering::Acquire) {
         sleep(pause).await;
         let db = inner.machine.db();
@@ -46,8 +48,9 @@ pub(super) async fn refill(inner: Arc<Inner>) {
             pause = LOOK;
             continue;
         }
+        tries += 1;
         // Whatever went wrong, the damage has been told, and is there to be tried again.
-        pause = match inner.refill_all(db).await {
+        pause = match inner.refill_all(db, tries).await {
             Ok(true) => LOOK,
             Ok(false) | Err(_) => (pause * 2).min(REST),
         };
@@ -56,46 +59,53 @@ pub(super) async fn refill(inner: Arc<Inner>) {
 
 impl Inner {
     /// Tries to mend every damaged table; whether all are.
-    async fn refill_all(self: &Arc<Self>, db: Db) -> Result<bool> {
+    async fn refill_all(self: &Arc<Self>, db: Db, tries: usize) -> Result<bool> {
         let engine = db.clone();
         let damages = self.machine_job(move |_| Ok(engine.damages()?)).await?;
         let mut all = true;
         for damage in damages {
-            all &= self.refill_one(&db, damage).await.unwrap_or(false);
+            all &= self.refill_one(&db, damage, tries).await.unwrap_or(false);
         }
         Ok(all)
     }
 
-    async fn refill_one(self: &Arc<Self>, db: &Db, damage: Damage) -> Result<bool> {
-        let views = Arc::new(self.views(&damage).await?);
+    async fn refill_one(self: &Arc<Self>, db: &Db, damage: Damage, tries: usize) -> Result<bool> {
+        let views = Arc::new(self.views(&damage, tries).await?);
+        let newest = views.iter().map(|view| view.seqno).max();
         let damage = Arc::new(damage);
+        let mut is_flushed = false;
         for _ in 0..WAITS {
-            let (db, damage, views) = (db.clone(), Arc::clone(&damage), Arc::clone(&views));
-            let refilled = self.machine_job(move |inner| {
-                let refilled = db.refill(&damage, &views)?;
-                if refilled == Refill::NotYet {
-                    inner.machine.flush_soon()?;
-                }
-                Ok(refilled)
-            });
+            let (engine, damage, views) = (db.clone(), Arc::clone(&damage), Arc::clone(&views));
+            let refilled = self.machine_job(move |_| Ok(engine.refill(&damage, &views)?));
             match refilled.await? {
                 Refill::Done(_) | Refill::Gone => return Ok(true),
-                Refill::NotYet => sleep(WAIT).await,
+                // Once, when this node has applied what the other one had.
+                Refill::NotYet if !is_flushed && Some(db.snapshot().seqno()) >= newest => {
+                    is_flushed = true;
+                    self.machine_job(|inner| inner.machine.flush_soon()).await?;
+                }
+                Refill::NotYet | Refill::Busy => {}
             }
+            sleep(WAIT).await;
         }
         Ok(false)
     }
 
     /// What others have where a table lacks something.
-    async fn views(&self, damage: &Damage) -> Result<Vec<RangeView>> {
+    async fn views(&self, damage: &Damage, tries: usize) -> Result<Vec<RangeView>> {
+        let mut others = self.others();
+        let first = tries % others.len().max(1);
+        others.rotate_left(first);
         let mut views = Vec::new();
         let mut bytes = 0;
         for range in &damage.ranges {
             let mut rest = range.clone();
             loop {
-                let view = self.view(damage, rest.clone()).await?;
+                let view = self.view(damage, rest.clone(), &mut others).await?;
                 let entries = view.entries.iter();
-                bytes += entries.map(|e| e.key.len() + e.value.len()).sum::<usize>();
+                // And what keeps them.
+                let size = |e: &ViewEntry| e.key.len() + e.value.len() + 2 * size_of::<ViewEntry>();
+                bytes += entries.map(size).sum::<usize>();
                 if bytes > MOST_BYTES {
                     return Err(Error::Failed("it lacks too much to ask for".into()));
                 }
@@ -111,7 +121,12 @@ impl Inner {
     }
 
     /// What one of the others has in a range of keys, or in the beginning of it.
-    async fn view(&self, damage: &Damage, range: KeyRange) -> Result<RangeView> {
+    async fn view(
+        &self,
+        damage: &Damage,
+        range: KeyRange,
+        others: &mut VecDeque<Peer>,
+    ) -> Result<RangeView> {
         let request = Request::View(ViewRequest {
             namespace: damage.namespace,
             range: range.clone(),
@@ -119,22 +134,26 @@ impl Inner {
         });
         let request = Bytes::from(request.encode());
         let timeout = self.options.request_timeout;
-        for peer in self.others() {
-            let transport = &self.world.transport;
-            let call = transport.call(&peer, Class::Bulk, request.clone(), timeout);
-            let Ok(answer) = call.await else { continue };
-            let Ok(Answer::View(Some(view))) = Answer::decode(&answer) else {
-                continue;
-            };
-            let goes_on = view.next.as_ref().is_none_or(|next| *next > range.start);
-            if view.seqno >= damage.newest && view.range.start == range.start && goes_on {
-                return Ok(view);
+        for _ in 0..others.len() {
+            if let Some(peer) = others.front() {
+                let transport = &self.world.transport;
+                let call = transport.call(peer, Class::Bulk, request.clone(), timeout);
+                if let Ok(answer) = call.await
+                    && let Ok(Answer::View(Some(view))) = Answer::decode(&answer)
+                {
+                    let goes_on = view.next.as_ref().is_none_or(|next| *next > range.start);
+                    if view.seqno >= damage.newest && view.range.start == range.start && goes_on {
+                        return Ok(view);
+                    }
+                }
             }
+            // The next page is asked of who answered.
+            others.rotate_left(1);
         }
         Err(Error::Failed("nobody else has it".into()))
     }
 
-    fn others(&self) -> Vec<Peer> {
+    fn others(&self) -> VecDeque<Peer> {
         let (_, membership) = self.machine.membership();
         let others = membership.nodes.iter().filter(|(id, _)| **id != self.id);
         let peer = |(id, member): (&NodeId, &Member)| Peer {

@@ -95,6 +95,7 @@ fn mend(seed: u64, tally: &mut Tally) {
     };
     let ahead = rng.below(20) as usize;
     let mut upto = damaged_at + rng.below(3) as usize;
+    let mut held = rng.one_in(4).then(|| node.db.snapshot());
     loop {
         while node.next() < upto.min(entries.len()) {
             let index = node.next();
@@ -109,9 +110,19 @@ fn mend(seed: u64, tally: &mut Tally) {
         }
         match node.db.refill(damage, &views).unwrap() {
             Refill::Done(count) => {
+                let newest = held.as_ref().map(|snapshot| snapshot.seqno());
+                assert!(newest.is_none_or(
+                    |newest| newest >= views.iter().map(|v| v.seqno).max().unwrap_or_default()
+                ));
                 tally.refilled += 1;
                 tally.entries += count;
                 break;
+            }
+            Refill::Busy => {
+                // A snapshot that is older than the files is let go when nothing else is in the way.
+                if !node.exec.run_one() {
+                    held.take().expect("nothing runs");
+                }
             }
             Refill::NotYet => {
                 upto = (asked_at + ahead).max(node.next());
@@ -130,6 +141,8 @@ fn mend(seed: u64, tally: &mut Tally) {
     assert_eq!(node.contents(), wanted[node.next() - 1].1, "seed {seed}");
     let report = node.db.verify().unwrap();
     assert!(report.is_clean(), "seed {seed}: {:?}", report.problems);
+    drop(held);
+    node.exec.run_all();
     assert_eq!(node.db.refill(damage, &views).unwrap(), Refill::Gone);
 
     let mut crashes = 0;
