@@ -172,10 +172,6 @@ pub enum Decoded {
 /// # Errors
 /// What is wrong. The buffer is of no use then.
 pub fn decode(buffer: &mut BytesMut, most: usize) -> Result<Decoded, FrameError> {
-    // A handshake record of TLS 1.x; as a length it would be far beyond the limit.
-    if buffer.len() >= 3 && buffer[0] == 0x16 && buffer[1] == 3 && buffer[2] <= 4 {
-        return Err(FrameError::Tls);
-    }
     if buffer.len() < 4 {
         return Ok(Decoded::More(HEADER_BYTES - buffer.len()));
     }
@@ -185,6 +181,11 @@ pub fn decode(buffer: &mut BytesMut, most: usize) -> Result<Decoded, FrameError>
         return Err(FrameError::TooShort(len));
     }
     if len as usize > limit {
+        // A handshake record of TLS 1.x, which as a length is far beyond what a hello may have. (Below the limit it
+        // is the length of a frame: there are frames of 66,326 bytes.)
+        if buffer[0] == 0x16 && buffer[1] == 3 && (1..=4).contains(&buffer[2]) {
+            return Err(FrameError::Tls);
+        }
         return Err(FrameError::TooLong {
             bytes: u64::from(len),
             limit: limit as u64,
@@ -318,7 +319,32 @@ mod tests {
         };
         assert_eq!(head(0, 200), Err(too_long));
         assert_eq!(head(8, 4), Ok(Decoded::More(3)));
-        assert_eq!(decoded(&[0x16, 3, 1, 2], 1 << 20), Err(FrameError::Tls));
+        // The shortest record there may be of each version.
+        for version in 1..=4 {
+            let hello = [0x16, 3, version, 0, 41];
+            let found = decoded(&hello, crate::hello::MAX_HELLO_BYTES);
+            assert_eq!(found, Err(FrameError::Tls));
+        }
+    }
+
+    #[test]
+    fn no_length_of_a_frame_is_taken_for_something_else() {
+        // Those that begin like a record of TLS, and their neighbours.
+        for version in 0..=5_usize {
+            for len in [0x0315, 0x0316, 0x0317].map(|low| version << 16 | low) {
+                let frame = Frame {
+                    body: vec![7; len - COUNTED_BYTES].into(),
+                    ..frame(b"")
+                };
+                let bytes = frame.encode();
+                assert_eq!(bytes[..4], (len as u32).to_le_bytes());
+                assert_eq!(
+                    decoded(&bytes[..4], 1 << 20),
+                    Ok(Decoded::More(HEADER_BYTES - 4))
+                );
+                assert_eq!(decoded(&bytes, 1 << 20), Ok(Decoded::Frame(frame)));
+            }
+        }
     }
 
     #[test]
