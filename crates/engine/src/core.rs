@@ -4,7 +4,7 @@
 //! (sequence numbers, log order, active memtables), a tree's change lock, the version set's, `work`
 //! (who runs what in the background). Apart from the first two none is held across a sync of the log.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -320,8 +320,9 @@ pub struct Core {
     pub lock: Mutex<Option<Box<dyn firn_io::fs::FileLock>>>,
     /// Set once the log is known to be unusable.
     pub poisoned: Mutex<Option<String>>,
-    /// SSTables that were found damaged, perhaps no longer in use.
-    pub damaged: Mutex<BTreeSet<FileId>>,
+    /// SSTables that were found damaged, perhaps no longer in use, and why they could not be refilled, as was told
+    /// last.
+    pub damaged: Mutex<BTreeMap<FileId, String>>,
 }
 
 impl std::fmt::Debug for Core {
@@ -395,6 +396,14 @@ impl Core {
         let path = names::sstable_path(&self.dir, file.meta.id);
         let handle = self.env.fs.open(&path, firn_io::fs::OpenMode::Read)?;
         let table = Arc::new(Table::open(handle, file.meta.id, Arc::clone(&self.cache))?);
+        let meta = &file.meta;
+        let seqnos = table.properties().seqnos.unwrap_or_default();
+        if (meta.min_seqno, meta.max_seqno) != seqnos
+            || (&*meta.smallest, &*meta.largest) != (table.smallest(), table.largest().0)
+        {
+            let detail = "it is another table than the manifest says";
+            return Err(Error::corruption(path, 0, detail));
+        }
         let slot = file.table_or_open(|_| Ok::<_, Error>(TableSlot::default()))?;
         let (table, fresh) = slot.install(table);
         if fresh {
@@ -547,30 +556,52 @@ impl Core {
         }
     }
 
-    /// Remembers that a file is damaged, if it is an SSTable.
-    pub fn note_damaged(&self, path: &Path) {
+    /// Remembers that a file is damaged, if it is an SSTable; whether it is.
+    pub fn note_damaged(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str());
-        if let Some(FileKind::Sstable(id)) = name.and_then(names::parse) {
-            self.damaged.lock().insert(id);
-        }
+        let Some(FileKind::Sstable(id)) = name.and_then(names::parse) else {
+            return false;
+        };
+        self.damaged.lock().entry(id).or_default();
+        true
     }
 
-    /// Remembers and tells that stored bytes are damaged.
+    /// Remembers and tells that stored bytes are damaged, or of an SSTable cannot be read: whether that lasts is
+    /// looked at before anything is done about it (see `refill`).
     pub fn note_error(&self, error: &Error) {
-        if let Error::Corruption {
-            path,
+        let (path, offset, detail) = match error {
+            Error::Corruption {
+                path,
+                offset,
+                detail,
+            } => {
+                self.note_damaged(path);
+                (path, *offset, detail.clone())
+            }
+            Error::Io(error) if error.is_unreadable() && self.note_damaged(&error.path) => {
+                let offset = error.offset.unwrap_or(0);
+                (&error.path, offset, error.source.to_string())
+            }
+            _ => return,
+        };
+        self.observer.counters.corruptions.add(1);
+        self.observer.emit(Event::Corruption {
+            path: path.clone(),
             offset,
             detail,
-        } = error
-        {
-            self.observer.counters.corruptions.add(1);
-            self.note_damaged(path);
-            self.observer.emit(Event::Corruption {
-                path: path.clone(),
-                offset: *offset,
-                detail: detail.clone(),
-            });
+        });
+    }
+
+    /// Tells why a damaged SSTable could not be refilled, unless that was the reason before.
+    pub fn note_not_refilled(&self, id: FileId, reason: &str) {
+        match self.damaged.lock().get_mut(&id) {
+            Some(told) if *told != reason => reason.clone_into(told),
+            _ => return,
         }
+        self.observer.emit(Event::TableNotRefilled {
+            path: names::sstable_path(&self.dir, id),
+            reason: reason.into(),
+        });
     }
 
     /// Makes the log's failure known and returns what writers are told.

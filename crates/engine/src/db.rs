@@ -481,9 +481,9 @@ impl Db {
         refill::damages(self.core())
     }
 
-    /// What is visible in a range of keys of a namespace now, up to about `most` bytes of keys and values and at
-    /// least one entry: what another copy may be refilled with. Values that have expired are among it until
-    /// compaction drops them.
+    /// What is visible in a range of keys of a namespace now, up to about `most` bytes of keys and values: what
+    /// another copy may be refilled with. Where much was deleted it ends earlier, perhaps without an entry, but never
+    /// where it began. Values that have expired are among it until compaction drops them.
     pub fn view(&self, namespace: NamespaceId, range: KeyRange, most: usize) -> Result<RangeView> {
         let Some(tree) = self.tree(namespace)? else {
             let detail = format!("there is no namespace {}", namespace.0);
@@ -504,6 +504,11 @@ impl Db {
         let done = refill::refill(self.core(), &tree, damage, views);
         work::schedule(self.core());
         done
+    }
+
+    /// Tells the listener why a damaged SSTable could not be refilled, once for each reason.
+    pub fn note_not_refilled(&self, damage: &Damage, reason: &str) {
+        self.core().note_not_refilled(damage.file, reason);
     }
 
     fn tree(&self, namespace: NamespaceId) -> Result<Option<Arc<Tree>>> {

@@ -105,7 +105,7 @@ pub enum Event {
         /// Why.
         error: String,
     },
-    /// Damaged bytes were read.
+    /// Damaged bytes were read, or those of an SSTable could not be.
     Corruption {
         /// From this file.
         path: PathBuf,
@@ -113,6 +113,13 @@ pub enum Event {
         offset: u64,
         /// What is wrong.
         detail: String,
+    },
+    /// A damaged SSTable could not be made whole. It is tried again; that is told when the reason is another one.
+    TableNotRefilled {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
     },
     /// A damaged SSTable was made whole by another copy of the database.
     TableRefilled {
@@ -213,6 +220,13 @@ impl fmt::Display for Event {
                     f,
                     "corruption in {} at offset {offset}: {detail}",
                     path.display()
+                )
+            }
+            Self::TableNotRefilled { path, reason } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "{path} is damaged and could not be replaced yet: {reason}"
                 )
             }
             Self::TableRefilled { path, entries } => {
@@ -334,7 +348,7 @@ counters! {
     blob_bytes_relocated,
     /// Expired entries dropped by compaction.
     expired_dropped,
-    /// Damaged blocks, records or files met.
+    /// Damaged blocks, records or files met, and SSTables that the disk could not read.
     corruptions,
     /// Damaged SSTables that were made whole by another copy of the database.
     tables_refilled,

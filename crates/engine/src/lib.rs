@@ -14,7 +14,7 @@
 //! `memtable`, `file_writer`, `sstable`, `blob`, `value`, `version`, `merge`, `compaction::pick`,
 //! `compaction::pacing`, `compaction::drop`, `publish`, `snapshot`, `tree`, `feed`, `external::state`,
 //! `core`, `read`, `multi_get`, `compaction::output`, `flush`, `external::flush`, `external::own_log`,
-//! `compaction::run`, `work`, `refill`, `commit`, `watch`, `checkpoint`, `external::apply`, `verify`,
+//! `compaction::run`, `work`, `verify`, `refill`, `commit`, `watch`, `checkpoint`, `external::apply`,
 //! `repair`, `inspect`, `recovery`, `db`.
 
 #![deny(missing_docs)]

@@ -27,7 +27,7 @@ use crate::key::{Kind, SeqNo, Trailer, prefix_end};
 use crate::memtable::MemtableIter;
 use crate::merge::concat::{ConcatIter, RunSource};
 use crate::merge::merging::MergingIter;
-use crate::merge::visible::{View, VisibleIter};
+use crate::merge::visible::{Moved, View, VisibleIter};
 use crate::names;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
@@ -390,6 +390,7 @@ impl Core {
     ) -> Result<Scan> {
         let now_ms = self.env.clock.unix_ms();
         self.scan_when(tree, state, snapshot, pin, options, now_ms)
+            .inspect_err(|e| self.note_error(e))
     }
 
     /// The same regardless of what has expired.
@@ -402,6 +403,7 @@ impl Core {
         options: ScanOptions,
     ) -> Result<Scan> {
         self.scan_when(tree, state, snapshot, pin, options, 0)
+            .inspect_err(|e| self.note_error(e))
     }
 
     fn scan_when(
@@ -804,14 +806,38 @@ impl Scan {
         self.blob = None;
         let more = self.inner.next().inspect_err(|e| self.core.note_error(e))?;
         if more {
-            self.entries += 1;
-            if self.inner.kind().is_blob() && !self.keys_only {
-                let (key, pointer) = (self.inner.key(), self.inner.raw_value());
-                let value = self.core.read_blob(&self.state.levels, key, pointer);
-                self.blob = Some(value.inspect_err(|e| self.core.note_error(e))?);
-            }
+            self.take()?;
         }
         Ok(more)
+    }
+
+    /// Lets [`Scan::next_allowed`] make so many steps in all, see [`VisibleIter::allow`].
+    pub(crate) fn allow(&mut self, steps: u64) -> Result<()> {
+        let allowed = self.inner.allow(steps);
+        allowed.inspect_err(|e| self.core.note_error(e))
+    }
+
+    /// See [`VisibleIter::next_allowed`].
+    pub(crate) fn next_allowed(&mut self) -> Result<Moved> {
+        self.blob = None;
+        let moved = self.inner.next_allowed();
+        let moved = moved.inspect_err(|e| self.core.note_error(e))?;
+        if moved == Moved::Found {
+            self.take()?;
+        }
+        Ok(moved)
+    }
+
+    /// Has the present entry.
+    #[inline]
+    fn take(&mut self) -> Result<()> {
+        self.entries += 1;
+        if self.inner.kind().is_blob() && !self.keys_only {
+            let (key, pointer) = (self.inner.key(), self.inner.raw_value());
+            let value = self.core.read_blob(&self.state.levels, key, pointer);
+            self.blob = Some(value.inspect_err(|e| self.core.note_error(e))?);
+        }
+        Ok(())
     }
 
     /// The key.
@@ -842,7 +868,9 @@ impl Scan {
     /// or before it in a reverse scan) that is inside of the bounds.
     pub fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.blob = None;
-        self.inner.seek(key)
+        self.inner
+            .seek(key)
+            .inspect_err(|e| self.core.note_error(e))
     }
 }
 

@@ -1,15 +1,17 @@
 //! Refill: a damaged SSTable gets what it lost from another copy of the database, while both are in use.
 //!
 //! For copies to which the same operations were applied, as in [`external`](crate::external): they have the same
-//! keys under the same versions, in other files. What cannot be read of an SSTable ([`Damage`]) is asked for by
-//! ranges of keys; a copy answers what is visible there and as of when ([`RangeView`]); [`refill`] writes the table
-//! anew, in its level, with
+//! keys under the same versions, in other files. What cannot be read of an SSTable ([`Damage`]), because it is not what
+//! was written or because the disk does not give it back, is asked for by ranges of keys; a copy answers what is
+//! visible there and as of when ([`RangeView`]); [`refill`] writes the table anew, in its level, with
 //!
 //! * every entry of it that can be read;
 //! * for each key of which the view has a version that is not found here: that version. It was in the table, as all
 //!   that the view sees was written before and nothing else is damaged there;
 //! * for each key that the view has not, and which is visible here: a tombstone of the table's newest sequence number.
 //!   The table had one that was older or of that age, and everything above the table is newer still.
+//!
+//! Nothing is taken from a file that turns out to be another table than the manifest says.
 //!
 //! What the table had besides, older versions and tombstones that hide nothing, no reader misses.
 //!
@@ -42,6 +44,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::iterator::InternalIterator;
 use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
+use crate::merge::visible::Moved;
 use crate::names;
 use crate::options::LEVELS;
 use crate::range_del::RangeTombstones;
@@ -49,6 +52,7 @@ use crate::read::ScanOptions;
 use crate::sstable::ReadOptions;
 use crate::sstable::salvage::{Parts, Walk, show_key};
 use crate::tree::{Tree, TreeState};
+use crate::verify::is_foreign;
 use crate::version::edit::{Op, VersionEdit};
 use crate::version::{FileMeta, KeyRange, VersionBuilder};
 use crate::work::CompactionPause;
@@ -125,7 +129,12 @@ pub enum Refill {
     Busy,
 }
 
-/// What is visible in `range`, up to about `most` bytes of keys and values and at least one entry.
+/// A view looks at so many keys and tombstones, visible or not, before it has somebody ask again: a range may be
+/// full of what was deleted.
+const VIEW_STEPS: u64 = if cfg!(test) { 8 } else { 64 << 10 };
+
+/// What is visible in `range`, up to about `most` bytes of keys and values. It is of one key at least, which need
+/// not exist.
 pub fn view(core: &Arc<Core>, tree: &Arc<Tree>, range: KeyRange, most: usize) -> Result<RangeView> {
     // The number first: the picture has all up to it, and what compaction replaces meanwhile stays readable at it. The
     // time last: nothing was dropped that expired later.
@@ -133,10 +142,7 @@ pub fn view(core: &Arc<Core>, tree: &Arc<Tree>, range: KeyRange, most: usize) ->
     let state = tree.pin_state();
     let time_ms = core.droppable_ms();
     let scan = core.scan_regardless(tree, state, seqno, Some(seqno), scan_options(&range));
-    let mut scan = scan.inspect_err(|error| {
-        core.snapshots.unpin(seqno);
-        core.note_error(error);
-    })?;
+    let mut scan = scan.inspect_err(|_| core.snapshots.unpin(seqno))?;
     let mut found = RangeView {
         range,
         seqno,
@@ -145,8 +151,13 @@ pub fn view(core: &Arc<Core>, tree: &Arc<Tree>, range: KeyRange, most: usize) ->
         next: None,
     };
     let mut bytes = 0;
-    while scan.next()? {
-        if bytes >= most {
+    scan.allow(VIEW_STEPS)?;
+    loop {
+        let moved = scan.next_allowed()?;
+        if moved == Moved::Ended {
+            break;
+        }
+        if moved == Moved::Spent || (bytes >= most && !found.entries.is_empty()) {
             let next = scan.key().to_vec();
             found.range.end = Some(next.clone());
             found.range.end_exclusive = true;
@@ -185,11 +196,12 @@ pub fn damages(core: &Core) -> Result<Vec<Damage>> {
         let levels = Arc::clone(&tree.state().levels);
         for (_, file) in levels
             .all_files()
-            .filter(|(_, f)| noted.contains(&f.meta.id))
+            .filter(|(_, f)| noted.contains_key(&f.meta.id))
         {
             let mut salvage = Salvage::open(core, &file.meta);
-            if salvage.walk(|_, _, _| Ok(())).is_err() {
+            if let Err(error) = salvage.walk(|_, _, _| Ok(())) {
                 left.insert(file.meta.id); // Of a format that is not known here.
+                core.note_not_refilled(file.meta.id, &error.to_string());
                 continue;
             }
             // A disk that could not be read may be read again.
@@ -205,14 +217,14 @@ pub fn damages(core: &Core) -> Result<Vec<Damage>> {
         }
     }
     let mut damaged = core.damaged.lock();
-    damaged.retain(|id| left.contains(id) || !noted.contains(id));
+    damaged.retain(|id, _| left.contains(id) || !noted.contains_key(id));
     Ok(damages)
 }
 
 /// A damaged table as far as it can be read.
 struct Salvage {
     meta: FileMeta,
-    /// `None`: not even the file can be opened.
+    /// `None`: not even the file can be opened, or it is another table.
     walk: Option<Walk>,
     tombstones: Arc<RangeTombstones>,
     is_damaged: bool,
@@ -231,14 +243,19 @@ impl Salvage {
             is_damaged: true,
             lacks_all: true,
         };
-        if let Ok(mut parts) = file.and_then(|file| Parts::read(file, meta.id)) {
-            let tombstones = parts.range_tombstones.take();
-            let has_tombstones = tombstones.is_some() || meta.range_tombstone_count == 0;
-            // Without its footer, a table may seem to have some.
-            let tombstones = tombstones.filter(|_| meta.range_tombstone_count > 0);
+        if let Ok(mut parts) = file.and_then(|file| Parts::read(file, meta.id))
+            && !is_foreign(meta, &parts)
+        {
+            // Without the properties nobody knows that it is not another one. Its entries are compared with all that
+            // the others have then; of its range tombstones one cannot tell.
+            // (Without the footer they are guessed.)
+            let is_known = parts.footer.is_some()
+                && parts.properties.is_some()
+                && parts.range_tombstones.is_some();
+            let tombstones = parts.range_tombstones.take().filter(|_| is_known);
             salvage.tombstones = tombstones.unwrap_or_default();
             salvage.is_damaged = !parts.damage.is_empty();
-            salvage.lacks_all = parts.index.is_none() || !has_tombstones;
+            salvage.lacks_all = parts.index.is_none() || !is_known;
             salvage.walk = Some(Walk::new(parts));
         }
         salvage
@@ -255,15 +272,22 @@ impl Salvage {
             Error::UnsupportedFormat(_) => unsupported = Some(error),
             _ => errors += 1,
         };
+        let meta = &self.meta;
+        let mut strange = false;
         while walk.next(&mut note) {
+            let seqno = walk.trailer().seqno();
+            if seqno < meta.min_seqno || seqno > meta.max_seqno || !meta.covers(walk.key()) {
+                strange = true;
+                continue;
+            }
             each(walk.key(), walk.trailer(), walk.value())?;
         }
         if let Some(error) = unsupported {
             return Err(error);
         }
-        self.is_damaged |= errors > 0;
+        self.is_damaged |= errors > 0 || strange;
         // What is wrong besides blocks that cannot be read may be anything.
-        self.lacks_all |= errors > walk.unread().len();
+        self.lacks_all |= errors > walk.unread().len() || strange;
         Ok(())
     }
 

@@ -5,9 +5,10 @@
 //! 2. The state is that of the manifest that CURRENT names. If CURRENT is what is damaged, it is that
 //!    of the newest manifest there is.
 //! 3. *With a state*: sound SSTables stay as they are. Of a damaged one every readable entry goes
-//!    into a new SSTable in the same level. An entry whose value was in a blob file and cannot be
-//!    read becomes a tombstone, so that no older value comes to light in its place. A tree that then
-//!    still breaks a rule is merged as in 4.
+//!    into a new SSTable in the same level; of one that is another table than the manifest says (its
+//!    bounds differ: something was written to the wrong place) none. An entry whose value was in a
+//!    blob file and cannot be read becomes a tombstone, so that no older value comes to light in its
+//!    place. A tree that then still breaks a rule is merged as in 4.
 //! 4. *Without a state*: the SSTables in the directory say to which namespace they belong. Those of a
 //!    namespace become its L0 if they can be ordered by age, otherwise they are merged into the last
 //!    level; equal keys are ordered by their sequence numbers, so deletes stay deletes. Files that
@@ -377,7 +378,7 @@ impl<'a> Repair<'a> {
                     continue;
                 }
                 let name = plan.names.get(&tree.id).cloned().unwrap_or_default();
-                let written = self.rewrite(tree.id, &name, level, meta, &blobs)?;
+                let written = self.rewrite(tree.id, &name, level, meta, &blobs, findings)?;
                 plan.damaged.insert(names::sstable_path(self.dir, meta.id));
                 plan.add(tree.id, level, written);
             }
@@ -394,6 +395,7 @@ impl<'a> Repair<'a> {
         level: usize,
         meta: &FileMeta,
         blobs: &Blobs<'_>,
+        findings: &Findings,
     ) -> Result<Written> {
         let path = names::sstable_path(self.dir, meta.id);
         let what = format!(
@@ -402,7 +404,7 @@ impl<'a> Repair<'a> {
             show_key(&meta.smallest),
             show_key(&meta.largest)
         );
-        let Some(mut parts) = self.open_parts(meta.id, &what)? else {
+        let Some(mut parts) = self.open_parts(meta.id, &what, findings)? else {
             self.report.tables_lost += 1;
             return Ok(Written::default());
         };
@@ -444,9 +446,14 @@ impl<'a> Repair<'a> {
     }
 
     /// Opens a table as far as it can be read. What is damaged besides the data is no loss by
-    /// itself. `what` is lost if it cannot be opened at all.
-    fn open_parts(&mut self, id: FileId, what: &str) -> Result<Option<Parts>> {
+    /// itself. `what` is lost if it cannot be opened at all or is another table.
+    fn open_parts(&mut self, id: FileId, what: &str, findings: &Findings) -> Result<Option<Parts>> {
         let path = names::sstable_path(self.dir, id);
+        if findings.foreign_tables.contains(&id) {
+            let detail = format!("it is another table than the manifest says: {what} are lost");
+            self.loss(Problem::new(path, detail));
+            return Ok(None);
+        }
         let handle = self.env.fs.open(&path, OpenMode::Read).map_err(Error::from);
         let mut parts = match handle.and_then(|handle| Parts::read(handle, id)) {
             Ok(parts) => parts,
@@ -534,7 +541,7 @@ impl<'a> Repair<'a> {
         let mut tombstones = Vec::new();
         for id in inputs {
             let path = names::sstable_path(self.dir, id);
-            let Some(mut parts) = self.open_parts(id, "all its entries")? else {
+            let Some(mut parts) = self.open_parts(id, "all its entries", findings)? else {
                 self.report.tables_lost += 1;
                 plan.damaged.insert(path);
                 continue;

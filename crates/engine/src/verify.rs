@@ -210,6 +210,8 @@ pub(crate) struct Findings {
     pub(crate) state: Option<State>,
     /// SSTables of which something cannot be used as it is.
     pub(crate) bad_tables: BTreeSet<FileId>,
+    /// Those of them that are other tables than the manifest says: nothing in them belongs there.
+    pub(crate) foreign_tables: BTreeSet<FileId>,
     /// Blob files that cannot be used as they are.
     pub(crate) bad_blobs: BTreeSet<FileId>,
     /// Trees in which older data is above newer data.
@@ -918,7 +920,13 @@ impl Source {
                 let Ok(parts) = Parts::read(handle, file.id) else {
                     continue;
                 };
-                sets.extend(parts.range_tombstones);
+                if file
+                    .meta
+                    .as_ref()
+                    .is_none_or(|meta| !is_foreign(meta, &parts))
+                {
+                    sets.extend(parts.range_tombstones);
+                }
             }
         }
         self.tombstones =
@@ -970,6 +978,11 @@ impl OpenTable {
         }
         if let Some(meta) = &meta {
             check_meta(checker, meta, &parts);
+            if is_foreign(meta, &parts) {
+                checker.findings.foreign_tables.insert(id);
+                checker.file_done();
+                return None;
+            }
         }
         Some(Self {
             id,
@@ -1129,6 +1142,20 @@ fn check_meta(checker: &mut Checker<'_>, meta: &FileMeta, parts: &Parts) {
             format!("{:?}", said.blob_refs),
         );
     }
+}
+
+/// Whether a file holds another table than the manifest says, sound as it may be: something was written to the wrong
+/// place.
+pub(crate) fn is_foreign(meta: &FileMeta, parts: &Parts) -> bool {
+    // Without its footer the other parts are guessed.
+    let (Some(_), Some(properties), Some(tombstones)) =
+        (&parts.footer, &parts.properties, &parts.range_tombstones)
+    else {
+        return false;
+    };
+    let said = file_meta(meta.id, parts.file_bytes, properties, tombstones);
+    (meta.min_seqno, meta.max_seqno) != (said.min_seqno, said.max_seqno)
+        || (&meta.smallest, &meta.largest) != (&said.smallest, &said.largest)
 }
 
 /// What the manifest would say of a table with these properties.

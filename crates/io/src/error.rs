@@ -52,6 +52,12 @@ impl Error {
         self.source.kind() == std::io::ErrorKind::InvalidData
     }
 
+    /// Whether the disk could not give back what is stored: a sector that cannot be read. It may have been a
+    /// passing failure of the way to the disk.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self.op, "open" | "read") && self.source.raw_os_error() == Some(libc::EIO)
+    }
+
     /// Whether the disk (or the quota on it) is full.
     pub fn is_out_of_space(&self) -> bool {
         matches!(

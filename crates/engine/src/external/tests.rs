@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use firn_io::Env;
 use firn_io::clock::ManualClock;
 use firn_io::exec::{Executor, Stepper};
+use firn_io::fs::Fs;
 use firn_io::fs::mem::{CrashMode, MemFs};
 use firn_io::rng::{Rng, SeededEntropy};
 
@@ -63,10 +64,15 @@ impl Node {
     }
 
     fn open_as(disk: MemFs, seed: u64, options: Options) -> Self {
+        Self::open_on(Arc::new(disk.clone()), disk, seed, options)
+    }
+
+    /// On what stands before the disk.
+    fn open_on(fs: Arc<dyn Fs>, disk: MemFs, seed: u64, options: Options) -> Self {
         let clock = Arc::new(ManualClock::new(7));
         let exec = Arc::new(Stepper::new(seed, clock.clone()));
         let env = Env {
-            fs: Arc::new(disk.clone()),
+            fs,
             clock,
             entropy: Arc::new(SeededEntropy::new(seed)),
             exec: exec.clone(),

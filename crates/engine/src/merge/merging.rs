@@ -101,6 +101,8 @@ pub struct MergingIter<I> {
     /// For each child: as long as it moves in the present direction, no fragment comes before this
     /// [`prefix_of`] the key, complemented in reverse.
     clear: Vec<u64>,
+    /// So many more deleted entries and ranges may be stepped over, see [`MergingIter::allow`].
+    allowance: u64,
     /// The key around which a change of direction turns; a buffer in seeks.
     pivot: Vec<u8>,
 }
@@ -137,9 +139,31 @@ impl<I: InternalIterator> MergingIter<I> {
             hints: vec![0; children.len() * sets.len()],
             clear: vec![0; if sets.is_empty() { 0 } else { children.len() }],
             sets,
+            allowance: u64::MAX,
             pivot: Vec::new(),
             children,
         }
+    }
+
+    /// Lets it step over so many deleted entries and ranges of them from now on. Once that is
+    /// [spent](Self::is_spent), it stands where it has come to, on a deleted entry perhaps, until it is allowed
+    /// more.
+    ///
+    /// # Errors
+    /// Those of the sources.
+    pub fn allow(&mut self, steps: u64) -> Result<()> {
+        self.allowance = steps;
+        self.skip_deleted()
+    }
+
+    /// Takes one step off what is allowed.
+    pub fn spend(&mut self) {
+        self.allowance = self.allowance.saturating_sub(1);
+    }
+
+    /// Whether nothing more is allowed.
+    pub fn is_spent(&self) -> bool {
+        self.allowance == 0
     }
 
     /// The children, newest first.
@@ -341,7 +365,7 @@ impl<I: InternalIterator> MergingIter<I> {
     }
 
     fn skip_deleted_entries(&mut self) -> Result<()> {
-        while !self.order.is_empty() {
+        while !self.order.is_empty() && self.allowance > 0 {
             let verdict = self.verdict(self.top);
             let child = &mut self.children[self.top];
             match verdict {
@@ -359,6 +383,7 @@ impl<I: InternalIterator> MergingIter<I> {
                 }
             }
             self.requeue(0);
+            self.spend();
         }
         Ok(())
     }

@@ -11,13 +11,14 @@
 //!
 //! An entry whose expiry is not after "now" counts as a tombstone: it hides the older versions of
 //! its key. Entries deleted by range tombstones are left out below, by
-//! [`MergingIter`](crate::merge::merging::MergingIter), which can jump over them.
+//! [`MergingIter`], which can jump over them.
 
 use std::ops::Bound;
 
 use crate::error::{Error, Result};
 use crate::iterator::InternalIterator;
 use crate::key::{Kind, SeqNo, Trailer};
+use crate::merge::merging::MergingIter;
 use crate::merge::prefix_of;
 
 /// Bytes of the expiry before an expiring value.
@@ -49,6 +50,17 @@ impl View {
             reverse: false,
         }
     }
+}
+
+/// Where [`VisibleIter::next_allowed`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// To a visible entry.
+    Found,
+    /// Not yet to one: all before [`VisibleIter::key`] was seen, nothing of it.
+    Spent,
+    /// To the end.
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,6 +347,70 @@ impl<I: InternalIterator> VisibleIter<I> {
     }
 }
 
+impl<I: InternalIterator> VisibleIter<MergingIter<I>> {
+    /// Lets [`next_allowed`](Self::next_allowed) look at so many keys, deleted entries and ranges from now on, visible
+    /// or not.
+    ///
+    /// # Errors
+    /// Those of the sources.
+    pub fn allow(&mut self, steps: u64) -> Result<()> {
+        self.iter.allow(steps)
+    }
+
+    /// As [`next`](Self::next), but stops where what is allowed is spent, never before the key behind the first one:
+    /// from then on only the key may be asked for, or a seek made. REQUIRES: forward.
+    ///
+    /// # Errors
+    /// As of `next`.
+    pub fn next_allowed(&mut self) -> Result<Moved> {
+        let moved = self.move_allowed();
+        self.state = match moved {
+            Ok(Moved::Found) => State::Returned,
+            _ => State::Ended,
+        };
+        moved
+    }
+
+    fn move_allowed(&mut self) -> Result<Moved> {
+        match self.state {
+            State::Returned => self.iter.next_key()?,
+            State::Positioned => {}
+            State::New => self.start_forward()?,
+            State::Ended => return Ok(Moved::Ended),
+        }
+        while self.iter.valid() {
+            let key = self.iter.key();
+            if self.is_behind_end(key) {
+                break;
+            }
+            if self.iter.is_spent() {
+                let is_first = match &self.view.start {
+                    Bound::Included(start) | Bound::Excluded(start) => key <= start.as_slice(),
+                    Bound::Unbounded => key.is_empty(),
+                };
+                if !is_first {
+                    return Ok(Moved::Spent);
+                }
+                self.iter.allow(1)?;
+                continue;
+            }
+            self.iter.spend();
+            let trailer = self.iter.trailer();
+            if trailer.seqno() > self.view.snapshot {
+                self.iter.next()?;
+                continue;
+            }
+            self.trailer = trailer;
+            let decoded = self.is_value(trailer, self.iter.value(), self.iter.key())?;
+            if decoded.keep(self) {
+                return Ok(Moved::Found);
+            }
+            self.iter.next_key()?;
+        }
+        Ok(Moved::Ended)
+    }
+}
+
 /// What a stored entry turned out to be.
 enum Decoded {
     Nothing,
@@ -394,10 +470,11 @@ fn seek_at_or_before(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::merge::merging::MergingIter;
     use crate::merge::testing::{Entry, History, Seen, VecIter, entry, history, key, split};
+    use crate::range_del::{RangeTombstone, RangeTombstones};
     use proptest::prelude::*;
     use std::sync::Arc;
+    use std::sync::atomic::Ordering::Relaxed;
 
     fn current<I: InternalIterator>(iter: &VisibleIter<I>) -> Seen {
         assert_eq!(iter.kind().is_expiring(), iter.expires_at_ms().is_some());
@@ -445,8 +522,78 @@ mod tests {
         seen
     }
 
+    fn merged(history: &History, cuts: &[u64], view: View) -> VisibleIter<MergingIter<VecIter>> {
+        let (entries, tombstones): (Vec<_>, Vec<_>) = split(history, cuts).into_iter().unzip();
+        let merge = MergingIter::with_tombstones(
+            entries.into_iter().map(VecIter::new).collect(),
+            tombstones.into_iter().map(Arc::new).enumerate(),
+            view.snapshot,
+        );
+        VisibleIter::new(merge, view)
+    }
+
+    #[test]
+    fn what_is_allowed_bounds_the_steps_over_what_is_deleted() {
+        let put = |i: u64| entry(format!("{i:04}").as_bytes(), 1, b"v");
+        let delete = |mut entry: Entry| {
+            entry.trailer = Trailer::new(SeqNo(2), Kind::Delete);
+            entry
+        };
+        let puts: Vec<Entry> = (0..1000).map(put).collect();
+        let deletes = puts.iter().cloned().map(delete).collect();
+        let (start, end) = (b"0".to_vec(), b"1".to_vec());
+        let seqno = SeqNo(3);
+        let covering = [RangeTombstone { start, end, seqno }];
+        let covering = RangeTombstones::from_unfragmented(covering.into());
+        for (entries, tombstones) in [(deletes, RangeTombstones::default()), (puts, covering)] {
+            let source = VecIter::new(entries);
+            let steps = Arc::clone(&source.steps);
+            let sets = [(0, Arc::new(tombstones))];
+            let merge = MergingIter::with_tombstones(vec![source], sets, SeqNo::MAX);
+            let mut iter = VisibleIter::new(merge, View::all(SeqNo::MAX, 0));
+            iter.allow(10).unwrap();
+            assert_eq!(iter.next_allowed().unwrap(), Moved::Spent);
+            assert_eq!(iter.key(), b"0010");
+            assert_eq!(steps.load(Relaxed), 10);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn pages_of_few_steps_are_the_whole(
+            history in history(60, 15),
+            cuts in proptest::collection::vec(0u64..62, 0..6),
+            snapshot in 0u64..62,
+            (start, end) in (bound(), bound()),
+            steps in 1u64..12,
+        ) {
+            let mut view = View { start, end, ..View::all(SeqNo(snapshot), 5) };
+            let all = expected(&history, &view);
+            let mut seen = vec![];
+            loop {
+                let mut iter = merged(&history, &cuts, view.clone());
+                iter.allow(steps).unwrap();
+                let moved = loop {
+                    match iter.next_allowed().unwrap() {
+                        Moved::Found => seen.push(current(&iter)),
+                        moved => break moved,
+                    }
+                };
+                if moved == Moved::Ended {
+                    break;
+                }
+                let next = iter.key().to_vec();
+                let goes_on = match &view.start {
+                    Bound::Included(start) | Bound::Excluded(start) => next > *start,
+                    Bound::Unbounded => true,
+                };
+                prop_assert!(goes_on);
+                view.start = Bound::Included(next);
+            }
+            prop_assert_eq!(seen, all);
+        }
 
         #[test]
         fn sees_what_the_model_sees(
@@ -459,15 +606,7 @@ mod tests {
             seeks in proptest::collection::vec((key(), 0usize..4), 0..5),
         ) {
             let view = View { snapshot, now_ms, start, end, reverse };
-            let (entries, tombstones): (Vec<_>, Vec<_>) = split(&history, &cuts).into_iter().unzip();
-            let mut iter = VisibleIter::new(
-                MergingIter::with_tombstones(
-                    entries.into_iter().map(VecIter::new).collect(),
-                    tombstones.into_iter().map(Arc::new).enumerate(),
-                    snapshot,
-                ),
-                view.clone(),
-            );
+            let mut iter = merged(&history, &cuts, view.clone());
             let all = expected(&history, &view);
             prop_assert_eq!(&rest(&mut iter), &all);
             for (key, moves) in seeks {

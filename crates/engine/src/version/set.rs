@@ -11,7 +11,8 @@
 //! When an append to the manifest fails, nobody knows whether the edit is durable. The set then
 //! keeps its old state, keeps the edit's new files (a restart may find the edit), and begins a new
 //! manifest, without the edit, before the next one is logged. Once the new manifest is in use the
-//! doubtful files are garbage and go. So a full disk is survived without a restart.
+//! doubtful files are garbage and go. So a full disk is survived without a restart. The new files of an
+//! edit that fails before it is appended go at once.
 //!
 //! A new manifest is also begun at each open (the tail of the old one may be torn) and when the
 //! edits have grown to several times the state that they describe.
@@ -406,16 +407,44 @@ impl<T, B> VersionSet<T, B> {
     ///
     /// Errors: the edit does not fit the state (a bug, or its namespace was dropped meanwhile):
     /// nothing happened. The disk failed: the set is as before; the edit may be found by a restart
-    /// but by nothing else, and the next call starts on a new manifest.
+    /// but by nothing else, and the next call starts on a new manifest. In any case its new files are
+    /// the set's to remove.
     pub fn apply(&self, edit: VersionEdit) -> Result<()> {
         let inner = &mut *self.inner.lock();
         self.apply_locked(inner, edit)
     }
 
     fn apply_locked(&self, inner: &mut Inner<T, B>, mut edit: VersionEdit) -> Result<()> {
+        let mut is_logged = false;
+        let result = self.log_and_apply(inner, &mut edit, &mut is_logged);
+        if result.is_err() && !is_logged {
+            // No manifest names them, and whoever made them makes others. (What is live already is there by mistake.)
+            let live = inner.live_files();
+            for (file, class) in new_files(&edit) {
+                if !live.contains(&file) {
+                    // Now, as no manifest says that the number is taken: after the next open it may be another file's.
+                    let path = match class {
+                        FileClass::Sstable => names::sstable_path(&self.dir, file),
+                        FileClass::Blob => names::blob_path(&self.dir, file),
+                    };
+                    // Left over it costs space until that open removes it as an orphan.
+                    let _ = self.env.fs.remove_file(&path);
+                }
+            }
+        }
+        result
+    }
+
+    /// `is_logged` is set once the edit may be durable.
+    fn log_and_apply(
+        &self,
+        inner: &mut Inner<T, B>,
+        edit: &mut VersionEdit,
+        is_logged: &mut bool,
+    ) -> Result<()> {
         let staged = inner
             .state
-            .stage(&edit, Some(&self.purger))
+            .stage(edit, Some(&self.purger))
             .map_err(|detail| Error::InvalidArgument(format!("version edit: {detail}")))?;
         edit.next_file = Some(self.peek_file_id());
         edit.next_namespace = Some(staged.state.next_namespace);
@@ -428,9 +457,10 @@ impl<T, B> VersionSet<T, B> {
         let Some(manifest) = &mut inner.manifest else {
             return Err(Error::Closed("the database is open for reading only"));
         };
-        if let Err(error) = manifest.append(&edit) {
+        *is_logged = true;
+        if let Err(error) = manifest.append(edit) {
             inner.manifest = None;
-            inner.doubtful.extend(new_files(&edit));
+            inner.doubtful.extend(new_files(edit));
             return Err(error);
         }
         inner.state = staged.state;
@@ -550,13 +580,7 @@ impl<T, B> VersionSet<T, B> {
     /// Numbers of all SSTables and blob files of all current versions, and of those of which nobody
     /// knows whether the manifest has them.
     pub fn live_files(&self) -> Vec<FileId> {
-        let inner = self.inner.lock();
-        let mut ids: Vec<FileId> = inner.doubtful.iter().map(|&(id, _)| id).collect();
-        for tree in inner.state.namespaces.values() {
-            ids.extend(tree.version.all_files().map(|(_, file)| file.meta.id));
-            ids.extend(tree.version.blobs().iter().map(|blob| blob.file.meta.id));
-        }
-        ids
+        self.inner.lock().live_files()
     }
 
     /// Checks that every file of the current versions is in the directory with its length. One
@@ -665,6 +689,17 @@ impl<T, B> VersionSet<T, B> {
     }
 }
 
+impl<T, B> Inner<T, B> {
+    fn live_files(&self) -> Vec<FileId> {
+        let mut ids: Vec<FileId> = self.doubtful.iter().map(|&(id, _)| id).collect();
+        for tree in self.state.namespaces.values() {
+            ids.extend(tree.version.all_files().map(|(_, file)| file.meta.id));
+            ids.extend(tree.version.blobs().iter().map(|blob| blob.file.meta.id));
+        }
+        ids
+    }
+}
+
 /// The files that an edit brings.
 fn new_files(edit: &VersionEdit) -> Vec<(FileId, FileClass)> {
     let moved = |id: FileId| {
@@ -696,4 +731,90 @@ fn check_empty(env: &Env, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use firn_io::clock::ManualClock;
+    use firn_io::exec::Stepper;
+    use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule};
+    use firn_io::fs::mem::MemFs;
+    use firn_io::fs::{Fs, OpenMode};
+    use firn_io::rng::SeededEntropy;
+
+    use super::*;
+    use crate::version::FileMeta;
+
+    fn add(namespace: u32, id: FileId) -> VersionEdit {
+        let key = format!("k{}", id.0).into_bytes();
+        let meta = FileMeta {
+            id,
+            file_bytes: 1,
+            raw_bytes: 1,
+            entry_count: 1,
+            tombstone_count: 0,
+            range_tombstone_count: 0,
+            smallest: key.clone().into(),
+            largest: key.into(),
+            largest_exclusive: false,
+            min_seqno: SeqNo(id.0),
+            max_seqno: SeqNo(id.0),
+            blob_refs: Vec::new(),
+        };
+        VersionEdit::of(vec![Op::AddFile {
+            namespace: NamespaceId(namespace),
+            level: 0,
+            meta,
+        }])
+    }
+
+    #[test]
+    fn new_files_of_an_edit_that_is_not_logged_go() {
+        let clock = Arc::new(ManualClock::new(7));
+        let fs = FaultFs::new(Arc::new(MemFs::new()), 1);
+        let env = Env {
+            fs: Arc::new(fs.clone()),
+            exec: Arc::new(Stepper::new(1, clock.clone())),
+            entropy: Arc::new(SeededEntropy::new(1)),
+            clock,
+        };
+        fs.create_dir_all(Path::new("/db")).unwrap();
+        // The way of files that somebody may read still: in the background, after a close perhaps.
+        let later = Arc::new(Mutex::new(Vec::new()));
+        let purged = Arc::clone(&later);
+        let purger: Purger = Arc::new(move |id, _| purged.lock().push(id));
+        let set: VersionSet<(), ()> = VersionSet::open(env, Path::new("/db"), purger).unwrap();
+        let path = |id| names::sstable_path(Path::new("/db"), id);
+        let next = || {
+            let id = set.next_file_id();
+            fs.open(&path(id), OpenMode::CreateNew).unwrap();
+            id
+        };
+        let is_there = |id| fs.exists(&path(id)).unwrap();
+
+        let kept = next();
+        set.apply(add(0, kept)).unwrap();
+        let refused = next();
+        assert!(set.apply(add(9, refused)).is_err());
+        assert!(!is_there(refused));
+        // What is in use stays, whoever brings it again.
+        assert!(set.apply(add(0, kept)).is_err());
+        assert!(is_there(kept));
+
+        let failing = |kind| fs.add_rule(Rule::new(Fault::Io).on(kind).path_contains("MANIFEST"));
+        failing(OpKind::Write);
+        failing(OpKind::Sync);
+        let doubtful = next();
+        assert!(set.apply(add(0, doubtful)).is_err());
+        assert!(is_there(doubtful), "a restart may find it");
+        let refused = next();
+        assert!(set.apply(add(0, refused)).is_err());
+        assert!(!is_there(refused), "there is no manifest to log it in");
+        assert_eq!(*later.lock(), []);
+        fs.clear_rules();
+        let last = next();
+        set.apply(add(0, last)).unwrap();
+        assert_eq!(*later.lock(), [doubtful]);
+        assert_eq!(set.live_files().len(), 2);
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use firn_engine::{Db, Options, RepairReport, ScanOptions, repair_dir};
+use firn_engine::{Db, Options, RepairReport, ScanOptions, WriteBatch, WriteOptions, repair_dir};
 use firn_io::fs::Fs;
 use firn_io::fs::fault::{FaultFs, Verdict};
 use firn_io::fs::mem::{CrashMode, MemFs};
@@ -258,6 +258,45 @@ fn a_missing_table_is_told_with_its_keys() {
         );
         assert!(!repair(&disk).changed);
     }
+}
+
+#[test]
+fn a_table_that_is_another_one_is_lost_and_its_entries_come_to_nobody() {
+    let world = World::new(1);
+    let db = world.open(tiny()).unwrap();
+    let spaces = [
+        db.default_namespace(),
+        db.create_namespace("other").unwrap(),
+    ];
+    let mut paths = Vec::new();
+    for (space, from) in spaces.iter().zip([0, 100]) {
+        let mut batch = WriteBatch::new();
+        for number in from..from + 20 {
+            batch.put(space.id(), &key(number), b"value").unwrap();
+        }
+        db.write(batch, &WriteOptions::default()).unwrap();
+        db.flush().unwrap();
+        paths.push(one(&world.disk.fork(), ".sst"));
+    }
+    db.close().unwrap();
+    drop(db);
+    let disk = world.disk.fork();
+    let written = contents(&disk.fork(), "whole");
+    disk.write_file(&paths[0], &disk.read_file(&paths[1]).unwrap())
+        .unwrap();
+    let found = verify(&disk).problems;
+    let of_it = found.iter().all(|problem| problem.path == paths[0]);
+    assert!(of_it && !found.is_empty(), "{paths:?} {found:?}");
+    let report = repair(&disk);
+    assert_eq!((report.tables_lost, report.tables_kept), (1, 1));
+    assert!(
+        report.losses[0].detail.contains("another table"),
+        "{report:?}"
+    );
+    let found = contents(&disk, "repaired");
+    assert!(found["default"].is_empty());
+    assert_eq!(found["other"], written["other"]);
+    assert!(!repair(&disk).changed);
 }
 
 #[test]

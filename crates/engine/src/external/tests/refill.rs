@@ -1,8 +1,15 @@
 //! Damaged tables made whole by another copy.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use firn_io::fs::fault::{Fault, FaultFs, OpKind, Rule, Verdict};
+
+use parking_lot::Mutex;
+
 use super::*;
+use crate::event::{Event, EventListener};
+use crate::key::FileId;
 use crate::refill::{Damage, RangeView, Refill};
 use crate::version::KeyRange;
 
@@ -183,4 +190,255 @@ fn a_damaged_table_is_made_whole_by_another_copy() {
         mend(seed, &mut tally);
     }
     assert!(tally.refilled > 60 && tally.entries > 40, "{tally:?}");
+}
+
+fn put_all(batch: &mut WriteBatch, keys: std::ops::Range<u32>) {
+    for number in keys {
+        let key = format!("k{number:04}").into_bytes();
+        batch
+            .put(NamespaceId(0), &key, &[number as u8; 60])
+            .unwrap();
+    }
+}
+
+fn write(node: &Node, index: usize, batch: WriteBatch) {
+    let mut entry = Entry {
+        time_ms: 5,
+        steps: vec![Step::Write(Vec::new(), batch)],
+    };
+    apply(node, index, &mut entry);
+}
+
+/// Two copies, one on a disk that fails as it is told, whose only table is this.
+fn two_copies() -> (Node, Node, FaultFs, PathBuf) {
+    let disk = MemFs::new();
+    let fs = FaultFs::new(Arc::new(disk.clone()), 1);
+    let options = Options {
+        // Each read is one of the disk.
+        cache_bytes: Some(0),
+        ..many_blocks()
+    };
+    let node = Node::open_on(Arc::new(fs.clone()), disk, 1, options);
+    let other = Node::open_as(MemFs::new(), 2, many_blocks());
+    for node in [&node, &other] {
+        let mut batch = WriteBatch::new();
+        put_all(&mut batch, 0..100);
+        write(node, 1, batch);
+        node.applier.flush_soon().unwrap();
+        node.exec.run_all();
+    }
+    let path = tables(&node.disk).remove(0);
+    (node, other, fs, path)
+}
+
+/// Reads that touch this byte of the file fail.
+fn cannot_read(fs: &FaultFs, path: &Path, at: u64, fault: Fault) {
+    let path = path.to_path_buf();
+    fs.set_hook(Box::new(move |_, op| {
+        let meets = op.offset <= at && at < op.offset + op.len;
+        match op.kind == OpKind::Read && op.path == path && meets {
+            true => Verdict::Fail(fault),
+            false => Verdict::Proceed,
+        }
+    }));
+}
+
+fn read_all(node: &Node) -> Result<usize, Error> {
+    let default = node.db.default_namespace();
+    let mut scan = node.db.scan(&default, ScanOptions::default())?;
+    let mut count = 0;
+    while scan.next()? {
+        count += 1;
+    }
+    Ok(count)
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_is_refilled() {
+    // In a block, and in what a table is opened by.
+    for from_end in [false, true] {
+        let (node, other, fs, path) = two_copies();
+        let len = node.disk.read_file(&path).unwrap().len() as u64;
+        let at = if from_end { len - 9 } else { len / 2 };
+        if !from_end {
+            assert_eq!(read_all(&node).unwrap(), 100);
+        }
+        cannot_read(&fs, &path, at, Fault::Io);
+        assert!(matches!(read_all(&node), Err(Error::Io(_))));
+        assert!(node.db.has_damages());
+        assert_eq!(node.db.stats().counters.corruptions, 1);
+        let damages = node.db.damages().unwrap();
+        assert_eq!(damages.len(), 1);
+        let views = views(&other, &damages[0], 1000).unwrap();
+        let Refill::Done(entries) = node.db.refill(&damages[0], &views).unwrap() else {
+            panic!("there is nothing to wait for");
+        };
+        // Without its footer nobody knows where the blocks are, but for those that can be guessed.
+        assert!((1..20).contains(&entries) || from_end, "{entries}");
+        assert!(!node.db.has_damages());
+        assert_eq!(node.contents(), other.contents());
+        assert!(node.db.verify().unwrap().is_clean());
+    }
+}
+
+#[test]
+fn a_disk_that_could_not_be_read_for_a_moment_does_no_harm() {
+    // For so long: one read, until the table is looked at, until it is written anew.
+    for reads in 0..3 {
+        let (node, other, fs, path) = two_copies();
+        assert_eq!(read_all(&node).unwrap(), 100);
+        let len = node.disk.read_file(&path).unwrap().len() as u64;
+        cannot_read(&fs, &path, len / 2, Fault::Io);
+        assert!(read_all(&node).is_err() && node.db.has_damages());
+        if reads == 0 {
+            fs.clear_hooks();
+        }
+        let damages = node.db.damages().unwrap();
+        assert_eq!(damages.len(), reads.min(1));
+        assert_eq!(node.db.has_damages(), reads > 0);
+        if let Some(damage) = damages.first() {
+            let views = views(&other, damage, 1000).unwrap();
+            if reads == 1 {
+                fs.clear_hooks();
+            }
+            let refilled = node.db.refill(damage, &views).unwrap();
+            assert!(matches!(refilled, Refill::Done(count) if (count == 0) == (reads == 1)));
+        }
+        assert!(!node.db.has_damages());
+        assert_eq!(node.contents(), other.contents());
+        assert!(node.db.verify().unwrap().is_clean());
+    }
+}
+
+#[test]
+fn only_tables_that_cannot_be_read_are_noted() {
+    let (node, _, fs, path) = two_copies();
+    let file = path.to_string_lossy().into_owned();
+    let read = |fault| Rule::new(fault).on(OpKind::Read);
+    let kinds = [ErrorKind::TimedOut, ErrorKind::OutOfMemory];
+    for fault in kinds.map(Fault::Error).into_iter().chain([Fault::NoSpace]) {
+        fs.add_rule(read(fault).path_contains(&file));
+        assert!(read_all(&node).is_err());
+        fs.clear_rules();
+    }
+    // A flush that cannot write, of a new table and of the manifest.
+    for part in [".sst", "MANIFEST"] {
+        let mut batch = WriteBatch::new();
+        put_all(&mut batch, 0..10);
+        write(&node, node.next() + 1, batch);
+        fs.add_rule(Rule::new(Fault::Io).on(OpKind::Write).path_contains(part));
+        fs.add_rule(Rule::new(Fault::Io).on(OpKind::Sync).path_contains(part));
+        node.applier.flush_soon().unwrap();
+        while node.exec.run_one() {}
+        assert!(node.db.stats().counters.background_failures > 0);
+        fs.clear_rules();
+    }
+    assert!(!node.db.has_damages());
+    assert_eq!(node.db.stats().counters.corruptions, 0);
+}
+
+#[test]
+fn a_view_of_what_was_deleted_comes_in_portions() {
+    let (_, other, ..) = two_copies();
+    let mut batch = WriteBatch::new();
+    for number in 0..99 {
+        let key = format!("k{number:04}").into_bytes();
+        batch.delete(NamespaceId(0), &key).unwrap();
+    }
+    write(&other, 2, batch);
+    let mut range = KeyRange {
+        start: Vec::new(),
+        end: None,
+        end_exclusive: false,
+    };
+    let mut portions = 0;
+    let found = loop {
+        let view = other
+            .db
+            .view(NamespaceId(0), range.clone(), 1 << 20)
+            .unwrap();
+        portions += 1;
+        match view.next {
+            Some(next) => {
+                assert!(view.entries.is_empty() && next > range.start);
+                assert_eq!(view.range.end.as_ref(), Some(&next));
+                range.start = next;
+            }
+            None => break view.entries,
+        }
+    };
+    assert_eq!(portions, 99 / 8 + 1);
+    assert_eq!(found.len(), 1);
+}
+
+/// What was told of damage that is not mended.
+#[derive(Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl EventListener for Told {
+    fn on_event(&self, event: &Event) {
+        if let Event::TableNotRefilled { .. } = event {
+            self.0.lock().push(event.to_string());
+        }
+    }
+}
+
+#[test]
+fn why_a_table_is_not_refilled_is_told_once_for_each_reason() {
+    let (node, _, _, path) = two_copies();
+    let told = Arc::new(Told::default());
+    node.db.set_listener(Arc::clone(&told) as _);
+    node.disk.flip_bit(&path, 30, 1).unwrap();
+    assert!(!node.db.verify().unwrap().is_clean());
+    let damage = node.db.damages().unwrap().remove(0);
+    for reason in ["one", "one", "other", "other", "one"] {
+        node.db.note_not_refilled(&damage, reason);
+    }
+    let gone = Damage {
+        file: FileId(1000),
+        ..damage
+    };
+    node.db.note_not_refilled(&gone, "one");
+    let told = told.0.lock();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(told[0].contains(&*path.to_string_lossy()) && told[0].ends_with(": one"));
+}
+
+#[test]
+fn nothing_is_taken_from_a_table_that_is_another_one() {
+    let stranger = Node::open_as(MemFs::new(), 3, many_blocks());
+    let mut batch = WriteBatch::new();
+    // Nothing that the table could not have, by its keys and numbers.
+    put_all(&mut batch, 1..2);
+    put_all(&mut batch, 90..100);
+    batch
+        .delete_range(NamespaceId(0), b"k0010", b"k0020")
+        .unwrap();
+    write(&stranger, 1, batch);
+    stranger.applier.flush_soon().unwrap();
+    while tables(&stranger.disk).is_empty() {
+        assert!(stranger.exec.run_one());
+    }
+    let wrong = tables(&stranger.disk).remove(0);
+    let mut wrong = stranger.disk.read_file(&wrong).unwrap();
+    for way in ["read", "verified", "without its footer"] {
+        let (node, other, _, path) = two_copies();
+        if way == "without its footer" {
+            wrong.pop();
+        }
+        node.disk.write_file(&path, &wrong).unwrap();
+        if way == "read" {
+            assert!(read_all(&node).unwrap_err().is_corruption());
+        } else {
+            let problems = node.db.verify().unwrap().problems;
+            assert!(!problems.is_empty() && problems.iter().all(|problem| problem.path == path));
+        }
+        let damages = node.db.damages().unwrap();
+        assert_eq!(damages.len(), 1, "{way}");
+        let views = views(&other, &damages[0], 1000).unwrap();
+        let refilled = node.db.refill(&damages[0], &views).unwrap();
+        assert_eq!(refilled, Refill::Done(100), "{way}");
+        assert_eq!(node.contents(), other.contents(), "{way}");
+        assert!(node.db.verify().unwrap().is_clean(), "{way}");
+    }
 }
