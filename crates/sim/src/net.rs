@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use firn_io::checksum::xxh3_64_seeded;
 use firn_io::rng::Rng;
-use firn_replica::message::Request;
+use firn_replica::message::{Answer, Refusal, Request};
 use firn_replica::transport::{BoxFuture, Class, Peer, Transport, TransportError};
 use firn_replica::{Node, NodeId};
 use parking_lot::Mutex;
@@ -51,6 +51,8 @@ struct State {
     nodes: BTreeMap<NodeId, (u64, Node)>,
     /// Directions in which nothing passes.
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes that run the build before, which has no views.
+    older: BTreeSet<NodeId>,
     weather: Weather,
     /// When the last message of a class on a way arrives.
     last: BTreeMap<(NodeId, NodeId, Class), Instant>,
@@ -76,6 +78,7 @@ impl Net {
             rng: Rng::new(seed),
             nodes: BTreeMap::new(),
             cut: BTreeSet::new(),
+            older: BTreeSet::new(),
             weather: CALM,
             last: BTreeMap::new(),
             trace: 0,
@@ -127,6 +130,23 @@ impl Net {
     /// The directions in which nothing passes.
     pub fn cuts(&self) -> Vec<(NodeId, NodeId)> {
         self.0.lock().cut.iter().copied().collect()
+    }
+
+    /// Whether a node runs the build before this one. What that does not know it does not ask for, and refuses as a
+    /// build refuses a request that it cannot decode. All else is the same in both.
+    pub fn set_older(&self, id: NodeId, is_older: bool) {
+        let older = &mut self.0.lock().older;
+        if is_older {
+            older.insert(id);
+        } else {
+            older.remove(&id);
+        }
+    }
+
+    /// Whether a node's build has such requests.
+    fn knows(&self, id: NodeId, request: &Bytes) -> bool {
+        !self.0.lock().older.contains(&id)
+            || !matches!(Request::decode(request), Ok(Request::View(_)))
     }
 
     /// From now on the weather is this.
@@ -215,7 +235,12 @@ async fn deliver(
         return;
     };
     net.note_message(&request, from, to);
-    let answer = node.handle(request).await;
+    let answer = if net.knows(to, &request) {
+        node.handle(request).await
+    } else {
+        let refusal = Refusal::Malformed("a request that this build does not know".into());
+        Answer::Refused(refusal).encode().into()
+    };
     drop(node);
     let Some(&arrives) = net.send(to, from, (class, &answer)).first() else {
         return;
@@ -243,6 +268,10 @@ impl Transport for Link {
             && let Some(last) = last
         {
             self.watcher.snapshot_sent(to.id, last.index);
+        }
+        if !self.net.knows(self.from, &request) {
+            let never = TransportError::Unreachable("this build has no such requests".into());
+            return Box::pin(std::future::ready(Err(never)));
         }
         let (tell, told) = oneshot::channel();
         let mut tell = Some(tell);

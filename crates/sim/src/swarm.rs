@@ -402,6 +402,9 @@ impl Run {
                     return Ok(false);
                 };
                 let last = disk.op_count() + self.rng.below(150);
+                // A node that is dying, or is dead and not buried yet, is not brought back.
+                let before = self.dying.get(&any);
+                let last = before.map_or(last, |&before| before.min(last));
                 disk.fail_from(last);
                 self.dying.insert(any, last);
             }

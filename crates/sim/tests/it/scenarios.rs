@@ -55,7 +55,7 @@ pub(crate) async fn fill(cluster: &Cluster, through: NodeId, keys: u64) {
 }
 
 /// Everything heals; nothing that clients were told was wrong.
-async fn finish(mut cluster: Cluster, load: Load) {
+pub(crate) async fn finish(mut cluster: Cluster, load: Load) {
     cluster.heal();
     let mut history = load.end().await;
     cluster.settle().await.unwrap();
@@ -72,7 +72,7 @@ async fn finish(mut cluster: Cluster, load: Load) {
     assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
 }
 
-fn load(cluster: &mut Cluster) -> Load {
+pub(crate) fn load(cluster: &mut Cluster) -> Load {
     Load::start(cluster, LoadSettings::default())
 }
 
@@ -263,65 +263,6 @@ fn s07_bitrot_names() {
 }
 
 /// A bit in another block on each node: what one lacks the others have.
-#[test]
-fn s08_bitrot_everywhere_different() {
-    simulate(async {
-        let (mut cluster, leader) = booted(8, 3).await;
-        fill(&cluster, leader, 300).await;
-        cluster.settle().await.unwrap();
-        for id in 1..=3 {
-            cluster.node(id).snapshot().await.unwrap();
-        }
-        sleep(Duration::from_secs(2)).await;
-        for id in 1..=3 {
-            let disk = &cluster.machines[&id].disk;
-            let bytes = |file: &PathBuf| disk.read_file(file).unwrap().len();
-            let tables = files(disk, Target::Tables);
-            let table = tables.iter().max_by_key(|file| bytes(file)).unwrap();
-            let at = bytes(table) as u64 * id / 5;
-            disk.flip_bit(table, at, 1).unwrap();
-            let report = cluster.node(id).db().verify().unwrap();
-            assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
-        }
-        // Entries go on meanwhile.
-        sleep(Duration::from_secs(1)).await;
-        let leader = cluster.wait_for_leader().await.unwrap();
-        let other = put(b"other", b"value", None);
-        cluster.node(leader).propose(other).await.unwrap();
-        sleep(Duration::from_secs(10)).await;
-        cluster.settle().await.unwrap();
-        let sound = |cluster: &Cluster| {
-            for id in 1..=3 {
-                let node = cluster.node(id);
-                let report = node.db().verify().unwrap();
-                assert!(report.is_clean(), "node {id}: {:?}", report.problems);
-                for n in 0..300 {
-                    let key = format!("key{n:05}").into_bytes();
-                    let value = node.db().get(&key).unwrap();
-                    assert_eq!(value.as_deref(), Some(&[b'v'; 300][..]), "node {id}, {n}");
-                }
-            }
-            let hashes = (1..=3).map(|id| cluster.node(id).content_hash().unwrap());
-            assert_eq!(BTreeSet::from_iter(hashes).len(), 1);
-        };
-        sound(&cluster);
-        for id in 1..=3 {
-            let counters = cluster.node(id).db().stats().counters;
-            assert_eq!(counters.tables_refilled, 1, "node {id}");
-        }
-        // It lasts.
-        for id in 1..=3 {
-            cluster.kill(id, Some(CrashMode::DropUnsynced));
-        }
-        for id in 1..=3 {
-            cluster.start(id).await.unwrap();
-        }
-        cluster.settle().await.unwrap();
-        sound(&cluster);
-        assert_eq!(cluster.watcher.violations(), Vec::<String>::new());
-    });
-}
-
 #[test]
 fn s09_fsync_eio_once() {
     simulate(async {
