@@ -1,7 +1,7 @@
 //! Three real servers that are one cluster, and what can happen to them.
 //!
-//! Writers, each with registers of its own, write 1, 2, 3... into them by whichever server answers,
-//! under the condition that the version is the last one that they saw. So a write whose answer never
+//! Writers, each with registers of its own, write 1, 2, 3... into them (as values of all lengths) by whichever server
+//! answers, under the condition that the version is the last one that they saw. So a write whose answer never
 //! came either happens before the next one or not at all. Readers ask any server for any register. A
 //! register has one writer, so it is linearizable exactly if every read answers
 //!
@@ -27,7 +27,7 @@ use firn_io::rng::Rng;
 use serde_json::Value;
 
 use crate::http::{Connection, Reply};
-use crate::process::{Place, Server, command};
+use crate::process::{Place, Server, command_of};
 
 const WRITERS: usize = 4;
 const REGISTERS: usize = 6;
@@ -140,11 +140,20 @@ struct Cluster {
     wires: Option<Wires>,
     /// Directories that are file systems of their own.
     mounts: Vec<PathBuf>,
+    /// What runs instead of this build, by node.
+    builds: [Option<PathBuf>; 3],
 }
 
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
+}
+
+/// What a server knows of its cluster.
+fn known_at(http: &str) -> Option<Value> {
+    let mut connection = Connection::open(http).ok()?;
+    let reply = connection.request("GET", "/v1/cluster", b"").ok()?;
+    serde_json::from_slice(&reply.body).ok()
 }
 
 impl Cluster {
@@ -161,6 +170,7 @@ impl Cluster {
             servers: (0..3).map(|_| None).collect(),
             wires,
             mounts: Vec::new(),
+            builds: Default::default(),
         }
     }
 
@@ -178,7 +188,7 @@ impl Cluster {
     }
 
     fn start(&mut self, at: usize, extra: &[&str]) {
-        let program = command();
+        let program = command_of(self.builds[at].as_deref());
         let mut command = match &self.wires {
             Some(wires) => {
                 let mut command = Command::new("ip");
@@ -198,6 +208,8 @@ impl Cluster {
         command.args(["--peer-addr", &self.peer[at]]);
         command.args(["--memory", "32MiB", "--log-level", "warn"]);
         command.args(["--cluster-request-timeout", "5s"]);
+        // Small disks have room for it, and who was away is sent snapshots too.
+        command.args(["--cluster-log-bytes", "16MiB"]);
         if self.wires.is_some() {
             command.arg("--insecure");
         }
@@ -214,10 +226,36 @@ impl Cluster {
         self.servers[at].take().unwrap().kill();
     }
 
+    /// As a service manager does it.
+    fn stop(&mut self, at: usize) {
+        let mut server = self.servers[at].take().unwrap();
+        server.signal("TERM");
+        assert_eq!(server.wait(), 0);
+    }
+
+    /// Has another build run on a node, as an operator would go about it.
+    fn change_build(&mut self, at: usize, build: Option<PathBuf>) {
+        self.stop(at);
+        self.builds[at] = build;
+        self.start(at, &[]);
+        self.wait_until_whole();
+    }
+
+    /// Hands the lead to a node.
+    fn lead(&self, at: usize) {
+        let begun = Instant::now();
+        while self.leader() != at {
+            let node = self.ask(at).unwrap()["node"].to_string();
+            let server = &self.http[self.leader()];
+            // It may be another one's meanwhile.
+            let args = ["cluster", "transfer", &node, "--server", server];
+            self.place.run(&args);
+            assert!(begun.elapsed() < PATIENCE, "node {at} does not lead");
+        }
+    }
+
     fn ask(&self, at: usize) -> Option<Value> {
-        let mut connection = Connection::open(&self.http[at]).ok()?;
-        let reply = connection.request("GET", "/v1/cluster", b"").ok()?;
-        serde_json::from_slice(&reply.body).ok()
+        known_at(&self.http[at])
     }
 
     fn running(&self) -> Vec<usize> {
@@ -305,8 +343,20 @@ fn key(register: usize) -> String {
 fn number(reply: &Reply) -> u64 {
     match reply.status {
         404 => 0,
-        _ => String::from_utf8_lossy(&reply.body).parse().unwrap(),
+        _ => String::from_utf8_lossy(&reply.body)
+            .trim_end()
+            .parse()
+            .unwrap(),
     }
+}
+
+/// A number as a value of whatever length it has, up to 128 KiB: messages between nodes are of all sizes.
+fn padded(number: u64) -> Vec<u8> {
+    let mut random = Rng::new(number);
+    let most = 1 << random.index(18);
+    let mut value = number.to_string().into_bytes();
+    value.resize(value.len() + random.index(most), b' ');
+    value
 }
 
 fn version(reply: &Reply) -> Option<String> {
@@ -442,8 +492,8 @@ impl Load {
             Some(version) => format!("If-Match: {version}\r\n"),
             None => "If-None-Match: *\r\n".into(),
         };
-        let body = value.to_string();
-        let reply = connection.request_with("PUT", &key(register), &condition, body.as_bytes());
+        let body = padded(value);
+        let reply = connection.request_with("PUT", &key(register), &condition, &body);
         let refuse = || {
             it.refused.lock().unwrap().insert(value);
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -521,7 +571,11 @@ impl Load {
     fn must_progress(&self, what: &str) {
         let (before, begun) = (self.acks.load(Ordering::Relaxed), Instant::now());
         while self.acks.load(Ordering::Relaxed) < before + 10 {
-            assert!(begun.elapsed() < PATIENCE / 2, "no progress: {what}");
+            if begun.elapsed() > PATIENCE / 2 {
+                let known = self.http.iter().map(|http| known_at(http));
+                let known: Vec<_> = known.map(Option::unwrap_or_default).collect();
+                panic!("no progress: {what}: {known:#?}");
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -635,13 +689,32 @@ fn hand_over(cluster: &mut Cluster, load: &Load, phase: Duration) {
 
 fn stop_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
     let leader = cluster.leader();
-    let mut server = cluster.servers[leader].take().unwrap();
-    server.signal("TERM");
-    assert_eq!(server.wait(), 0);
+    cluster.stop(leader);
     load.must_progress("the leader has handed over");
     std::thread::sleep(phase);
     cluster.start(leader, &[]);
     cluster.wait_until_whole();
+}
+
+/// An older build, or this one again if none is given.
+fn older_build() -> Option<PathBuf> {
+    std::env::var_os("FIRN_CLUSTER_OLD").map(PathBuf::from)
+}
+
+/// Node by node from an older build to this one, back, and to this one again. While two builds are there, each
+/// leads the other.
+fn change_builds(cluster: &mut Cluster, load: &Load, phase: Duration) {
+    for build in [None, older_build(), None] {
+        for at in 0..3 {
+            cluster.change_build(at, build.clone());
+            load.must_progress("a node runs another build");
+            for leader in [at, (at + 1) % 3] {
+                cluster.lead(leader);
+                load.must_progress("the lead went to another build");
+                std::thread::sleep(phase / 6);
+            }
+        }
+    }
 }
 
 fn freeze_leader(cluster: &mut Cluster, load: &Load, phase: Duration) {
@@ -751,6 +824,20 @@ fn the_leader_is_killed() {
         "kill -9 of the leader",
         &mut cluster,
         kill_leader,
+        Duration::from_millis(300),
+    );
+}
+
+/// Short: always played.
+#[test]
+fn builds_change_node_by_node() {
+    let mut cluster = Cluster::new(None);
+    cluster.builds = [(); 3].map(|()| older_build());
+    cluster.start_all();
+    play(
+        "another build, node by node",
+        &mut cluster,
+        change_builds,
         Duration::from_millis(300),
     );
 }

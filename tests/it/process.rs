@@ -37,7 +37,13 @@ impl Ended {
 
 /// The command, without the settings of whoever runs the tests.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_firn"));
+    command_of(None)
+}
+
+/// The same with another build.
+pub(crate) fn command_of(build: Option<&Path>) -> Command {
+    let this = Path::new(env!("CARGO_BIN_EXE_firn"));
+    let mut command = Command::new(build.unwrap_or(this));
     for (name, _) in
         std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FIRN_"))
     {

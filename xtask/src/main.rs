@@ -45,9 +45,10 @@ cargo xtask <word>
   sim [--seeds N] [--from S] [--seed S] [--nodes 3|5|mix] [--minutes M] [--jobs J] ...
                   whole clusters in one thread, a seed each, with faults; `sim --help` lists all flags
   sim --planted   the same with bugs on purpose: each must be found
-  cluster [--seconds S] [--seed N]
+  cluster [--seconds S] [--old FILE]
                   three servers, everything that can happen to one of them or to the wires
-                  between, each for S seconds (wires and full disks need root)
+                  between, each for S seconds (wires and full disks need root); with the binary of an
+                  older build they are also upgraded from it, rolled back and upgraded again
   loom [--preemptions N]
                   every interleaving of memtable and publication, up to N preemptions a thread
   sanitize [ARGS] unit tests of disk and engine with AddressSanitizer (needs a nightly toolchain)
@@ -236,7 +237,7 @@ const CLUSTER: Long = Long {
     filter: "cluster::",
     settings: &[
         ("--seconds", "FIRN_CLUSTER_SECONDS", Some("5")),
-        ("--seed", "FIRN_CLUSTER_SEED", None),
+        ("--old", "FIRN_CLUSTER_OLD", None),
     ],
 };
 
@@ -265,9 +266,16 @@ impl Long {
             let Some((flag, variable, _)) = self.settings.iter().find(|row| row.0 == given) else {
                 return Err(format!("{} does not know {given}", self.name));
             };
-            let number = rest.next().filter(|text| text.parse::<u64>().is_ok());
-            let number = number.ok_or_else(|| format!("{flag} wants a number"))?;
-            command.env(variable, number);
+            let value = rest.next().map_or("", String::as_str);
+            let value = if *flag == "--old" {
+                // The tests run elsewhere.
+                fs::canonicalize(value).map_err(|e| format!("{flag} {value}: {e}"))?
+            } else if value.parse::<u64>().is_ok() {
+                PathBuf::from(value)
+            } else {
+                return Err(format!("{flag} wants a number"));
+            };
+            command.env(variable, value);
         }
         run(self.name, &mut command)
     }
