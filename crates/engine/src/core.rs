@@ -30,6 +30,7 @@ use crate::publish::{Acks, Queue};
 use crate::snapshot::SnapshotList;
 use crate::sstable::{Table, TableOptions};
 use crate::tree::{Immutable, TableFile, TableSlot, Tree};
+use crate::version::FileMeta;
 use crate::version::set::VersionSet;
 
 /// The kind of log record that holds a batch. **Stored on disk.**
@@ -397,10 +398,9 @@ impl Core {
         let handle = self.env.fs.open(&path, firn_io::fs::OpenMode::Read)?;
         let table = Arc::new(Table::open(handle, file.meta.id, Arc::clone(&self.cache))?);
         let meta = &file.meta;
-        let seqnos = table.properties().seqnos.unwrap_or_default();
-        if (meta.min_seqno, meta.max_seqno) != seqnos
-            || (&*meta.smallest, &*meta.largest) != (table.smallest(), table.largest().0)
-        {
+        let tombstones = table.range_tombstones();
+        let is = FileMeta::of_table(meta.id, table.file_bytes(), table.properties(), tombstones);
+        if *meta != is {
             let detail = "it is another table than the manifest says";
             return Err(Error::corruption(path, 0, detail));
         }

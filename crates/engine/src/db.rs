@@ -1,5 +1,6 @@
 //! The database handle for embedders.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::event::{EventListener, LevelStats, LogStats, MemoryStats, NamespaceStats, Stats};
 use crate::external::apply::Applier;
 use crate::external::state::ExternalLog;
-use crate::key::{NamespaceId, SeqNo};
+use crate::key::{FileId, NamespaceId, SeqNo};
 use crate::options::{LEVELS, MAX_NAMESPACE_BYTES, Options};
 use crate::read::{Scan, ScanOptions};
 use crate::recovery;
@@ -469,9 +470,9 @@ impl Db {
         Ok(report)
     }
 
-    /// Whether anything may be in [`Db::damages`].
-    pub fn has_damages(&self) -> bool {
-        !self.core().damaged.lock().is_empty()
+    /// The SSTables that may be in [`Db::damages`].
+    pub fn damaged_files(&self) -> BTreeSet<FileId> {
+        self.core().damaged.lock().keys().copied().collect()
     }
 
     /// The SSTables that reads, compactions or [`Db::verify`] found damaged and that are still in use. Each of

@@ -8,8 +8,9 @@
 //! * every entry of it that can be read;
 //! * for each key of which the view has a version that is not found here: that version. It was in the table, as all
 //!   that the view sees was written before and nothing else is damaged there;
-//! * for each key that the view has not, and which is visible here: a tombstone of the table's newest sequence number.
-//!   The table had one that was older or of that age, and everything above the table is newer still.
+//! * for each key that the view has not, and which is visible here: a tombstone of the table's newest sequence number,
+//!   and one for all of them where several follow each other. The table had one that was older or of that age, and
+//!   everything above the table is newer still.
 //!
 //! Nothing is taken from a file that turns out to be another table than the manifest says.
 //!
@@ -47,7 +48,7 @@ use crate::key::{FileId, Kind, NamespaceId, SeqNo, Trailer};
 use crate::merge::visible::Moved;
 use crate::names;
 use crate::options::LEVELS;
-use crate::range_del::RangeTombstones;
+use crate::range_del::{RangeTombstone, RangeTombstones};
 use crate::read::ScanOptions;
 use crate::sstable::ReadOptions;
 use crate::sstable::salvage::{Parts, Walk, show_key};
@@ -346,7 +347,45 @@ impl Drop for Scratch<'_> {
 }
 
 /// What a table lacks.
-type Patch = Vec<(Vec<u8>, Trailer, Vec<u8>)>;
+#[derive(Default)]
+struct Patch {
+    /// Ascending.
+    entries: Vec<(Vec<u8>, Trailer, Vec<u8>)>,
+    /// There may have been one of a range of any number of keys.
+    tombstones: Vec<RangeTombstone>,
+    /// The first of the deleted keys behind all these, and the last if there are more.
+    deleted: Option<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Patch {
+    fn delete(&mut self, key: &[u8]) {
+        match &mut self.deleted {
+            None => self.deleted = Some((key.to_vec(), None)),
+            Some((_, Some(last))) => {
+                last.clear();
+                last.extend_from_slice(key);
+            }
+            Some((_, last)) => *last = Some(key.to_vec()),
+        }
+    }
+
+    /// From here on other tombstones, of this number, delete.
+    fn cut(&mut self, seqno: SeqNo) {
+        let Some((start, last)) = self.deleted.take() else {
+            return;
+        };
+        let key = match last {
+            Some(end) => {
+                let last = end.clone();
+                self.tombstones.push(RangeTombstone { start, end, seqno });
+                last
+            }
+            None => start,
+        };
+        let trailer = Trailer::new(seqno, Kind::Delete);
+        self.entries.push((key, trailer, Vec::new()));
+    }
+}
 
 /// Makes the table whole by what another copy has in all its [`Damage::ranges`], in order. See the module's page.
 ///
@@ -451,15 +490,21 @@ fn rewrite(
         immutables: Vec::new(),
         levels: Arc::clone(&readable),
     });
-    let mut patch = Patch::new();
+    let mut patch = Patch::default();
     for view in views {
         compare(core, tree, &state, &file.meta, view, &mut patch)?;
+        // Nobody looked at what is between this range and the next.
+        if view.next.is_none() {
+            patch.cut(file.meta.max_seqno);
+        }
     }
-    let count = patch.len() as u64;
+    let count = patch.entries.len() as u64;
 
     options.min_blob_bytes = core.settings.given.min_blob_bytes;
+    let lacked = RangeTombstones::from_unfragmented(patch.tombstones);
+    let tombstones = RangeTombstones::merge(&[&tombstones, &lacked]);
     let mut outputs = Outputs::new(Place::of(core), options, tombstones);
-    let mut patch = patch.into_iter().peekable();
+    let mut patch = patch.entries.into_iter().peekable();
     for meta in &scratch.written.tables {
         let made = readable.files(level).iter().find(|f| f.meta.id == meta.id);
         let Some(made) = made else { continue };
@@ -585,6 +630,10 @@ fn compare(
             (false, Some(_)) => Ordering::Greater,
             (true, Some(entry)) => here.key().cmp(&entry.key),
         };
+        // No tombstone covers what the view has.
+        if order != Ordering::Less {
+            patch.cut(meta.max_seqno);
+        }
         let ours = (order != Ordering::Greater).then(|| here.version());
         let theirs = match order {
             Ordering::Less => None,
@@ -614,14 +663,14 @@ fn compare(
                     }
                     None => (Kind::Put, theirs.value.clone()),
                 };
-                patch.push((theirs.key.clone(), Trailer::new(version, kind), value));
+                let trailer = Trailer::new(version, kind);
+                patch.entries.push((theirs.key.clone(), trailer, value));
             }
             (Some(ours), None) => {
                 if ours >= meta.max_seqno {
                     return contradiction(here.key(), Some(ours), None);
                 }
-                let trailer = Trailer::new(meta.max_seqno, Kind::Delete);
-                patch.push((here.key().to_vec(), trailer, Vec::new()));
+                patch.delete(here.key());
             }
             (None, None) => {}
         }

@@ -5,8 +5,8 @@
 //! 2. The state is that of the manifest that CURRENT names. If CURRENT is what is damaged, it is that
 //!    of the newest manifest there is.
 //! 3. *With a state*: sound SSTables stay as they are. Of a damaged one every readable entry goes
-//!    into a new SSTable in the same level; of one that is another table than the manifest says (its
-//!    bounds differ: something was written to the wrong place) none. An entry whose value was in a
+//!    into a new SSTable in the same level; of one that is another table than the manifest says (they
+//!    disagree: something was written to the wrong place) none. An entry whose value was in a
 //!    blob file and cannot be read becomes a tombstone, so that no older value comes to light in its
 //!    place. A tree that then still breaks a rule is merged as in 4.
 //! 4. *Without a state*: the SSTables in the directory say to which namespace they belong. Those of a
@@ -49,8 +49,8 @@ use crate::options::{LEVELS, Options};
 use crate::range_del::RangeTombstones;
 use crate::sstable::salvage::{Parts, Walk, show_key};
 use crate::verify::{
-    self, Findings, LogCheck, Problem, State, TreeFiles, VerifyProgress, decode_record, file_meta,
-    no_purger, pointer_of, segment_path,
+    self, Findings, LogCheck, Problem, State, TreeFiles, VerifyProgress, decode_record, no_purger,
+    pointer_of, segment_path,
 };
 use crate::version::edit::{Applied, Op, VersionEdit};
 use crate::version::manifest::{self, ManifestWriter};
@@ -768,7 +768,7 @@ impl<'a> Repair<'a> {
             let properties = parts.properties.clone().unwrap_or_default();
             let tombstones = parts.range_tombstones.clone().unwrap_or_default();
             let table = FoundTable {
-                meta: file_meta(id, parts.file_bytes, &properties, &tombstones),
+                meta: FileMeta::of_table(id, parts.file_bytes, &properties, &tombstones),
                 is_sound: !findings.bad_tables.contains(&id),
             };
             if table.is_sound && table.meta.entry_count == 0 && tombstones.is_empty() {

@@ -44,7 +44,7 @@ use crate::range_del::RangeTombstones;
 use crate::sstable::salvage::{Parts, Walk, show_key};
 use crate::version::edit::Applied;
 use crate::version::set::VersionSet;
-use crate::version::{BlobMeta, BlobRef, FileMeta, Purger, Version, manifest};
+use crate::version::{BlobMeta, FileMeta, Purger, Version, manifest};
 
 /// Something that is not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -1103,7 +1103,7 @@ fn check_meta(checker: &mut Checker<'_>, meta: &FileMeta, parts: &Parts) {
     let (Some(properties), Some(tombstones)) = (&parts.properties, &parts.range_tombstones) else {
         return;
     };
-    let said = file_meta(meta.id, parts.file_bytes, properties, tombstones);
+    let said = FileMeta::of_table(meta.id, parts.file_bytes, properties, tombstones);
     let numbers = [
         ("entries", meta.entry_count, said.entry_count),
         ("tombstones", meta.tombstone_count, said.tombstone_count),
@@ -1147,49 +1147,13 @@ fn check_meta(checker: &mut Checker<'_>, meta: &FileMeta, parts: &Parts) {
 /// Whether a file holds another table than the manifest says, sound as it may be: something was written to the wrong
 /// place.
 pub(crate) fn is_foreign(meta: &FileMeta, parts: &Parts) -> bool {
-    // Without its footer the other parts are guessed.
+    // Without its footer the other parts are guessed; whole they agree in all.
     let (Some(_), Some(properties), Some(tombstones)) =
         (&parts.footer, &parts.properties, &parts.range_tombstones)
     else {
         return false;
     };
-    let said = file_meta(meta.id, parts.file_bytes, properties, tombstones);
-    (meta.min_seqno, meta.max_seqno) != (said.min_seqno, said.max_seqno)
-        || (&meta.smallest, &meta.largest) != (&said.smallest, &said.largest)
-}
-
-/// What the manifest would say of a table with these properties.
-pub(crate) fn file_meta(
-    id: FileId,
-    file_bytes: u64,
-    properties: &crate::sstable::Properties,
-    tombstones: &RangeTombstones,
-) -> FileMeta {
-    let raw: Vec<_> = tombstones
-        .iter_raw()
-        .map(|tombstone| tombstone.to_owned())
-        .collect();
-    let (smallest, largest, largest_exclusive) = crate::sstable::writer::bounds(properties, &raw);
-    let (min_seqno, max_seqno) = properties.seqnos.unwrap_or_default();
-    let refs = properties.blob_refs.iter();
-    FileMeta {
-        id,
-        file_bytes,
-        raw_bytes: properties
-            .raw_key_bytes
-            .saturating_add(properties.raw_value_bytes),
-        entry_count: properties.entry_count(),
-        tombstone_count: properties.tombstone_count(),
-        range_tombstone_count: properties.range_tombstone_count,
-        smallest: smallest.into(),
-        largest: largest.into(),
-        largest_exclusive,
-        min_seqno,
-        max_seqno,
-        blob_refs: refs
-            .map(|&(file, count, bytes)| BlobRef { file, count, bytes })
-            .collect(),
-    }
+    *meta != FileMeta::of_table(meta.id, parts.file_bytes, properties, tombstones)
 }
 
 // ---- all levels ---------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ use std::sync::{Arc, OnceLock};
 
 use crate::key::{FileId, SeqNo, window};
 use crate::options::LEVELS;
+use crate::range_del::RangeTombstones;
+use crate::sstable::{self, Properties};
 
 pub mod edit;
 pub mod manifest;
@@ -93,6 +95,40 @@ pub struct FileMeta {
 }
 
 impl FileMeta {
+    /// That of a table with these contents.
+    pub(crate) fn of_table(
+        id: FileId,
+        file_bytes: u64,
+        properties: &Properties,
+        tombstones: &RangeTombstones,
+    ) -> Self {
+        let raw: Vec<_> = tombstones
+            .iter_raw()
+            .map(|tombstone| tombstone.to_owned())
+            .collect();
+        let (smallest, largest, largest_exclusive) = sstable::writer::bounds(properties, &raw);
+        let (min_seqno, max_seqno) = properties.seqnos.unwrap_or_default();
+        let refs = properties.blob_refs.iter();
+        Self {
+            id,
+            file_bytes,
+            raw_bytes: properties
+                .raw_key_bytes
+                .saturating_add(properties.raw_value_bytes),
+            entry_count: properties.entry_count(),
+            tombstone_count: properties.tombstone_count(),
+            range_tombstone_count: properties.range_tombstone_count,
+            smallest: smallest.into(),
+            largest: largest.into(),
+            largest_exclusive,
+            min_seqno,
+            max_seqno,
+            blob_refs: refs
+                .map(|&(file, count, bytes)| BlobRef { file, count, bytes })
+                .collect(),
+        }
+    }
+
     /// Whether every key of the file is before `key`.
     #[inline]
     pub fn ends_before(&self, key: &[u8]) -> bool {

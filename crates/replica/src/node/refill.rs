@@ -10,12 +10,13 @@
 //! for (which is found out by asking: again after [`LONG_REST`]), blob files, and tables that lack what another damaged
 //! one of the same node lacks, too.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use firn_engine::key::FileId;
 use firn_engine::version::KeyRange;
 use firn_engine::{Damage, Db, RangeView, Refill, ViewEntry};
 use tokio::time::sleep;
@@ -32,7 +33,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(600);
 /// So many tries are left out after one that asked for too much in vain: a day, at the longest pause. Less may be there
 /// by then.
-const LONG_REST: usize = 144;
+///
+/// A prime, so that another node is asked first each time.
+const LONG_REST: usize = 149;
 /// How often one looks whether files have become new enough, and how many times.
 const WAIT: Duration = Duration::from_millis(100);
 const WAITS: usize = 100;
@@ -43,21 +46,50 @@ pub(super) const ANSWER_BYTES: usize = 1 << 20;
 
 /// Mends what is found damaged, as long as the node runs.
 pub(super) async fn refill(inner: Arc<Inner>) {
-    let mut pause = LOOK;
+    let mut pace = Pace::default();
     let mut tries = 0;
     let mut too_much = TooMuch::default();
     while !inner.is_closed.load(Ordering::Acquire) {
-        sleep(pause).await;
+        sleep(LOOK).await;
         let db = inner.machine.db();
-        if !db.has_damages() {
-            pause = LOOK;
+        if !pace.is_due(db.damaged_files()) {
             continue;
         }
         tries += 1;
         // Whatever went wrong, the damage has been told, and is there to be tried again.
-        pause = match inner.refill_all(db, tries, &mut too_much).await {
-            Ok(true) => LOOK,
-            Ok(false) | Err(_) => (pause * 2).min(REST),
+        let all = inner.refill_all(db, tries, &mut too_much).await;
+        pace.came_to(all.unwrap_or(false));
+    }
+}
+
+/// When what came to nothing is tried again: after longer and longer pauses, until there is something new.
+#[derive(Debug, Default)]
+struct Pace {
+    tried: BTreeSet<FileId>,
+    pause: Duration,
+    rested: Duration,
+}
+
+impl Pace {
+    /// Whether to try now. REQUIRES: asked every [`LOOK`].
+    fn is_due(&mut self, damaged: BTreeSet<FileId>) -> bool {
+        self.tried.retain(|file| damaged.contains(file));
+        if !damaged.is_subset(&self.tried) {
+            self.pause = LOOK;
+        }
+        self.rested += LOOK;
+        if damaged.is_empty() || self.rested < self.pause {
+            return false;
+        }
+        self.tried = damaged;
+        self.rested = Duration::ZERO;
+        true
+    }
+
+    fn came_to(&mut self, all: bool) {
+        self.pause = match all {
+            true => LOOK,
+            false => (self.pause * 2).clamp(LOOK, REST),
         };
     }
 }
@@ -277,9 +309,30 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use firn_engine::key::{FileId, NamespaceId, SeqNo};
+    use firn_engine::key::{NamespaceId, SeqNo};
 
     use super::*;
+
+    #[test]
+    fn pauses_become_longer_until_there_is_new_damage() {
+        let files = |ids: &[u64]| -> BTreeSet<FileId> { ids.iter().copied().map(FileId).collect() };
+        let mut pace = Pace::default();
+        // How many looks until one tries, which comes to nothing.
+        let mut wait = |ids: &[u64]| {
+            let looks = (1..1000).find(|_| pace.is_due(files(ids)));
+            pace.came_to(false);
+            looks
+        };
+        let alone: Vec<_> = (0..11).filter_map(|_| wait(&[1])).collect();
+        assert_eq!(alone, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600]);
+        assert_eq!(wait(&[1, 2]), Some(1));
+        assert_eq!(wait(&[1, 2]), Some(2));
+        assert_eq!(wait(&[2]), Some(4), "one of them was mended");
+        assert_eq!(wait(&[]), None);
+        assert!(pace.is_due(files(&[3])));
+        pace.came_to(true);
+        assert!(pace.is_due(files(&[3])), "it is damaged again");
+    }
 
     #[test]
     fn what_lacks_too_much_is_asked_for_again_after_a_long_rest() {
